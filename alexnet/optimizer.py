@@ -1,0 +1,115 @@
+"""The 2012 update, its parameter groups and the learning rate over the epochs.
+
+    v ← .9 v - .0005 ε w - ε g        w ← w + v        (paper, section 5)
+
+``torch.optim.SGD`` keeps ε outside v: the two agree while ε stands still and differ after every
+drop, when the paper's momentum still carries the old rate.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alexnet.recipes import PlateauSchedule, Recipe, StepSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the schedule sets for one epoch."""
+
+    learning_rate: float
+    conv1: float = 1.0
+    """conv1's rate as a multiple of the others'."""
+    colour_noise: bool = True
+
+
+class MomentumSGD(torch.optim.Optimizer):
+    """The update above. Each group gives ``lr`` (ε), ``momentum`` and ``weight_decay``."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter from its gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            rate = group["lr"]
+            for weight in group["params"]:
+                velocity = self.velocity(weight)
+                velocity.mul_(group["momentum"])
+                velocity.add_(weight, alpha=-group["weight_decay"] * rate)
+                velocity.add_(weight.grad, alpha=-rate)
+                weight.add_(velocity)
+
+    def velocity(self, weight: nn.Parameter) -> Tensor:
+        """v of one parameter, on its device; zero before the first step."""
+        state = self.state[weight]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(weight)
+        return state["velocity"]  # type: ignore[no-any-return]
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> MomentumSGD:
+    """Groups by layer and kind: weights decay, biases don't and may learn at another rate."""
+    groups = []
+    for name, parameter in model.named_parameters():
+        layer, kind = name.split(".")[-2:]
+        bias = kind == "bias"
+        groups.append(
+            {
+                "params": [parameter],
+                "name": name,
+                "layer": layer,
+                "rate": recipe.bias_rate if bias else 1.0,
+                "momentum": recipe.momentum,
+                "weight_decay": 0.0 if bias else recipe.weight_decay,
+            }
+        )
+    return MomentumSGD(groups)
+
+
+def set_rates(optimizer: MomentumSGD, rates: Rates) -> None:
+    """Give every group its rate for the coming epoch."""
+    for group in optimizer.param_groups:
+        slow = rates.conv1 if group["layer"] == "conv1" else 1.0
+        group["lr"] = rates.learning_rate * group["rate"] * slow
+
+
+def rates_at(
+    schedule: PlateauSchedule | StepSchedule,
+    learning_rate: float,
+    epoch: int,
+    errors: Sequence[float],
+) -> Rates:
+    """The rates of an epoch (from 0), given the validation errors after each epoch before it.
+
+    A pure function of the past, so that a resumed run schedules as an unbroken one.
+    """
+    assert len(errors) == epoch
+    if isinstance(schedule, StepSchedule):
+        drops = sum(epoch >= drop for drop in schedule.drops)
+        if epoch >= schedule.conv1_frozen_from:
+            conv1 = 0.0
+        else:
+            conv1 = 0.1 if epoch >= schedule.conv1_slow_from else 1.0
+        noise = epoch < schedule.colour_noise_until
+        return Rates(learning_rate * schedule.factor**drops, conv1, noise)
+    drops = min(_stalls(errors, schedule.patience), schedule.drops)
+    return Rates(learning_rate * schedule.factor**drops)
+
+
+def _stalls(errors: Sequence[float], patience: int) -> int:
+    """How often ``patience`` epochs went by without a better error; each stall starts a count."""
+    stalls, waited, best = 0, 0, float("inf")
+    for error in errors:
+        if error < best:
+            best, waited = error, 0
+        else:
+            waited += 1
+            if waited == patience:
+                stalls, waited = stalls + 1, 0
+    return stalls

@@ -1,0 +1,205 @@
+"""Parquet shards of 256x256 images, and the manifest that names every one of them.
+
+A data set lies in one folder:
+
+    train/part-00000.parquet ...   val/part-00000.parquet ...
+    manifest.json   rejects.parquet   statistics.npz
+
+The manifest is written last: a folder with a manifest is complete. Shards are ordinary Parquet,
+uncompressed (JPEG does not compress further), in row groups small enough to be read at random.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alexnet import storage
+from alexnet.errors import UserError
+from alexnet.labels import Label
+
+FORMAT = 1
+ROW_GROUP_ROWS = 64
+SPLITS = ("train", "val")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("wnid", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+"""``image``: JPEG, or 196,608 raw bytes of RGB rows. ``width``, ``height`` and ``sha256`` are
+the original file's; ``label`` is -1 where it is unknown."""
+
+REJECTS_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "split", "reason", "detail")],
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One Parquet file: its path below the data set's folder, and what it holds."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """A piece of a shard that is read at once."""
+
+    path: str
+    number: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a data set's folder holds, and where it came from."""
+
+    folder: str
+    digest: str
+    """Of the plan: the source's index, the settings, the seed; also the folder's name."""
+    source: str
+    form: str
+    settings: Mapping[str, Any]
+    labels: tuple[Label, ...]
+    shards: Mapping[str, tuple[Shard, ...]]
+    rejected: Mapping[str, int]
+
+    def rows(self, split: str) -> int:
+        """Number of images in a split."""
+        return sum(shard.rows for shard in self.shards[split])
+
+    def content(self, split: str | None = None) -> str:
+        """sha256 of the shards' own digests, of one split or of all: the bytes themselves."""
+        splits = SPLITS if split is None else (split,)
+        names = [shard.sha256 for name in splits for shard in self.shards[name]]
+        labels = [list(label) for label in self.labels]
+        return hashlib.sha256(json.dumps([names, labels]).encode()).hexdigest()
+
+    def row_groups(self, split: str) -> list[RowGroup]:
+        """The split's row groups in order, known without opening a file."""
+        groups = []
+        for shard in self.shards[split]:
+            path = storage.join(self.folder, shard.file)
+            for start in range(0, shard.rows, ROW_GROUP_ROWS):
+                rows = min(ROW_GROUP_ROWS, shard.rows - start)
+                groups.append(RowGroup(path, start // ROW_GROUP_ROWS, rows))
+        return groups
+
+
+def write_shard(path: str, rows: pa.Table) -> tuple[int, str]:
+    """Write one shard atomically; the same rows give the same bytes.
+
+    Returns:
+        The file's size in bytes and its sha256.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        rows.cast(SCHEMA),
+        sink,
+        row_group_size=ROW_GROUP_ROWS,
+        compression="none",
+        use_dictionary=["wnid", "label"],
+        write_statistics=["key", "label", "width", "height"],
+    )
+    data = sink.getvalue()
+    storage.write_bytes(path, data)
+    return data.size, hashlib.sha256(data).hexdigest()
+
+
+def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
+    """Some columns of one row group.
+
+    Raises:
+        UserError: the shard is missing or damaged.
+    """
+    try:
+        with storage.open_input(group.path) as file:
+            table = pq.ParquetFile(file).read_row_group(group.number, columns=columns)
+    except (OSError, pa.ArrowException, IndexError) as error:
+        raise UserError(
+            f"{group.path}: the shard can't be read ({' '.join(str(error).split())}); "
+            "run pipelines/preprocess.py --force to make it again"
+        ) from error
+    assert table.num_rows == group.rows, group
+    return table
+
+
+def write_manifest(manifest: Manifest) -> None:
+    """Write ``manifest.json``, which declares the data set complete."""
+    value = {
+        "format": FORMAT,
+        "digest": manifest.digest,
+        "content": manifest.content(),
+        "source": manifest.source,
+        "form": manifest.form,
+        "settings": dict(manifest.settings),
+        "images": {split: manifest.rows(split) for split in SPLITS},
+        "rejected": dict(manifest.rejected),
+        "row_group_rows": ROW_GROUP_ROWS,
+        "labels": [{"wnid": label.wnid, "name": label.name} for label in manifest.labels],
+        "shards": {
+            split: [
+                {"file": s.file, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256}
+                for s in manifest.shards[split]
+            ]
+            for split in SPLITS
+        },
+    }
+    storage.write_json(storage.join(manifest.folder, "manifest.json"), value)
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of a complete data set.
+
+    Raises:
+        UserError: there is none, or it is of another format.
+    """
+    path = storage.join(folder, "manifest.json")
+    if not storage.is_file(path):
+        raise UserError(f"{path}: no such manifest; run pipelines/preprocess.py first")
+    try:
+        value = storage.read_json(path)
+        if (value["format"], value["row_group_rows"]) != (FORMAT, ROW_GROUP_ROWS):
+            raise ValueError("written by another version")
+        return Manifest(
+            folder=folder,
+            digest=value["digest"],
+            source=value["source"],
+            form=value["form"],
+            settings=value["settings"],
+            labels=tuple(Label(**label) for label in value["labels"]),
+            shards={
+                split: tuple(Shard(**shard) for shard in value["shards"][split]) for split in SPLITS
+            },
+            rejected=value["rejected"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a manifest that this version reads ({error}); "
+            "run pipelines/preprocess.py --force"
+        ) from error
+
+
+def rejects_table(rejects: Iterator[Mapping[str, str]]) -> pa.Table:
+    """Rejected images, sorted by key: ``key``, ``split``, ``reason``, ``detail``."""
+    return pa.Table.from_pylist(list(rejects), schema=REJECTS_SCHEMA).sort_by("key")
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """Write a table that is small enough for memory as one Parquet file, atomically."""
+    with storage.atomic_output(path) as file:
+        pq.write_table(table, file)

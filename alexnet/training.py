@@ -1,0 +1,146 @@
+"""One step and one epoch of training, and the centre-view check after it.
+
+Nothing in a step waits for a device: results stay tensors until somebody asks for numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from alexnet.augment import CENTRE_VIEW, draw, ten_views, training_patches
+from alexnet.batches import Batch, Reader, decode_all
+from alexnet.metrics import Errors
+from alexnet.optimizer import MomentumSGD, Rates
+from alexnet.recipes import Recipe
+from alexnet.shards import Manifest, read_row_group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What stays the same over a whole run."""
+
+    recipe: Recipe
+    means: Sequence[Tensor]
+    """The mean image's central patch, (3, 224, 224) float32, on each device that holds a tower."""
+    axes: NDArray[np.float64]
+    """The colour noise's axes, from ``augment.colour_axes``."""
+    seed: int
+
+
+class Step(NamedTuple):
+    """What one update did, this worker's share of it."""
+
+    loss: Tensor
+    """Sum of cross-entropies, on the first device."""
+    wrong1: Tensor
+    wrong5: Tensor
+    images: int
+    """Images of this worker."""
+    rows: int
+    """Images of all workers."""
+    offset: int
+    """Rows of the epoch learned from, this batch included."""
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: MomentumSGD,
+    reader: Reader,
+    setup: Setup,
+    rates: Rates,
+    *,
+    epoch: int,
+    offset: int = 0,
+) -> Iterator[Step]:
+    """Learn from one epoch's batches from an offset on; one ``Step`` for each update.
+
+    ``model`` is an ``AlexNet`` whose towers lie where ``setup.means`` do, or its wrapper that averages gradients
+    over workers.
+    """
+    model.train()
+    for batch in reader.epoch(epoch, offset):
+        draws = draw(
+            setup.recipe,
+            setup.axes,
+            batch.rows,
+            seed=setup.seed,
+            epoch=epoch,
+            offset=batch.offset,
+            colour_noise=rates.colour_noise,
+        ).take(batch.positions)
+        patches = [
+            training_patches(
+                batch.images.to(mean.device, non_blocking=True),
+                draws,
+                mean,
+                setup.recipe.training_scale,
+            )
+            for mean in setup.means
+        ]
+        _seed_dropout(setup.seed, epoch, batch.offset, reader.rank)
+        yield train_step(model, optimizer, patches, batch, reader.world)
+
+
+def train_step(
+    model: nn.Module, optimizer: MomentumSGD, patches: Sequence[Tensor], batch: Batch, world: int
+) -> Step:
+    """One update from the mean loss over the global batch.
+
+    Workers' gradients are averaged with equal weight, so each scales its sum of losses by
+    ``world / rows``: the average is then the mean over the global batch, also when the last
+    batch of an epoch gives workers unequal or empty shares.
+    """
+    logits = model(*patches)
+    labels = batch.labels.to(logits.device, non_blocking=True)
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    optimizer.zero_grad()
+    (loss * (world / batch.rows)).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    with torch.no_grad():
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        wrong1 = (~hits[:, :1].any(dim=1)).sum()
+        wrong5 = (~hits.any(dim=1)).sum()
+    return Step(loss.detach(), wrong1, wrong5, len(labels), batch.rows, batch.offset + batch.rows)
+
+
+def total(steps: Sequence[Step]) -> Errors:
+    """This worker's sums over some steps; waits for the device."""
+    return Errors(
+        images=sum(step.images for step in steps),
+        loss=sum(float(step.loss) for step in steps),
+        wrong1=sum(int(step.wrong1) for step in steps),
+        wrong5=sum(int(step.wrong5) for step in steps),
+    )
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, manifest: Manifest, setup: Setup, *, rank: int = 0, world: int = 1
+) -> Errors:
+    """Errors of the centre view on this worker's row groups of the validation split."""
+    model.eval()
+    errors = Errors()
+    with ThreadPoolExecutor(2, "decode") as decoders:
+        for group in manifest.row_groups("val")[rank::world]:
+            table = read_row_group(group, ["image", "label"])
+            stored = [image.as_buffer() for image in table["image"]]
+            patches = ten_views(decode_all(stored, decoders))[CENTRE_VIEW]
+            inputs = [
+                patches.to(mean.device).permute(0, 3, 1, 2).float() - mean for mean in setup.means
+            ]
+            probabilities = model(*inputs).softmax(dim=1)
+            errors.count(probabilities.cpu().numpy(), table["label"].to_numpy().astype(np.int64))
+    return errors
+
+
+def _seed_dropout(seed: int, epoch: int, offset: int, rank: int) -> None:
+    """Give this step's dropout masks a stream of their own on every device."""
+    words = np.random.SeedSequence([seed, epoch, offset, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]))

@@ -1,0 +1,160 @@
+"""Every setting of every stage, defined once: its type, its bounds, its default and its help.
+
+A stage's class holds the settings it reads; ``full_run`` has them all. A setting marked with
+``result`` decides what a stage makes, so a change of it makes the stage run again; the others
+say only where and how fast.
+"""
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from alexnet import storage
+
+S = TypeVar("S", bound="Settings")
+
+StageName = Literal["preprocess", "train", "evaluate", "promote"]
+Device = Literal["auto", "cpu", "cuda"]
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
+"""A local path, made absolute because Ray's workers run elsewhere, or an s3:// or gs:// URI."""
+
+
+def option(default: Any, description: str, *, result: bool = False, **bounds: Any) -> Any:
+    """A setting with its default and help text; ``result``: part of a stage's identity."""
+    return Field(default, description=description, json_schema_extra={"result": result}, **bounds)
+
+
+class Settings(BaseModel):
+    """What all stages share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    workdir: Place = option(
+        "work", "folder for shards, checkpoints, records and the tracking store"
+    )
+    tracking_uri: str | None = option(
+        None, "MLflow tracking store; by default an SQLite file in the workdir"
+    )
+    experiment: str = option("alexnet", "MLflow experiment", min_length=1)
+
+    def results(self) -> dict[str, Any]:
+        """The settings that decide what the stage makes."""
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra["result"]
+        }
+
+    def part(self, kind: type[S]) -> S:
+        """These settings as those of one stage."""
+        return kind.model_validate({name: getattr(self, name) for name in kind.model_fields})
+
+    @model_validator(mode="after")
+    def _remote_workdir_needs_a_server(self) -> Self:
+        if storage.is_remote(self.workdir) and self.tracking_uri is None:
+            raise ValueError(
+                f"{self.workdir} can't hold an SQLite file; give --tracking-uri of an MLflow server"
+            )
+        return self
+
+
+class StageSettings(Settings):
+    """What the stages of the workflow share."""
+
+    preset: Literal["sample", "imagenette", "ilsvrc2012"] = option(
+        "sample", "named defaults, see pipelines/presets.py"
+    )
+    seed: int = option(
+        0, "decides the shuffle, initial weights, crops and dropout", result=True, ge=0, lt=2**32
+    )
+    force: bool = option(False, "do the work even if nothing has changed")
+
+
+class PreprocessSettings(StageSettings):
+    """Settings of ``preprocess``."""
+
+    source: Place | None = option(
+        None, "folder with the official archives, Kaggle's form or {train,val}/<class>/"
+    )
+    encoding: Literal["jpeg", "raw"] = option(
+        "jpeg", "how 256x256 images are stored: JPEG, or 196,608 raw bytes", result=True
+    )
+    jpeg_quality: int = option(95, "quality of stored JPEGs", result=True, ge=1, le=100)
+    rows_per_shard: int = option(1024, "images in a shard", result=True, ge=1, le=65536)
+
+
+class TrainSettings(StageSettings):
+    """Settings of ``train``."""
+
+    recipe: Literal["paper", "source145"] = option(
+        "source145", "numbers of the paper's text, or of the source that ran", result=True
+    )
+    epochs: int | None = option(
+        None, "passes over the training images; by default the recipe's", result=True, ge=1
+    )
+    batch_size: int | None = option(
+        None, "images in an update, over all workers; by default the recipe's", result=True, ge=1
+    )
+    learning_rate: float | None = option(
+        None, "first learning rate; by default the recipe's", result=True, gt=0, le=10
+    )
+    num_workers: int = option(1, "workers that share each batch", ge=1)
+    device: Device = option("auto", "cuda: two GPUs for each worker; auto: GPUs if there are any")
+    gpus_per_worker: Literal[1, 2] = option(
+        2, "1 puts both towers on one GPU, for machines that have no second"
+    )
+    checkpoint_steps: int = option(1000, "updates between checkpoints within an epoch", ge=1)
+    log_steps: int = option(10, "updates between two points of the training curves", ge=1)
+    max_failures: int = option(3, "restarts after lost workers or nodes before giving up", ge=0)
+
+
+class EvaluateSettings(StageSettings):
+    """Settings of ``evaluate``."""
+
+    model: list[str] | None = option(
+        None,
+        "MLflow models; several are averaged; by default the newest trained one",
+        min_length=1,
+    )
+    device: Device = option("auto", "where to compute; auto: GPUs if there are any")
+    num_workers: int = option(1, "models at work at the same time", ge=1)
+
+
+class PromoteSettings(StageSettings):
+    """Settings of ``promote``."""
+
+    registered_model: str = option(
+        "alexnet", "name in the model registry", result=True, min_length=1, pattern=r"^[^/:]+$"
+    )
+    champion: Literal["better", "always", "never"] = option(
+        "better", "when the alias champion moves to this model", result=True
+    )
+
+
+class FullRunSettings(PreprocessSettings, TrainSettings, EvaluateSettings, PromoteSettings):
+    """Settings of ``full_run``: those of all stages, and which of them to run."""
+
+    only: StageName | None = option(None, "run this stage alone")
+    from_: StageName | None = Field(
+        None, alias="from", description="run this stage and those after it"
+    )
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> Self:
+        if self.only and self.from_:
+            raise ValueError("--only and --from exclude each other")
+        return self
+
+
+class BatchInferenceSettings(Settings):
+    """Settings of ``batch_inference``."""
+
+    images: Place = option(..., "folder of images, searched through all its subfolders")
+    output: Place = option(..., "folder for the predictions, in Parquet; must not exist yet")
+    model: str = option("models:/alexnet@champion", "MLflow model")
+    top_k: int = option(5, "labels for each image", ge=1)
+    views: Literal[1, 10] = option(10, "patches averaged: ten as in 2012, or the central one")
+    device: Device = option("auto", "where to compute; auto: GPUs if there are any")
+    num_workers: int = option(1, "models at work at the same time", ge=1)
+    batch_size: int = option(32, "images given to a model at once", ge=1)

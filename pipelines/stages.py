@@ -1,0 +1,240 @@
+"""What has been done already, and why something must be done again.
+
+A stage is identified by its settings, the digests of what it reads and the version of the code
+that makes its result. When it ends, a record of these and of its figures is written to
+``<workdir>/stages/<stage>/<key>.json``. A stage whose record exists is skipped; otherwise the
+record it had last says what has changed. A record that was begun but not finished names the
+tracking run to go on with.
+"""
+
+import hashlib
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+from alexnet import storage
+from alexnet.errors import UserError
+from pipelines import tracking
+from pipelines.progress import duration
+from pipelines.settings import StageSettings
+
+Figures = dict[str, Any]
+
+Parent = Callable[[], str]
+"""Gives the id of the full run that a stage is part of, opening it if need be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What decides a stage's result."""
+
+    stage: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Digests (or names that never change their meaning) of what the stage reads."""
+    code: str
+    """From ``code_version``."""
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits."""
+        text = json.dumps([self.stage, self.settings, self.inputs, self.code], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A stage that was begun, and finished if it has figures."""
+
+    stage: str
+    key: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    code: str
+    run_id: str
+    """The MLflow run that documents it."""
+    begun: float
+    finished: float | None = None
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A stage's figures, and whether they are from an earlier run."""
+
+    figures: Figures
+    run_id: str
+    skipped: bool
+
+
+def code_version(modules: Sequence[str]) -> str:
+    """Digest of the source text of some modules (``alexnet.images`` ...)."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        spec = importlib.util.find_spec(name)
+        assert spec and spec.origin, name
+        with open(spec.origin, "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def decide(
+    workdir: str,
+    identity: Identity,
+    *,
+    force: bool,
+    usable: Callable[[Record], bool],
+) -> tuple[Record | None, str]:
+    """Whether a stage can be skipped.
+
+    Args:
+        workdir: where records lie.
+        identity: of the stage as it would run now.
+        force: run it in any case.
+        usable: whether a finished record's results still exist.
+
+    Returns:
+        The finished record to use, or None, and the reason in words.
+    """
+    record = _read(_path(workdir, identity.stage, identity.key))
+    if force:
+        return None, "--force"
+    if record and record.finished:
+        if usable(record):
+            done = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished))
+            return record, f"nothing has changed since it ran on {done}"
+        return None, "its result is no longer there"
+    if record:
+        return None, "it was begun and not finished"
+    previous = latest(workdir, identity.stage)
+    return None, _difference(previous, identity) if previous else "it has not run yet"
+
+
+def run_stage(
+    settings: StageSettings,
+    store: tracking.Store,
+    identity: Identity,
+    *,
+    parent: Parent | None,
+    usable: Callable[[Record], bool],
+    work: Callable[[tracking.Run, Record], Figures],
+) -> Outcome:
+    """Do a stage's work inside an MLflow run, unless it has been done.
+
+    Args:
+        settings: of the stage; they become the run's parameters.
+        store: where the run goes.
+        identity: of the stage as it would run now.
+        parent: the full run, if this stage is part of one.
+        usable: whether a finished record's results still exist, apart from its MLflow run.
+        work: makes the result and returns the figures.
+    """
+
+    def still_there(record: Record) -> bool:
+        return tracking.run_exists(store, record.run_id) and usable(record)
+
+    record, reason = decide(settings.workdir, identity, force=settings.force, usable=still_there)
+    if record:
+        print(f"{identity.stage}: skipped, {reason}", flush=True)
+        return Outcome(record.figures | {"skipped": True}, record.run_id, skipped=True)
+    print(f"{identity.stage}: running, {reason}", flush=True)
+    record = begin(
+        settings.workdir,
+        identity,
+        lambda old: tracking.open_run(
+            store, identity.stage, resume=old, parent=parent() if parent else None
+        ),
+    )
+    with tracking.running(store, record.run_id) as run:
+        run.params(settings.model_dump(exclude={"tracking_uri", "force"}))
+        run.tags({"stage": identity.stage, "stage.key": identity.key, "stage.reason": reason})
+        figures = work(run, record)
+        seconds = round(time.time() - record.begun, 1)
+        figures = figures | {"seconds": seconds, "run_id": record.run_id, "skipped": False}
+        run.metrics({"seconds": seconds})
+    finish(settings.workdir, record, figures)
+    print(f"{identity.stage}: done in {duration(seconds)}", flush=True)
+    return Outcome(figures, record.run_id, skipped=False)
+
+
+def begin(workdir: str, identity: Identity, new_run: Callable[[str | None], str]) -> Record:
+    """Record that a stage has begun.
+
+    Args:
+        workdir: where records lie.
+        identity: of the stage.
+        new_run: opens the tracking run; given the id of an unfinished one, it goes on with that.
+    """
+    path = _path(workdir, identity.stage, identity.key)
+    old = _read(path)
+    run_id = new_run(old.run_id if old and not old.finished else None)
+    record = Record(**_fields(identity), key=identity.key, run_id=run_id, begun=time.time())
+    storage.write_json(path, asdict(record))
+    return record
+
+
+def finish(workdir: str, record: Record, figures: Figures) -> None:
+    """Record a stage's figures; from now on it can be skipped."""
+    done = replace(record, finished=time.time(), figures=figures)
+    storage.write_json(_path(workdir, record.stage, record.key), asdict(done))
+
+
+def latest(workdir: str, stage: str) -> Record | None:
+    """The finished record of a stage that ended last."""
+    files = storage.list_files(storage.join(workdir, "stages", stage))
+    records = [record for file in files if (record := _read(file.path)) and record.finished]
+    return max(records, key=lambda record: cast(float, record.finished), default=None)
+
+
+def require(workdir: str, stage: str) -> Record:
+    """Like ``latest``.
+
+    Raises:
+        UserError: the stage has not finished in this workdir yet.
+    """
+    record = latest(workdir, stage)
+    if record is None:
+        raise UserError(
+            f"{workdir}: {stage} has not finished here; run pipelines/{stage}.py with this --workdir"
+        )
+    return record
+
+
+def _fields(identity: Identity) -> dict[str, Any]:
+    return {
+        "stage": identity.stage,
+        "settings": dict(identity.settings),
+        "inputs": dict(identity.inputs),
+        "code": identity.code,
+    }
+
+
+def _difference(previous: Record, identity: Identity) -> str:
+    """What has changed since a record, in words."""
+    for kind, old, new in (
+        ("setting", previous.settings, identity.settings),
+        ("input", previous.inputs, identity.inputs),
+    ):
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if changed:
+            name = changed[0]
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            return f"{kind} {name} changed from {old.get(name)} to {new.get(name)}{more}"
+    assert previous.code != identity.code
+    return "its code has changed"
+
+
+def _path(workdir: str, stage: str, key: str) -> str:
+    return storage.join(workdir, "stages", stage, f"{key}.json")
+
+
+def _read(path: str) -> Record | None:
+    if not storage.is_file(path):
+        return None
+    try:
+        return Record(**storage.read_json(path))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a stage's record ({error}); delete it") from error

@@ -1,0 +1,199 @@
+"""Parquet shards → a trained two-tower network, logged as a model in MLflow.
+
+Ray Train runs --num-workers workers; each holds both towers, on two GPUs of its own or on the
+CPU. A run that was killed goes on from its newest checkpoint when the same command is given
+again.
+
+    python pipelines/train.py --workdir /data/work --recipe source145 --num-workers 4 --device cuda
+"""
+
+import os
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
+from ray.train.torch import TorchTrainer
+
+from alexnet import checkpoints, figures, storage
+from alexnet.augment import mean_patch
+from alexnet.errors import UserError
+from alexnet.inference import PatchClassifier
+from alexnet.recipes import RECIPES, Recipe
+from alexnet.shards import Manifest, read_manifest
+from alexnet.statistics import Statistics, read_statistics
+from alexnet.towers import PATCH, TOWERS, AlexNet
+from pipelines import cluster, command_line, stages, tracking
+from pipelines.settings import TrainSettings
+from pipelines.stages import Figures, Identity, Outcome, Record, code_version, run_stage
+from pipelines.train_worker import chosen_recipe, work_on_rank
+
+CODE = tuple(
+    f"alexnet.{name}"
+    for name in (
+        "augment",
+        "batches",
+        "norms",
+        "optimizer",
+        "order",
+        "recipes",
+        "towers",
+        "training",
+    )
+)
+
+
+def run(settings: TrainSettings, parent: stages.Parent | None = None) -> Outcome:
+    """Train on the newest shards of the workdir, or find that it has been done."""
+    shards = stages.require(settings.workdir, "preprocess").figures["shards"]
+    manifest = read_manifest(shards)
+    settings = _resolve(settings)
+    store = tracking.connect(settings)
+    identity = Identity(
+        stage="train",
+        settings=settings.results(),
+        inputs={"shards": manifest.content()[:16]},
+        code=code_version(CODE),
+    )
+    return run_stage(
+        settings,
+        store,
+        identity,
+        parent=parent,
+        usable=lambda record: tracking.model_exists(store, record.figures["model"]),
+        work=lambda run, record: _work(settings, manifest, store, run, record),
+    )
+
+
+def _resolve(settings: TrainSettings) -> TrainSettings:
+    """Fill in what the recipe decides, so that the run records the numbers themselves."""
+    recipe = RECIPES[settings.recipe]
+    chosen = {
+        "epochs": settings.epochs or recipe.epochs,
+        "batch_size": settings.batch_size or recipe.batch_size,
+        "learning_rate": settings.learning_rate or recipe.learning_rate,
+    }
+    return settings.model_copy(update=chosen)
+
+
+def _work(
+    settings: TrainSettings,
+    manifest: Manifest,
+    store: tracking.Store,
+    run: tracking.Run,
+    record: Record,
+) -> Figures:
+    recipe = chosen_recipe(settings)
+    run.json(asdict(recipe), "recipe.json")
+    run.data("shards", manifest.content(), manifest.folder, "training", f"{manifest.digest}")
+    run.tags({"shards.digest": manifest.digest, "shards.content": manifest.content()})
+    result = _train(settings, manifest, store, record)
+    assert result.checkpoint and result.metrics
+    with result.checkpoint.as_directory() as folder:
+        model = AlexNet(recipe, len(manifest.labels))
+        position = checkpoints.load_position(folder)
+        checkpoints.load_weights(folder, model)
+    statistics = read_statistics(storage.join(manifest.folder, "statistics.npz"))
+    uri = _log_model(run, model, recipe, manifest, statistics)
+    run.figure(figures.learning_curves(position.history), "learning_curves.png")
+    weights = model.state_dict()
+    kernels = [weights[f"towers.{index}.conv1.weight"].numpy() for index in range(TOWERS)]
+    run.figure(figures.first_layer_kernels(kernels), "first_layer_kernels.png")
+    last = position.history[-1]
+    return {
+        "stage": "train",
+        "images": position.epoch * manifest.rows("train"),
+        "epochs": position.epoch,
+        "steps": position.step,
+        "images_per_second": round(last["images_per_second"], 1),
+        "train_loss": last["train_loss"],
+        "val_top1_error": last["val_top1_error"],
+        "val_top5_error": last["val_top5_error"],
+        "checkpoint": result.checkpoint.path,
+        "model": uri,
+    }
+
+
+def _train(
+    settings: TrainSettings, manifest: Manifest, store: tracking.Store, record: Record
+) -> Result:
+    """Run the Ray Train job; it finds its own checkpoints under its name."""
+    cluster.connect()
+    gpus = cluster.choose_gpus(settings.device, settings.num_workers, settings.gpus_per_worker)
+    cpus = cluster.cpus_for(settings.num_workers)
+    place = storage.join(settings.workdir, "training")
+    if settings.force:
+        storage.delete_folder(storage.join(place, record.key))
+    if not storage.is_remote(place):
+        os.makedirs(place, exist_ok=True)
+    trainer = TorchTrainer(
+        work_on_rank,
+        train_loop_config={
+            "settings": settings.model_dump(),
+            "shards": manifest.folder,
+            "tracking_uri": store.uri,
+            "run_id": record.run_id,
+            "threads": cpus,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=record.key,
+            storage_path=place,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: TrainingFailedError) -> Exception:
+    """The user's mistake that ended a worker, if it was one; else the error itself."""
+    failures = getattr(error, "worker_failures", {}).values()
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, UserError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return error
+
+
+def _log_model(
+    run: tracking.Run,
+    model: AlexNet,
+    recipe: Recipe,
+    manifest: Manifest,
+    statistics: Statistics,
+) -> str:
+    """Log the network, with its mean image inside, as a function of patches."""
+    print("train: exporting the model", flush=True)
+    mean = mean_patch(statistics.mean_image)
+    middle = np.clip(mean.numpy().transpose(1, 2, 0), 0, 255).astype(np.uint8)
+    facts = {
+        "classes": [[label.wnid, label.name] for label in manifest.labels],
+        "recipe": recipe.name,
+        "shards": manifest.content(),
+        "patch": PATCH,
+    }
+    with torch.no_grad():
+        return run.model(PatchClassifier(model, mean), np.stack([middle, middle]), facts)
+
+
+if __name__ == "__main__":
+    command_line.script(TrainSettings, lambda settings: run(settings).figures, __doc__)

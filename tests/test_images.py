@@ -1,0 +1,267 @@
+"""Decoding: torchvision's pixels from sound files, a reason from all others, never an exception."""
+
+import io
+import os
+import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageChops
+from torchvision.transforms import CenterCrop, Compose, Resize
+
+from alexnet.images import (
+    RAW_BYTES,
+    SIDE,
+    Decoded,
+    Reason,
+    Rejection,
+    decode,
+    decode_stored,
+    encode_jpeg,
+)
+
+REAL_DATA = os.environ.get("ALEXNET_REAL_DATA")
+
+reference = Compose([Resize(SIDE, antialias=True), CenterCrop(SIDE)])
+
+
+def picture(width: int = 60, height: int = 40) -> Image.Image:
+    """A smooth colour picture without symmetries."""
+    y, x = np.mgrid[0:height, 0:width] / [[[height]], [[width]]]
+    channels = [255 * x, 255 * y * y, 128 + 120 * np.sin(5 * x + 3 * y)]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def pixels_of(data: bytes) -> NDArray[np.int64]:
+    """Decoded pixels as integers that can be subtracted; Pillow's warnings are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoded = decode(data)
+    assert isinstance(decoded, Decoded), decoded
+    assert decoded.pixels.shape == (SIDE, SIDE, 3)
+    assert decoded.pixels.dtype == np.uint8
+    return decoded.pixels.astype(np.int64)
+
+
+def rejection(data: bytes, **options: int) -> Rejection:
+    result = decode(data, **options)
+    assert isinstance(result, Rejection)
+    assert "\n" not in result.detail
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(0, 2**32 - 1))
+def test_any_shape_is_resized_and_cropped_as_by_torchvision(
+    width: int, height: int, seed: int
+) -> None:
+    # torchvision makes the whole enlarged image, of which a thin strip's would be huge.
+    height = max(height, width // 30)
+    width = max(width, height // 30)
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    decoded = decode(saved(image, "BMP"))
+    assert isinstance(decoded, Decoded)
+    assert (decoded.width, decoded.height) == (width, height)
+    difference = decoded.pixels.astype(int) - np.asarray(reference(image)).astype(int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_an_image_of_the_right_size_stays_as_it_is() -> None:
+    image = picture(SIDE, SIDE)
+    assert (pixels_of(saved(image)) == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1)])
+def test_the_thinnest_image_is_an_image(size: tuple[int, int]) -> None:
+    assert (pixels_of(saved(Image.new("RGB", size, (1, 2, 3)))) == (1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "tolerance"),
+    [
+        (saved(picture(), "JPEG", quality=95), 3),
+        (saved(picture(), "JPEG", quality=95, progressive=True), 3),
+        (saved(picture(), "JPEG", quality=95, exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0garbage"), 3),
+        (saved(picture().convert("CMYK"), "JPEG", quality=95), 3),
+        (saved(picture().convert("RGBA")), 0),
+        (saved(picture(), transparency=(0, 0, 0)), 0),
+        (saved(picture(), "WEBP", lossless=True), 0),
+        (saved(picture(), "BMP"), 0),
+        (saved(picture().quantize(256)), 6),
+        (saved(picture().quantize(256), transparency=7), 6),
+        (saved(picture().quantize(256), transparency=bytes(range(256))), 6),
+        (saved(picture().quantize(256), "GIF", transparency=7), 6),
+    ],
+    ids=[
+        "jpeg",
+        "progressive",
+        "broken-exif",
+        "cmyk",
+        "alpha",
+        "key-colour",
+        "webp",
+        "bmp",
+        "palette",
+        "palette-key",
+        "palette-alpha",
+        "gif",
+    ],
+)
+def test_every_kind_of_colour_becomes_the_same_rgb(data: bytes, tolerance: float) -> None:
+    expected = np.asarray(reference(picture())).astype(int)
+    assert np.abs(pixels_of(data) - expected).mean() <= tolerance
+
+
+def test_adobe_ycck_is_not_inverted() -> None:
+    # libjpeg turns YCC into RGB and calls its complement CMY; Adobe stores complements. So the
+    # planes are those of the negative, and K, in Adobe's reckoning, is no ink at all.
+    negative = ImageChops.invert(picture()).convert("YCbCr")
+    planes = [ImageChops.invert(plane) for plane in negative.split()]
+    data = bytearray(
+        saved(Image.merge("CMYK", [*planes, Image.new("L", planes[0].size)]), "JPEG", quality=95)
+    )
+    data[data.index(b"Adobe") + 11] = 2
+    assert Image.open(io.BytesIO(data)).info["adobe_transform"] == 2
+    expected = np.asarray(reference(picture())).astype(int)
+    assert np.abs(pixels_of(bytes(data)) - expected).mean() <= 3
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_grey_images_become_grey_rgb(mode: str) -> None:
+    image = picture().convert(mode)
+    expected = np.asarray(reference(image.convert("RGB"))).astype(int)
+    assert np.abs(pixels_of(saved(image)) - expected).max() <= 1
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
+    grey = picture().convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert deep.mode.startswith("I")
+    assert (pixels_of(saved(deep)) == pixels_of(saved(grey))).all()
+
+
+def test_exif_rotation_is_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(picture(), "JPEG", exif=exif)
+    assert (pixels_of(turned) == pixels_of(saved(picture(), "JPEG"))).all()
+
+
+FORMS = {form: saved(picture(), form) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP")}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "not an image"),
+        (saved(picture(), "TIFF"), "unsupported"),
+        (b"\0\0\0\x1cftypheic" + bytes(50), "unsupported"),
+        (FORMS["JPEG"].replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"), "unsupported"),
+        (FORMS["JPEG"].replace(b"\xff\xdb", b"\xff\x02"), "unreadable"),
+        (FORMS["PNG"].replace(b"IDAT", b"IDAX"), "unreadable"),
+    ],
+)
+def test_what_is_wrong_is_told_apart(data: bytes, reason: Reason) -> None:
+    assert rejection(data).reason == reason
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_cut_in_the_middle_is_truncated(form: str) -> None:
+    data = FORMS[form]
+    for percent in (15, 50, 85):
+        assert rejection(data[: len(data) * percent // 100]).reason == "truncated", percent
+
+
+@pytest.mark.parametrize(
+    ("form", "place", "layout"),
+    [
+        ("BMP", 18, "<ii"),
+        ("GIF", 6, "<HH"),
+        ("JPEG", FORMS["JPEG"].index(b"\xff\xc0") + 5, ">HH"),
+    ],
+)
+def test_too_many_pixels_are_refused_by_the_header_alone(
+    form: str, place: int, layout: str
+) -> None:
+    data = bytearray(FORMS[form])
+    # More than Pillow warns of, less than it refuses.
+    struct.pack_into(layout, data, place, 10_000, 10_000)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert rejection(bytes(data)).reason == "too many pixels"
+    assert not warned
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    data = saved(picture(60, 40))
+    assert isinstance(decode(data, max_pixels=2400), Decoded)
+    assert rejection(data, max_pixels=2399).detail == "60x40, the limit is 2399"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(FORMS)),
+    st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), max_size=5),
+    st.floats(0.2, 1),
+)
+def test_damage_never_raises(form: str, damage: list[tuple[float, bytes]], kept: float) -> None:
+    data = bytearray(FORMS[form])
+    for place, replacement in damage:
+        start = int(place * len(data))
+        data[start : start + len(replacement)] = replacement
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = decode(bytes(data[: int(kept * len(data))]), max_pixels=1_000_000)
+    if isinstance(result, Decoded):
+        assert result.pixels.shape == (SIDE, SIDE, 3)
+    else:
+        assert result.detail
+        assert "\n" not in result.detail
+
+
+def test_stored_images_come_back() -> None:
+    pixels = np.asarray(picture(SIDE, SIDE))
+    encoded = encode_jpeg(pixels)
+    assert encoded == encode_jpeg(pixels.copy())
+    assert len(encode_jpeg(pixels, quality=50)) < len(encoded) < RAW_BYTES / 5
+    for stored, tolerance in ((encoded, 1.5), (pixels.tobytes(), 0)):
+        for data in (stored, pa.py_buffer(stored)):
+            decoded = decode_stored(data)
+            assert decoded.shape == (SIDE, SIDE, 3)
+            assert decoded.dtype == np.uint8
+            assert np.abs(decoded.astype(int) - pixels).mean() <= tolerance
+
+
+def test_stored_images_can_be_decoded_by_threads() -> None:
+    stored = [encode_jpeg(np.asarray(picture(SIDE, SIDE)) // part) for part in range(1, 9)] * 4
+    with ThreadPoolExecutor(4) as threads:
+        for data, pixels in zip(stored, threads.map(decode_stored, stored), strict=True):
+            assert (pixels == decode_stored(data)).all()
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="ALEXNET_REAL_DATA names no folder")
+def test_real_photographs_agree_with_torchvision() -> None:
+    paths = sorted(Path(str(REAL_DATA), "full-size").rglob("*.JPEG"))
+    assert paths
+    for path in paths:
+        with Image.open(path) as image:
+            expected = np.asarray(reference(image.convert("RGB"))).astype(int)
+        difference = np.abs(pixels_of(path.read_bytes()) - expected)
+        assert difference.max() <= 1, path
+        assert difference.mean() < 0.3, path

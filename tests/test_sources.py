@@ -1,0 +1,295 @@
+"""One small data set in the three forms; and what is said when a source is not whole."""
+
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from alexnet import storage
+from alexnet.archives import read_image_bytes
+from alexnet.errors import UserError
+from alexnet.index import SCHEMA
+from alexnet.labels import Label
+from alexnet.sources import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_source
+
+REAL_DATA = os.environ.get("ALEXNET_REAL_DATA")
+
+LABELS = (Label("n01", "tench, Tinca tinca"), Label("n02", "crane"), Label("n02-b", "crane"))
+TRAIN = {
+    "n01": {"n01_1.JPEG": b"t one", "n01_2.JPEG": b""},
+    "n02": {"n02_7.JPEG": b"t crane"},
+    "n02-b": {"n02-b_3.JPEG": b"t other crane"},
+}
+# In name order: classes 1, 0, 2, 0. The archive has another order.
+VAL = {"v_3": b"v c", "v_1": b"v a", "v_4": b"v d", "v_2": b"v b"}
+VAL_WNIDS = {"v_1": "n02", "v_2": "n01", "v_3": "n02-b", "v_4": "n01"}
+IDS = {"n01": 3, "n02": 1, "n02-b": 2}
+
+
+def tar(contents: Mapping[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_archives(root: Path) -> None:
+    write(
+        root / TRAIN_ARCHIVE,
+        tar({f"{wnid}.tar": tar(TRAIN[wnid]) for wnid in sorted(TRAIN, reverse=True)}),
+    )
+    write(root / VAL_ARCHIVE, tar({f"{name}.JPEG": content for name, content in VAL.items()}))
+    fields = ("ILSVRC2012_ID", "WNID", "words", "num_children")
+    rows = [(IDS[wnid], wnid, name, 0) for wnid, name in LABELS]
+    meta = io.BytesIO()
+    synsets = np.array(sorted(rows), dtype=[(field, object) for field in fields])
+    savemat(meta, {"synsets": synsets.reshape(-1, 1)})
+    truth = "".join(f"{IDS[VAL_WNIDS[name]]}\n" for name in sorted(VAL))
+    kit = {
+        "d/meta.mat": meta.getvalue(),
+        "d/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
+    }
+    write(root / DEVKIT, tar(kit, "w:gz"))
+
+
+def write_kaggle(root: Path) -> None:
+    images = root / "ILSVRC/Data/CLS-LOC"
+    for wnid, contents in TRAIN.items():
+        for name, content in contents.items():
+            write(images / "train" / wnid / name, content)
+    for name, content in VAL.items():
+        write(images / "val" / f"{name}.JPEG", content)
+    write(images / "test" / "unlabelled.JPEG", b"not to be found")
+    write(root / "LOC_synset_mapping.txt", "".join(f"{wnid} {name}\n" for wnid, name in LABELS))
+    lines = [f"{name},{wnid} 1 2 3 4 \n" for name, wnid in VAL_WNIDS.items()]
+    write(root / "LOC_val_solution.csv", "ImageId,PredictionString\n" + "".join(lines))
+
+
+def write_folders(root: Path) -> None:
+    for wnid, contents in TRAIN.items():
+        for name, content in contents.items():
+            write(root / "train" / wnid / name, content)
+    for name, content in VAL.items():
+        write(root / "val" / VAL_WNIDS[name] / f"{name}.JPEG", content)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "archives": write_archives,
+    "kaggle": write_kaggle,
+    "folders": write_folders,
+}
+
+
+def contents_of(source: Source) -> dict[str, tuple[str, str, int, bytes]]:
+    return {
+        row["key"]: (
+            row["split"],
+            row["wnid"],
+            row["label"],
+            read_image_bytes(row["path"], row["offset"], row["size"]),
+        )
+        for row in source.index.to_pylist()
+    }
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_source(str(root))
+    message = str(caught.value)
+    assert message.startswith(str(root))
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_form_gives_the_same_images_and_classes(tmp_path: Path, form: str) -> None:
+    WRITERS[form](tmp_path)
+    source = read_source(str(tmp_path))
+    assert source.form == form
+    index_of = {label.wnid: index for index, label in enumerate(LABELS)}
+    expected = {
+        f"train/{wnid}/{name}": ("train", wnid, index_of[wnid], content)
+        for wnid, contents in TRAIN.items()
+        for name, content in contents.items()
+    }
+    for name, content in VAL.items():
+        wnid = VAL_WNIDS[name]
+        key = f"val/{wnid}/{name}.JPEG" if form == "folders" else f"val/{name}.JPEG"
+        expected[key] = ("val", wnid, index_of[wnid], content)
+    assert contents_of(source) == expected
+    assert source.index.schema == SCHEMA
+    keys = source.index["key"].to_pylist()
+    assert keys == sorted(expected)
+    names = LABELS if form != "folders" else tuple(Label(wnid, wnid) for wnid, _ in LABELS)
+    assert source.labels == names
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_fingerprint_follows_the_files_but_not_their_place(tmp_path: Path, form: str) -> None:
+    WRITERS[form](tmp_path / "here")
+    before = read_source(str(tmp_path / "here"))
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert read_source(str(tmp_path / "there")).fingerprint == before.fingerprint
+    seen = {before.fingerprint}
+    for path in sorted(path for path in (tmp_path / "here").rglob("*") if path.is_file()):
+        if "test" in path.parts:
+            continue
+        os.utime(path, ns=(0, 0))
+        fingerprint = read_source(str(tmp_path / "here")).fingerprint
+        assert fingerprint not in seen, path
+        seen.add(fingerprint)
+
+
+def test_folders_take_files_at_any_depth_and_ignore_litter(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    write(tmp_path / "train/n01/more/deep.txt", b"deep")
+    for name in (".hidden", ".DS_Store", "Thumbs.db", ".cache/x.JPEG"):
+        write(tmp_path / "train/n01" / name, b"litter")
+    write(tmp_path / "train/.ipynb_checkpoints/x.JPEG", b"litter")
+    write(tmp_path / "train/readme.txt", b"litter")
+    found = contents_of(read_source(str(tmp_path)))
+    assert found["train/n01/more/deep.txt"] == ("train", "n01", 0, b"deep")
+    assert len(found) == 4 + 1 + 4
+
+
+def test_imagenette_folders_get_their_words(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write(tmp_path / split / "n01440764" / "x.JPEG", b"x")
+        write(tmp_path / split / "cat" / "x.JPEG", b"x")
+    labels = read_source(str(tmp_path)).labels
+    assert labels == (Label("cat", "cat"), Label("n01440764", "tench, Tinca tinca"))
+
+
+def test_an_unpacked_data_set_beside_its_devkit_is_read_as_folders(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    write(tmp_path / DEVKIT, b"whatever")
+    assert read_source(str(tmp_path)).form == "folders"
+
+
+def test_a_source_that_is_nothing_is_explained(tmp_path: Path) -> None:
+    assert "no such folder" in refusal(tmp_path / "missing")
+    write(tmp_path / "file.tar", b"x")
+    assert "is a file" in refusal(tmp_path / "file.tar")
+    message = refusal(tmp_path)
+    assert all(
+        form in message for form in (TRAIN_ARCHIVE, "ILSVRC/Data/CLS-LOC/", "train/ and val/")
+    )
+    write_folders(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "validation")
+    assert "rename validation/ to val/" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("missing", [TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT])
+def test_the_missing_archive_is_named(tmp_path: Path, missing: str) -> None:
+    write_archives(tmp_path)
+    (tmp_path / missing).unlink()
+    assert f"{missing} is missing" in refusal(tmp_path)
+
+
+def repack(root: Path, name: str, **changes: bytes | None) -> None:
+    """Replace, add or (None) remove members of an archive; ``__`` in a name stands for a dot."""
+    with tarfile.open(root / name) as archive:
+        files = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+    for member, content in changes.items():
+        files.pop(member.replace("__", "."), None)
+        if content is not None:
+            files[member.replace("__", ".")] = content
+    write(root / name, tar(files))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "complaint"),
+    [
+        (TRAIN_ARCHIVE, {"n99__tar": tar({"x": b"x"})}, f"n99 is not in {DEVKIT}"),
+        (TRAIN_ARCHIVE, {"n02__tar": None}, f"n02 is in {DEVKIT} only"),
+        (TRAIN_ARCHIVE, {"n02__tar": tar({})}, "n02.tar: holds no images"),
+        (TRAIN_ARCHIVE, {"n02__tar": tar({"a/x": b"1", "b/x": b"2"})}, "train/n02/x lies at byte"),
+        (TRAIN_ARCHIVE, {"n02__tar": tar({"x": b"x"})[:700]}, "truncated"),
+        (VAL_ARCHIVE, {"v_5__JPEG": b"more"}, "holds 5 images, but"),
+        (VAL_ARCHIVE, {"v_4__JPEG": None}, "devkit does not match"),
+    ],
+)
+def test_archives_that_do_not_fit_are_refused(
+    tmp_path: Path, name: str, changes: dict[str, bytes | None], complaint: str
+) -> None:
+    write_archives(tmp_path)
+    repack(tmp_path, name, **changes)
+    message = refusal(tmp_path)
+    assert name in message
+    assert complaint in message
+
+
+def test_an_empty_class_folder_and_an_unknown_class_are_refused(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    (tmp_path / "train/empty").mkdir()
+    assert "train/empty: holds no images" in refusal(tmp_path)
+    (tmp_path / "train/empty").rename(tmp_path / "val/extra")
+    assert "val/extra: train/ has no such class" in refusal(tmp_path)
+    shutil.rmtree(tmp_path / "val")
+    write(tmp_path / "val/x.JPEG", b"flat")
+    assert "val: holds no class folders" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "complaint"),
+    [
+        ("LOC_synset_mapping.txt", None, "LOC_synset_mapping.txt: can't be read"),
+        ("LOC_val_solution.csv", None, "LOC_val_solution.csv: can't be read"),
+        ("LOC_synset_mapping.txt", "n01 tench\nn02 crane\n", "class n02-b is not in"),
+        ("ILSVRC/Data/CLS-LOC/train/n02/n02_7.JPEG", None, "train/n02: holds no images"),
+        ("ILSVRC/Data/CLS-LOC/val/v_9.JPEG", "more", "v_9 is only here"),
+        ("ILSVRC/Data/CLS-LOC/val/v_1.JPEG", None, "v_1 is only here or only in"),
+    ],
+)
+def test_a_kaggle_source_that_does_not_fit_is_refused(
+    tmp_path: Path, path: str, content: str | None, complaint: str
+) -> None:
+    write_kaggle(tmp_path)
+    if content is None:
+        (tmp_path / path).unlink()
+    else:
+        write(tmp_path / path, content)
+    assert complaint in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["archives", "folders"])
+def test_a_source_that_may_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    WRITERS[form](tmp_path)
+
+    def forbidden(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # Root may read everything, so the file mode alone would prove nothing.
+    monkeypatch.setattr(storage, "open_input" if form == "archives" else "list_files", forbidden)
+    assert "Permission denied" in refusal(tmp_path)
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="ALEXNET_REAL_DATA names no folder")
+def test_real_archives_hold_what_tarfile_finds() -> None:
+    root = Path(str(REAL_DATA), "ilsvrc2012-ten")
+    source = read_source(str(root))
+    rows = {row["key"]: row for row in source.index.to_pylist()}
+    assert len(rows) == 9469 + 3925
+    with tarfile.open(root / TRAIN_ARCHIVE) as outer:
+        for label in source.labels:
+            with tarfile.open(fileobj=outer.extractfile(f"{label.wnid}.tar")) as inner:
+                for member in inner.getmembers()[::100]:
+                    row = rows[f"train/{label.wnid}/{member.name}"]
+                    content = read_image_bytes(row["path"], row["offset"], row["size"])
+                    assert content == inner.extractfile(member).read()  # type: ignore[union-attr]
