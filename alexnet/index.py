@@ -53,16 +53,16 @@ def part_of_archive(
 ) -> Part:
     """Images inside an archive."""
     paths = pa.repeat(archive.path, len(keys))
-    rows = [keys, classes, paths, members.offsets, members.sizes]
-    return Part(_table(rows), _digest([(posixpath.basename(archive.path), archive)]))
+    rows = _table(keys, classes, paths, members.offsets, members.sizes)
+    return Part(rows, _digest([(posixpath.basename(archive.path), archive)]))
 
 
 def part_of_files(keys: Sequence[str], classes: Sequence[int], files: Sequence[File]) -> Part:
     """Images that are files of their own."""
     paths = [file.path for file in files]
     sizes = [file.size for file in files]
-    rows = [keys, classes, paths, [0] * len(files), sizes]
-    return Part(_table(rows), _digest(zip(keys, files, strict=True)))
+    rows = _table(keys, classes, paths, [0] * len(files), sizes)
+    return Part(rows, _digest(zip(keys, files, strict=True)))
 
 
 def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
@@ -71,13 +71,13 @@ def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
     Raises:
         UserError: two images have the same key.
     """
-    rows = pa.concat_tables([part.rows for part in parts]).sort_by("key").combine_chunks()
+    rows = pa.concat_tables([part.rows for part in parts]).sort_by("key")
     _refuse_repeated_keys(rows)
     wnids = pa.array([label.wnid for label in labels], pa.string())
     split = pc.if_else(pc.starts_with(rows["key"], "train/"), "train", "val")
-    columns = {**dict(zip(rows.column_names, rows.columns, strict=True))}
-    columns |= {"split": split, "wnid": wnids.take(rows["label"])}
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    derived = {"split": split, "wnid": wnids.take(rows["label"])}
+    columns = [derived[name] if name in derived else rows[name] for name in SCHEMA.names]
+    return pa.table(columns, schema=SCHEMA)
 
 
 def fingerprint(parts: Iterable[Part], lists: Iterable[File]) -> str:
@@ -86,7 +86,7 @@ def fingerprint(parts: Iterable[Part], lists: Iterable[File]) -> str:
     return hashlib.sha256(b"".join(part.digest for part in parts) + _digest(named)).hexdigest()
 
 
-def _table(columns: Sequence[Sequence[object] | pa.Array]) -> pa.Table:
+def _table(*columns: Sequence[object] | pa.Array) -> pa.Table:
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _LOCATED, strict=True)]
     return pa.table(arrays, schema=_LOCATED)
 

@@ -6,7 +6,7 @@ official archives, so that the whole workflow runs offline, along the same paths
 - Ten classes, ``n00000000`` (zero) to ``n00000009`` (nine). Every fifth digit of a class is for
   validation: 1,437 images for training, 360 for validation.
 - JPEGs of quality 90 whose shorter side is 160 to 360 pixels and whose longer side is up to half
-  as long again.
+  as long again: about 6 kB each, 12 MB in all, written in some 3 seconds on one core.
 - The oddities of the real data, all in the training archive: a CMYK JPEG, a greyscale JPEG and a
   PNG named ``.JPEG``. One file more than the 1,437, ``n00000009_truncated.JPEG``, is cut in half
   and can't be read.
@@ -129,11 +129,11 @@ def _photograph(digit: NDArray[np.float64], row: int) -> Image.Image:
     long = int(short * rng.uniform(1, 1.5))
     width, height = (long, short) if rng.random() < 0.6 else (short, long)
 
-    paper_tint = rng.uniform(195, 240) + rng.uniform(-15, 15, size=3)
-    light = rng.uniform(-20, 0, size=(3, 3, 1))
+    paper_tint = rng.uniform(228, 244) + rng.uniform(-10, 10, size=3)
+    light = rng.uniform(-12, 0, size=(3, 3, 1))
     paper = Image.fromarray((paper_tint + light).astype(np.uint8))
     paper = paper.resize((width, height), Image.Resampling.BICUBIC)
-    ink = Image.new("RGB", (width, height), tuple(rng.integers(0, 100, size=3).tolist()))
+    ink = Image.new("RGB", (width, height), tuple(rng.integers(0, 72, size=3).tolist()))
 
     # A margin of paper keeps the strokes that touch the border from ending in a straight edge.
     strokes = Image.fromarray((np.pad(digit.reshape(8, 8), 1) * 255 / 16).astype(np.uint8))

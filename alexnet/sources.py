@@ -19,7 +19,7 @@ where file names repeat from class to class. Any visible file is taken for an im
 endings of names lie; whether it is one shows when it is decoded.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -137,9 +137,7 @@ def _read_archives(root: str) -> _Contents:
     )
     devkit = read_devkit(devkit_file.path)
     nested = archives.list_nested(train.path)
-    _match_classes(
-        train.path, {name.removesuffix(".tar") for name in nested}, devkit.labels, DEVKIT
-    )
+    _match_classes(train.path, nested, [f"{wnid}.tar" for wnid, _ in devkit.labels], DEVKIT)
     parts = []
     for index, (wnid, _) in enumerate(devkit.labels):
         members = nested[f"{wnid}.tar"]
@@ -171,8 +169,8 @@ def _read_kaggle(root: str) -> _Contents:
     labels = read_synset_mapping(mapping)
     wnid_by_image = read_validation_solution(solution)
     train, val = (storage.join(root, KAGGLE_IMAGES, split) for split in ("train", "val"))
-    _match_classes(train, _visible_folders(train), labels, KAGGLE_MAPPING)
     index_by_wnid = index_of_wnid(labels)
+    _match_classes(train, _visible_folders(train), index_by_wnid, KAGGLE_MAPPING)
     unknown = sorted(set(wnid_by_image.values()) - index_by_wnid.keys())
     if unknown:
         raise UserError(
@@ -238,14 +236,14 @@ def _visible_files(folder: str) -> list[storage.File]:
     return [file for file in storage.list_files(folder) if is_visible(file)]
 
 
-def _match_classes(place: str, found: Collection[str], labels: Sequence[Label], known: str) -> None:
-    """Refuse a training set whose classes are not exactly the labels'."""
-    expected = {label.wnid for label in labels}
-    unmatched = sorted(expected ^ set(found))
-    if unmatched:
-        where = f"is in {known} only" if unmatched[0] in expected else f"is not in {known}"
+def _match_classes(place: str, found: Iterable[str], expected: Iterable[str], known: str) -> None:
+    """Refuse a training set whose classes are not exactly those of the list of labels."""
+    missing, unknown = set(expected) - set(found), set(found) - set(expected)
+    if missing or unknown:
+        fault = f"lacks {min(missing)}" if missing else f"holds {min(unknown)}"
+        contrast = "has" if missing else "does not have"
         raise UserError(
-            f"{place}: class {unmatched[0]} {where} ({known} does not match); get both from the "
+            f"{place}: {fault}, which {known} {contrast} (they do not match); get both from the "
             "same place"
         )
 

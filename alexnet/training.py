@@ -61,8 +61,8 @@ def train_epoch(
 ) -> Iterator[Step]:
     """Learn from one epoch's batches from an offset on; one ``Step`` for each update.
 
-    ``model`` is an ``AlexNet`` whose towers lie where ``setup.means`` do, or its wrapper that averages gradients
-    over workers.
+    ``model`` is an ``AlexNet`` whose towers lie where ``setup.means`` do, or its wrapper that
+    averages gradients over workers.
     """
     model.train()
     for batch in reader.epoch(epoch, offset):

@@ -1,4 +1,4 @@
-"""The workflow: one file for each stage that a person can run. Ray distributes, MLflow remembers."""
+"""The workflow: a file for each stage that a person can run. Ray distributes, MLflow remembers."""
 
 import os
 

@@ -89,7 +89,7 @@ def _predict(
     cluster.connect()
     gpus = cluster.choose_gpus(settings.device, settings.num_workers, 1)
     # One CPU stays free for the tasks that read and decode.
-    threads = cluster.cpus_for(settings.num_workers, reserve=1)
+    threads = cluster.cpus_for(settings.num_workers, gpus, reserve=1)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True

@@ -19,7 +19,8 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": True}
+    # What workers have to say to a person comes through ``terminal``.
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
     except ConnectionError as error:
@@ -29,6 +30,7 @@ def connect() -> None:
                 "start one with `ray start --head` or unset it"
             ) from error
         ray.init(include_dashboard=False, object_store_memory=GIB, **quiet)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def choose_gpus(device: Device, workers: int, each: int) -> int:
@@ -53,6 +55,24 @@ def choose_gpus(device: Device, workers: int, each: int) -> int:
     return 1 if present >= workers else 0
 
 
-def cpus_for(workers: int, reserve: float = 0) -> int:
-    """CPUs for each worker when all workers share the cluster's, at least 1."""
-    return max(1, int((ray.cluster_resources()["CPU"] - reserve) // workers))
+def cpus_for(workers: int, gpus: int = 0, reserve: int = 0) -> int:
+    """The most CPUs that each worker can have when all run at once, at least 1.
+
+    Args:
+        workers: how many must find a place; one worker lies on one node.
+        gpus: that each worker needs beside its CPUs.
+        reserve: CPUs of each node to leave to others.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = int(max((node.get("CPU", 0) for node in nodes), default=1))
+
+    def places(cpus: int) -> int:
+        return sum(
+            min(
+                int((node.get("CPU", 0) - reserve) // cpus),
+                int(node.get("GPU", 0) // gpus) if gpus else workers,
+            )
+            for node in nodes
+        )
+
+    return next((cpus for cpus in range(most, 1, -1) if places(cpus) >= workers), 1)

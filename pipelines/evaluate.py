@@ -3,7 +3,7 @@
 Several models are averaged, as the paper's five and seven networks were.
 
     python pipelines/evaluate.py --workdir /data/work
-    python pipelines/evaluate.py --workdir /data/work --model models:/alexnet@champion models:/alexnet/3
+    python pipelines/evaluate.py --workdir /data/work --model models:/alexnet/1 models:/alexnet/2
 """
 
 import math
@@ -117,7 +117,7 @@ def _predict(
     """Run the models over all validation row groups on a pool of Ray actors."""
     cluster.connect()
     gpus = cluster.choose_gpus(settings.device, settings.num_workers, 1)
-    threads = cluster.cpus_for(settings.num_workers)
+    threads = cluster.cpus_for(settings.num_workers, gpus)
     DataContext.get_current().enable_progress_bars = False
     groups = manifest.row_groups("val")
     items = [{"path": g.path, "number": g.number, "rows": g.rows} for g in groups]

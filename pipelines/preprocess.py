@@ -29,10 +29,16 @@ from pipelines.progress import Progress
 from pipelines.settings import PreprocessSettings
 from pipelines.stages import Figures, Identity, Outcome, Record, code_version, run_stage
 
-CODE = tuple(
-    f"alexnet.{name}"
-    for name in ("archives", "images", "index", "labels", "shards", "sharding", "statistics")
-) + ("alexnet.sources",)
+CODE = (
+    "alexnet.archives",
+    "alexnet.images",
+    "alexnet.index",
+    "alexnet.labels",
+    "alexnet.sharding",
+    "alexnet.shards",
+    "alexnet.sources",
+    "alexnet.statistics",
+)
 CONTACT_SHEET = 40
 
 

@@ -75,7 +75,8 @@ def code_version(modules: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(modules):
         spec = importlib.util.find_spec(name)
-        assert spec and spec.origin, name
+        assert spec is not None, name
+        assert spec.origin is not None, name
         with open(spec.origin, "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()[:16]
@@ -197,9 +198,7 @@ def require(workdir: str, stage: str) -> Record:
     """
     record = latest(workdir, stage)
     if record is None:
-        raise UserError(
-            f"{workdir}: {stage} has not finished here; run pipelines/{stage}.py with this --workdir"
-        )
+        raise UserError(f"{workdir}: {stage} has not finished here; run pipelines/{stage}.py first")
     return record
 
 

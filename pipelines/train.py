@@ -27,27 +27,24 @@ from alexnet import checkpoints, figures, storage
 from alexnet.augment import mean_patch
 from alexnet.errors import UserError
 from alexnet.inference import PatchClassifier
-from alexnet.recipes import RECIPES, Recipe
+from alexnet.recipes import Recipe
 from alexnet.shards import Manifest, read_manifest
 from alexnet.statistics import Statistics, read_statistics
 from alexnet.towers import PATCH, TOWERS, AlexNet
-from pipelines import cluster, command_line, stages, tracking
+from pipelines import cluster, command_line, stages, terminal, tracking
 from pipelines.settings import TrainSettings
 from pipelines.stages import Figures, Identity, Outcome, Record, code_version, run_stage
 from pipelines.train_worker import chosen_recipe, work_on_rank
 
-CODE = tuple(
-    f"alexnet.{name}"
-    for name in (
-        "augment",
-        "batches",
-        "norms",
-        "optimizer",
-        "order",
-        "recipes",
-        "towers",
-        "training",
-    )
+CODE = (
+    "alexnet.augment",
+    "alexnet.batches",
+    "alexnet.norms",
+    "alexnet.optimizer",
+    "alexnet.order",
+    "alexnet.recipes",
+    "alexnet.towers",
+    "alexnet.training",
 )
 
 
@@ -75,13 +72,9 @@ def run(settings: TrainSettings, parent: stages.Parent | None = None) -> Outcome
 
 def _resolve(settings: TrainSettings) -> TrainSettings:
     """Fill in what the recipe decides, so that the run records the numbers themselves."""
-    recipe = RECIPES[settings.recipe]
-    chosen = {
-        "epochs": settings.epochs or recipe.epochs,
-        "batch_size": settings.batch_size or recipe.batch_size,
-        "learning_rate": settings.learning_rate or recipe.learning_rate,
-    }
-    return settings.model_copy(update=chosen)
+    recipe = chosen_recipe(settings)
+    names = ("epochs", "batch_size", "learning_rate")
+    return settings.model_copy(update={name: getattr(recipe, name) for name in names})
 
 
 def _work(
@@ -96,7 +89,7 @@ def _work(
     run.data("shards", manifest.content(), manifest.folder, "training", f"{manifest.digest}")
     run.tags({"shards.digest": manifest.digest, "shards.content": manifest.content()})
     result = _train(settings, manifest, store, record)
-    assert result.checkpoint and result.metrics
+    assert result.checkpoint
     with result.checkpoint.as_directory() as folder:
         model = AlexNet(recipe, len(manifest.labels))
         position = checkpoints.load_position(folder)
@@ -128,41 +121,48 @@ def _train(
     """Run the Ray Train job; it finds its own checkpoints under its name."""
     cluster.connect()
     gpus = cluster.choose_gpus(settings.device, settings.num_workers, settings.gpus_per_worker)
-    cpus = cluster.cpus_for(settings.num_workers)
+    cpus = cluster.cpus_for(settings.num_workers, gpus)
     place = storage.join(settings.workdir, "training")
     if settings.force:
         storage.delete_folder(storage.join(place, record.key))
     if not storage.is_remote(place):
         os.makedirs(place, exist_ok=True)
-    trainer = TorchTrainer(
-        work_on_rank,
-        train_loop_config={
-            "settings": settings.model_dump(),
-            "shards": manifest.folder,
-            "tracking_uri": store.uri,
-            "run_id": record.run_id,
-            "threads": cpus,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
-        ),
-        run_config=RunConfig(
-            name=record.key,
-            storage_path=place,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
+    config = {
+        "settings": settings.model_dump(),
+        "shards": manifest.folder,
+        "tracking_uri": store.uri,
+        "run_id": record.run_id,
+        "threads": cpus,
+    }
+    run_config = RunConfig(
+        name=record.key,
+        storage_path=place,
+        failure_config=FailureConfig(max_failures=settings.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=2),
+        logging_config=LoggingConfig(log_level="ERROR"),
     )
     try:
-        return trainer.fit()
+        with terminal.board() as board:
+            return TorchTrainer(
+                work_on_rank,
+                train_loop_config=config | {"board": board},
+                scaling_config=scaling(settings.num_workers, gpus, cpus),
+                run_config=run_config,
+            ).fit()
     except TrainingFailedError as error:
         raise _cause(error) from error
 
 
-def _cause(error: TrainingFailedError) -> Exception:
+def scaling(workers: int, gpus: int, cpus: int) -> ScalingConfig:
+    """What each worker gets to itself: both towers' GPUs and the CPUs that feed them."""
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+    )
+
+
+def _cause(error: Exception) -> Exception:
     """The user's mistake that ended a worker, if it was one; else the error itself."""
     failures = getattr(error, "worker_failures", {}).values()
     for failure in failures:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alexnet import checkpoints, storage
+from alexnet.allocation import keep_freed_memory
 from alexnet.augment import colour_axes, mean_patch
 from alexnet.batches import Reader
 from alexnet.checkpoints import Position
@@ -52,26 +53,35 @@ class _Job:
     position: Position
     writer: MetricWriter | None
     """Rank 0's line to MLflow."""
+    board: Any
+    """Rank 0's line to the terminal, a ``terminal.Board`` actor."""
+
+    def say(self, line: str) -> None:
+        """Print a line in the driver's terminal."""
+        self.board.say.remote(f"train: {line}")
 
 
 def work_on_rank(config: Mapping[str, Any]) -> None:
-    """The Ray Train loop. ``config``: settings, shards, tracking_uri, run_id, threads."""
+    """The Ray Train loop. ``config``: settings, shards, tracking_uri, run_id, threads, board."""
     torch.set_num_threads(config["threads"])
+    keep_freed_memory()
     job = _set_up(config)
+    if job.writer and (step := job.position.step):
+        job.say(f"going on from the checkpoint of step {step} in epoch {job.position.epoch + 1}")
     while job.position.epoch < job.recipe.epochs:
         _run_epoch(job)
     if job.writer and (lost := job.writer.flush()):
-        print(f"train: {lost} points of the curves could not be written to MLflow", flush=True)
+        job.say(f"{lost} points of the curves could not be written to MLflow")
 
 
 def chosen_recipe(settings: TrainSettings) -> Recipe:
-    """The recipe with the settings' numbers; the driver has resolved them all."""
-    assert settings.learning_rate and settings.batch_size and settings.epochs
+    """The recipe with the settings' numbers in place of its own."""
+    recipe = RECIPES[settings.recipe]
     return replace(
-        RECIPES[settings.recipe],
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
+        recipe,
+        learning_rate=settings.learning_rate or recipe.learning_rate,
+        batch_size=settings.batch_size or recipe.batch_size,
+        epochs=settings.epochs or recipe.epochs,
     )
 
 
@@ -117,15 +127,11 @@ def _set_up(config: Mapping[str, Any]) -> _Job:
         wrapped=DistributedDataParallel(network) if world > 1 else network,
         optimizer=optimizer,
         position=position,
-        writer=_attach(config, position) if rank == 0 else None,
+        writer=MetricWriter.attach(config["tracking_uri"], config["run_id"], "loss")
+        if rank == 0
+        else None,
+        board=config["board"],
     )
-
-
-def _attach(config: Mapping[str, Any], position: Position) -> MetricWriter:
-    if position.step:
-        where = f"epoch {position.epoch + 1}, step {position.step}"
-        print(f"train: going on from the checkpoint at {where}", flush=True)
-    return MetricWriter.attach(config["tracking_uri"], config["run_id"], "loss")
 
 
 def _run_epoch(job: _Job) -> None:
@@ -181,11 +187,10 @@ def _run_epoch(job: _Job) -> None:
         job.writer.write(
             {k: v for k, v in record.items() if k != "images_per_second"}, position.step
         )
-        print(
-            f"train: epoch {position.epoch}/{job.recipe.epochs} done, validation error "
+        job.say(
+            f"epoch {position.epoch}/{job.recipe.epochs} done, validation error "
             f"{checked.top1_error:.1f} % top-1, {checked.top5_error:.1f} % top-5 (centre view), "
-            f"training loss {learned.mean_loss:.3f}",
-            flush=True,
+            f"training loss {learned.mean_loss:.3f}"
         )
     _report(job)
 
@@ -214,11 +219,10 @@ def _log_window(
     job.writer.write(point, step)
     rows = job.manifest.rows("train")
     left = (recipe.epochs - position.epoch) * rows - position.offset
-    print(
-        f"train: epoch {position.epoch + 1}/{recipe.epochs}, {position.offset:,}/{rows:,} images,"
-        f" loss {seen.mean_loss:.3f}, {images_per_second:,.0f} images/s, "
-        f"{duration(left / images_per_second)} left",
-        flush=True,
+    job.say(
+        f"epoch {position.epoch + 1}/{recipe.epochs}, {position.offset:,}/{rows:,} images, "
+        f"loss {seen.mean_loss:.3f}, {images_per_second:,.0f} images/s, "
+        f"{duration(left / images_per_second)} left"
     )
 
 

@@ -214,8 +214,13 @@ def repack(root: Path, name: str, **changes: bytes | None) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "complaint"),
     [
-        (TRAIN_ARCHIVE, {"n99__tar": tar({"x": b"x"})}, f"n99 is not in {DEVKIT}"),
-        (TRAIN_ARCHIVE, {"n02__tar": None}, f"n02 is in {DEVKIT} only"),
+        (
+            TRAIN_ARCHIVE,
+            {"n99__tar": tar({"x": b"x"})},
+            f"holds n99.tar, which {DEVKIT} does not have",
+        ),
+        (TRAIN_ARCHIVE, {"n02__tar": None, "n02": tar({"x": b"x"})}, "lacks n02.tar"),
+        (TRAIN_ARCHIVE, {"n02__tar": None}, f"lacks n02.tar, which {DEVKIT} has"),
         (TRAIN_ARCHIVE, {"n02__tar": tar({})}, "n02.tar: holds no images"),
         (TRAIN_ARCHIVE, {"n02__tar": tar({"a/x": b"1", "b/x": b"2"})}, "train/n02/x lies at byte"),
         (TRAIN_ARCHIVE, {"n02__tar": tar({"x": b"x"})[:700]}, "truncated"),
@@ -249,7 +254,12 @@ def test_an_empty_class_folder_and_an_unknown_class_are_refused(tmp_path: Path) 
     [
         ("LOC_synset_mapping.txt", None, "LOC_synset_mapping.txt: can't be read"),
         ("LOC_val_solution.csv", None, "LOC_val_solution.csv: can't be read"),
-        ("LOC_synset_mapping.txt", "n01 tench\nn02 crane\n", "class n02-b is not in"),
+        ("LOC_synset_mapping.txt", "n01 tench\nn02 crane\n", "does not have (they do not match)"),
+        (
+            "LOC_val_solution.csv",
+            "ImageId,PredictionString\nv_1,n77 1 2 3 4\n",
+            "LOC_val_solution.csv: class n77 is not in",
+        ),
         ("ILSVRC/Data/CLS-LOC/train/n02/n02_7.JPEG", None, "train/n02: holds no images"),
         ("ILSVRC/Data/CLS-LOC/val/v_9.JPEG", "more", "v_9 is only here"),
         ("ILSVRC/Data/CLS-LOC/val/v_1.JPEG", None, "v_1 is only here or only in"),

@@ -1,0 +1,56 @@
+"""Lines that remote workers say, printed by the driver.
+
+Ray can forward all that workers print, but mixes it with its own messages and prefixes each
+line. Here only what is meant for a person arrives, in order.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+EVERY = 0.5
+"""Seconds between two looks at the board."""
+
+
+class Board:
+    """A Ray actor that keeps lines until the driver takes them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """Add a line."""
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        """All lines since the last call."""
+        taken, self.lines = self.lines, []
+        return taken
+
+
+@contextlib.contextmanager
+def board() -> Iterator[Any]:
+    """A board whose lines are printed until the block ends; workers call ``say.remote``."""
+    handle = ray.remote(num_cpus=0)(Board).remote()
+    ended = threading.Event()
+
+    def show() -> None:
+        for line in ray.get(handle.take.remote()):
+            print(line, flush=True)
+
+    def watch() -> None:
+        while not ended.wait(EVERY):
+            show()
+
+    watcher = threading.Thread(target=watch, name="terminal", daemon=True)
+    watcher.start()
+    try:
+        yield handle
+    finally:
+        ended.set()
+        watcher.join()
+        show()
+        ray.kill(handle)

@@ -1,0 +1,185 @@
+"""The settings' command line: precedence, and one clear line for every mistake."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet.errors import UserError
+from pipelines.command_line import read_settings, script
+from pipelines.presets import PRESETS
+from pipelines.settings import (
+    BatchInferenceSettings,
+    EvaluateSettings,
+    FullRunSettings,
+    PreprocessSettings,
+    Settings,
+    TrainSettings,
+)
+
+KINDS = (
+    FullRunSettings,
+    PreprocessSettings,
+    TrainSettings,
+    EvaluateSettings,
+    BatchInferenceSettings,
+)
+
+
+def read(arguments: list[str]) -> FullRunSettings:
+    return read_settings(FullRunSettings, arguments, "text")
+
+
+def test_values_come_from_default_preset_file_and_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("epochs: 7\nbatch-size: 64\nlearning_rate: 0.5\n")
+    settings = read(["--config", str(config), "--batch-size", "16"])
+    assert settings.seed == 0, "built-in default"
+    assert settings.recipe == PRESETS["sample"]["recipe"], "preset"
+    assert settings.rows_per_shard == PRESETS["sample"]["rows_per_shard"], "preset"
+    assert settings.epochs == 7, "file"
+    assert settings.learning_rate == 0.5, "file"
+    assert settings.batch_size == 16, "command line"
+
+
+def test_the_preset_can_come_from_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("preset: ilsvrc2012\n")
+    settings = read(["--config", str(config)])
+    assert settings.preset == "ilsvrc2012"
+    assert settings.rows_per_shard == PRESETS["ilsvrc2012"]["rows_per_shard"]
+    assert settings.epochs is None, "the recipe's"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_hold_only_known_settings_in_range(name: str) -> None:
+    assert set(PRESETS[name]) <= set(FullRunSettings.model_fields)
+    read(["--preset", name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochz", "3"], ["--epochz", "did you mean --epochs"]),
+        (["--epochs", "0"], ["--epochs", "greater than or equal to 1", "'0'"]),
+        (["--epochs", "many"], ["--epochs", "integer", "'many'"]),
+        (["--recipe", "caffe"], ["--recipe", "paper", "source145", "'caffe'"]),
+        (["--only", "trian"], ["--only", "'train'", "'trian'"]),
+        (["--only", "train", "--from", "train"], ["--only", "--from"]),
+        (["--learning-rate", "-1"], ["--learning-rate", "greater than 0"]),
+        (["--workdir", "s3://bucket/run"], ["s3://bucket/run", "--tracking-uri"]),
+        (["--config", "/nowhere.yaml"], ["/nowhere.yaml"]),
+        (["--preset", "cifar"], ["--preset", "'sample'", "'cifar'"]),
+        (["--source", ""], ["--source", "at least 1 character"]),
+        (["--epochs"], ["--epochs", "expected one argument"]),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        read(arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch: 3\n", ["epoch", "did you mean epochs"]),
+        ("epochs: 0\n", ["epochs", "greater than or equal to 1"]),
+        ("- 1\n", ["epochs: 5"]),
+        ("epochs: [\n", ["YAML"]),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read(["--config", str(config)])
+    for word in [str(config), *words]:
+        assert word in str(caught.value)
+
+
+def test_one_file_serves_all_scripts_but_unknown_options_stay_errors(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("epochs: 5\nrows_per_shard: 99\n")
+    arguments = ["--config", str(config)]
+    assert read_settings(PreprocessSettings, arguments, "text").rows_per_shard == 99
+    assert read_settings(TrainSettings, arguments, "text").epochs == 5
+    with pytest.raises(UserError, match="--epochs"):
+        read_settings(PreprocessSettings, ["--epochs", "5"], "text")
+
+
+def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = read(["--workdir", "here", "--source", "s3://bucket/raw/"])
+    assert settings.workdir == str(tmp_path / "here")
+    assert settings.source == "s3://bucket/raw"
+
+
+def test_several_models_are_a_list() -> None:
+    settings = read_settings(EvaluateSettings, ["--model", "models:/a/1", "models:/a/2"], "text")
+    assert settings.model == ["models:/a/1", "models:/a/2"]
+
+
+def test_required_options_are_named() -> None:
+    with pytest.raises(UserError, match="--images is required"):
+        read_settings(BatchInferenceSettings, ["--output", "/tmp/x"], "text")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_describes_every_option(
+    kind: type[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read_settings(kind, ["--help"], "What it does.")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name, field in kind.model_fields.items():
+        assert field.description, name
+        assert "--" + (field.alias or name).replace("_", "-") in text
+
+
+def test_every_result_setting_belongs_to_one_stage_of_the_full_run() -> None:
+    every = set(read([]).results())
+    stages = [read([]).part(kind).results() for kind in (PreprocessSettings, TrainSettings)]
+    shared = set(stages[0]) & set(stages[1])
+    assert shared == {"seed"}
+    assert set(stages[0]) | set(stages[1]) <= every
+    assert not {"workdir", "tracking_uri", "num_workers", "device", "force"} & every
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (None, 0, ""),
+        (UserError("the file\n is bad"), 2, "prog: the file is bad\n"),
+        (RuntimeError("a bug"), 1, "prog: failed: a bug\n"),
+        (KeyboardInterrupt(), 1, "interrupted"),
+    ],
+)
+def test_exit_status_and_last_line(
+    error: BaseException | None,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work(settings: FullRunSettings) -> dict[str, Any]:
+        print("progress")
+        if error:
+            raise error
+        return {"stage": "x", "images": 3}
+
+    monkeypatch.setattr(sys, "argv", ["/some/prog"])
+    with pytest.raises(SystemExit) as caught:
+        script(FullRunSettings, work, "text")
+    assert caught.value.code == status
+    out, err = capsys.readouterr()
+    assert err.endswith(said) or said in err
+    assert ("Traceback" in err) == (status == 1 and not isinstance(error, KeyboardInterrupt))
+    if status == 0:
+        assert json.loads(out.splitlines()[-1]) == {"stage": "x", "images": 3}
