@@ -23,7 +23,8 @@ class PatchClassifier(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Probabilities of each patch."""
-        return self.network(patches.permute(0, 3, 1, 2).float() - self.mean).softmax(dim=1)  # type: ignore[no-any-return]
+        # The subtraction makes floats of bytes; a ``float()`` would fix the device in an export.
+        return self.network(patches.permute(0, 3, 1, 2) - self.mean).softmax(dim=1)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ drop, when the paper's momentum still carries the old rate.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class MomentumSGD(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             rate = group["lr"]
+            if rate == 0:  # Frozen: momentum alone moves nothing either (145).
+                continue
             for weight in group["params"]:
                 velocity = self.velocity(weight)
                 velocity.mul_(group["momentum"])
@@ -100,6 +102,20 @@ def rates_at(
         return Rates(learning_rate * schedule.factor**drops, conv1, noise)
     drops = min(_stalls(errors, schedule.patience), schedule.drops)
     return Rates(learning_rate * schedule.factor**drops)
+
+
+def with_drops(schedule: PlateauSchedule | StepSchedule, drops: Sequence[int]) -> StepSchedule:
+    """A schedule with drops after these epochs; what it says about conv1 and colours stays."""
+    if isinstance(schedule, StepSchedule):
+        return replace(schedule, drops=tuple(drops))
+    never = 10**9
+    return StepSchedule(
+        factor=schedule.factor,
+        drops=tuple(drops),
+        conv1_slow_from=never,
+        conv1_frozen_from=never,
+        colour_noise_until=never,
+    )
 
 
 def _stalls(errors: Sequence[float], patience: int) -> int:

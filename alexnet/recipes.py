@@ -76,7 +76,8 @@ class Recipe:
     colour_noise_std: float = 0.1
     """Standard deviation of the colour noise's random factors (paper, section 4.1)."""
     training_scale: float
-    """Training patches are multiplied by this after the noise (145: 1 / 1.1)."""
+    """Training patches are multiplied by this after the noise (145: 1 / 1.1), while there is noise:
+    the 2012 source divides only where it has added some."""
     crop_positions: int
     """Crop offsets per axis: 32 (the paper's 2048 patches with flips) or all 33 (145)."""
     crop_chunk: int

@@ -129,15 +129,15 @@ def _photograph(digit: NDArray[np.float64], row: int) -> Image.Image:
     long = int(short * rng.uniform(1, 1.5))
     width, height = (long, short) if rng.random() < 0.6 else (short, long)
 
-    paper_tint = rng.uniform(228, 244) + rng.uniform(-10, 10, size=3)
-    light = rng.uniform(-12, 0, size=(3, 3, 1))
+    paper_tint = rng.uniform(232, 244) + rng.uniform(-8, 8, size=3)
+    light = rng.uniform(-8, 0, size=(3, 3, 1))
     paper = Image.fromarray((paper_tint + light).astype(np.uint8))
     paper = paper.resize((width, height), Image.Resampling.BICUBIC)
-    ink = Image.new("RGB", (width, height), tuple(rng.integers(0, 72, size=3).tolist()))
+    ink = Image.new("RGB", (width, height), tuple(rng.integers(0, 64, size=3).tolist()))
 
     # A margin of paper keeps the strokes that touch the border from ending in a straight edge.
     strokes = Image.fromarray((np.pad(digit.reshape(8, 8), 1) * 255 / 16).astype(np.uint8))
-    side = int(short * rng.uniform(0.85, 1))
+    side = int(short * rng.uniform(0.95, 1))
     left, top = rng.integers(0, short - side + 1, size=2).tolist()
     mask = Image.new("L", (width, height))
     mask.paste(

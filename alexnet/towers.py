@@ -18,6 +18,25 @@ PATCH = 224
 TOWERS = 2
 
 
+class Dropout(nn.Module):
+    """Dropout as it was in 2012: zeros in training, smaller outputs in testing.
+
+    Today's form scales up in training instead, and the two agree up to the weights' scale. But
+    with the same initial weights and learning rate they learn differently: the outputs of fc6
+    and fc7 start near their bias, 1, and doubling them makes fc8's first steps four times as
+    large (paper, section 4.2).
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and return any shape."""
+        kept = 1 - self.probability
+        return F.dropout(x, self.probability, self.training) * kept
+
+
 class Tower(nn.Module):
     """Half of the network's kernels: everything but the last layer."""
 
@@ -33,7 +52,7 @@ class Tower(nn.Module):
         self.norm1 = CrossMapNorm(48, recipe.cross_map)
         self.norm2 = CrossMapNorm(128, recipe.cross_map)
         self.within2 = WithinMapNorm(recipe.within_map) if recipe.within_map else nn.Identity()
-        self.dropout = nn.Dropout(recipe.dropout)
+        self.dropout = Dropout(recipe.dropout)
         self.linear_norm1 = recipe.norm1_before_relu
 
     @property
@@ -109,4 +128,6 @@ def _pool(x: Tensor) -> Tensor:
 
 def _meet(parts: Sequence[Tensor], device: torch.device) -> Tensor:
     """The towers' outputs side by side on one device, the first tower's channels first."""
-    return torch.cat([part.to(device, non_blocking=True) for part in parts], dim=1)
+    # No ``to`` where nothing moves: an exported network would keep its device for ever.
+    here = [p if p.device == device else p.to(device, non_blocking=True) for p in parts]
+    return torch.cat(here, dim=1)

@@ -80,7 +80,7 @@ def train_epoch(
                 batch.images.to(mean.device, non_blocking=True),
                 draws,
                 mean,
-                setup.recipe.training_scale,
+                setup.recipe.training_scale if rates.colour_noise else 1.0,
             )
             for mean in setup.means
         ]

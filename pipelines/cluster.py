@@ -2,13 +2,18 @@
 
 import logging
 import os
+import re
+import socket
 
 import ray
+from ray._private.services import find_bootstrap_address
 
 from alexnet.errors import UserError
 from pipelines.settings import Device
 
 GIB = 2**30
+
+_HOST_AND_PORT = re.compile(r".+:\d+")
 
 
 def connect() -> None:
@@ -16,21 +21,52 @@ def connect() -> None:
 
     A cluster of our own listens on loopback only and has no dashboard, which saves half a
     gigabyte and some seconds; ``ray start --head`` gives one with a dashboard.
+
+    Raises:
+        UserError: RAY_ADDRESS names a cluster that does not answer.
     """
     if ray.is_initialized():
         return
+    address = _running_cluster()
     # What workers have to say to a person comes through ``terminal``.
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
-    except ConnectionError as error:
-        if "RAY_ADDRESS" in os.environ:
-            raise UserError(
-                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers there; "
-                "start one with `ray start --head` or unset it"
-            ) from error
-        ray.init(include_dashboard=False, object_store_memory=GIB, **quiet)
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=GIB,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _running_cluster() -> str | None:
+    """The cluster to join, if there is one.
+
+    Ray itself would wait for minutes for a cluster that died without ``ray stop``.
+    """
+    named = os.environ.get("RAY_ADDRESS")
+    if named:
+        if _HOST_AND_PORT.fullmatch(named) and not _answers(named):
+            raise UserError(
+                f"RAY_ADDRESS={named}: no Ray cluster answers there; start one with "
+                "`ray start --head` or unset RAY_ADDRESS"
+            )
+        return named
+    started = find_bootstrap_address(None)
+    return started if started and _answers(started) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def choose_gpus(device: Device, workers: int, each: int) -> int:

@@ -97,7 +97,8 @@ def _parser(kind: type[BaseModel], description: str) -> argparse.ArgumentParser:
         if field.annotation is bool:
             parser.add_argument(flag, dest=key, action="store_true", help=text)
         elif _is_list(field):
-            parser.add_argument(flag, dest=key, nargs="+", metavar="URI", help=text)
+            word = "EPOCH" if key == "lr_drops" else "URI"
+            parser.add_argument(flag, dest=key, nargs="+", metavar=word, help=text)
         else:
             parser.add_argument(flag, dest=key, metavar=_metavar(key, field), help=text)
     return parser

@@ -5,8 +5,9 @@ from typing import Any
 SAMPLE: dict[str, Any] = {
     "recipe": "source145",
     "epochs": 4,
-    "batch_size": 32,
+    "batch_size": 16,
     "learning_rate": 0.002,
+    "lr_drops": [3],
     "rows_per_shard": 128,
     "log_steps": 5,
 }

@@ -99,6 +99,11 @@ class TrainSettings(StageSettings):
     learning_rate: float | None = option(
         None, "first learning rate; by default the recipe's", result=True, gt=0, le=10
     )
+    lr_drops: list[Annotated[int, Field(ge=1)]] | None = option(
+        None,
+        "epochs after which the learning rate is divided by 10; by default the recipe's rule",
+        result=True,
+    )
     num_workers: int = option(1, "workers that share each batch", ge=1)
     device: Device = option("auto", "cuda: two GPUs for each worker; auto: GPUs if there are any")
     gpus_per_worker: Literal[1, 2] = option(

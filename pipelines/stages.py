@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from alexnet import storage
 from alexnet.errors import UserError
@@ -185,9 +185,13 @@ def finish(workdir: str, record: Record, figures: Figures) -> None:
 
 def latest(workdir: str, stage: str) -> Record | None:
     """The finished record of a stage that ended last."""
+    return max(finished(workdir, stage), key=lambda record: record.finished or 0, default=None)
+
+
+def finished(workdir: str, stage: str) -> list[Record]:
+    """All finished records of a stage."""
     files = storage.list_files(storage.join(workdir, "stages", stage))
-    records = [record for file in files if (record := _read(file.path)) and record.finished]
-    return max(records, key=lambda record: cast(float, record.finished), default=None)
+    return [record for file in files if (record := _read(file.path)) and record.finished]
 
 
 def require(workdir: str, stage: str) -> Record:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -223,6 +224,8 @@ class Run:
                 input_example=example,
                 signature=signature,
                 metadata=dict(facts),
+                # MLflow would find these out by loading the model once more in a new process.
+                pip_requirements=[_requirement(name) for name in ("mlflow", "numpy", "torch")],
             )
         return f"models:/{info.model_id}"
 
@@ -311,6 +314,11 @@ def model_facts(store: Store, uri: str) -> ModelFacts:
     return ModelFacts(f"models:/{info.model_id}", info.run_id, named)
 
 
+def _requirement(name: str) -> str:
+    """The installed version of a package, without a build's suffix that no index knows."""
+    return f"{name}=={version(name).partition('+')[0]}"
+
+
 def model_exists(store: Store, uri: str) -> bool:
     """Whether a logged model (``models:/m-...``) is still in the store."""
     try:
@@ -339,10 +347,10 @@ def register(store: Store, name: str, model_uri: str, tags: Mapping[str, str]) -
     """Register a logged model, or find it registered; returns the version's number."""
     known = store.client.search_model_versions(f"name = '{name}'")
     same = [version for version in known if version.source == model_uri]
-    version = same[0] if same else mlflow.register_model(model_uri, name)
+    registered = same[0] if same else mlflow.register_model(model_uri, name)
     for key, value in tags.items():
-        store.client.set_model_version_tag(name, version.version, key, value)
-    return str(version.version)
+        store.client.set_model_version_tag(name, registered.version, key, value)
+    return str(registered.version)
 
 
 def by_alias(store: Store, name: str, alias: str) -> Version | None:

@@ -26,7 +26,13 @@ from alexnet.batches import Reader
 from alexnet.checkpoints import Position
 from alexnet.errors import UserError
 from alexnet.metrics import Errors
-from alexnet.optimizer import MomentumSGD, build_optimizer, rates_at, set_rates
+from alexnet.optimizer import (
+    MomentumSGD,
+    build_optimizer,
+    rates_at,
+    set_rates,
+    with_drops,
+)
 from alexnet.placement import place
 from alexnet.recipes import RECIPES, Recipe
 from alexnet.shards import Manifest, read_manifest
@@ -77,8 +83,10 @@ def work_on_rank(config: Mapping[str, Any]) -> None:
 def chosen_recipe(settings: TrainSettings) -> Recipe:
     """The recipe with the settings' numbers in place of its own."""
     recipe = RECIPES[settings.recipe]
+    drops = settings.lr_drops
     return replace(
         recipe,
+        schedule=recipe.schedule if drops is None else with_drops(recipe.schedule, drops),
         learning_rate=settings.learning_rate or recipe.learning_rate,
         batch_size=settings.batch_size or recipe.batch_size,
         epochs=settings.epochs or recipe.epochs,

@@ -66,13 +66,16 @@ class TestRayCluster:
         assert counts
         assert all(count >= 2 and count % 2 == 0 for count in counts)
 
-    def test_workers_come_on_demand_and_within_the_limit(self, cluster: dict[str, Any]) -> None:
+    def test_only_gpus_wait_for_work_and_all_within_the_limit(
+        self, cluster: dict[str, Any]
+    ) -> None:
         workers = [
             kind
             for name, kind in cluster["available_node_types"].items()
             if name != cluster["head_node_type"]
         ]
-        assert [kind["min_workers"] for kind in workers] == [0] * len(workers)
+        for kind in workers:
+            assert (kind["min_workers"] > 0) == ("GPU" in kind["resources"])
         assert sum(kind["max_workers"] for kind in workers) <= cluster["max_workers"]
 
     def test_every_node_has_the_code_and_the_token(self, cluster: dict[str, Any]) -> None:

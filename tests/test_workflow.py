@@ -246,17 +246,12 @@ def test_forced_preprocessing_gives_the_same_bytes(
 
 
 def test_several_models_are_averaged(first: dict[str, Any], settings: FullRunSettings) -> None:
-    runs = [record.figures["model"] for record in _records(settings, "train")]
+    records = stages.finished(settings.workdir, "train")
+    runs = [record.figures["model"] for record in records]
     chosen = settings.part(EvaluateSettings).model_copy(update={"model": runs[:2]})
     figures = evaluate.run(chosen).figures
     assert figures["models"] == runs[:2]
     assert figures["images"] == 3 * VAL
-
-
-def _records(settings: FullRunSettings, stage: str) -> list[stages.Record]:
-    folder = Path(settings.workdir) / "stages" / stage
-    found = [stages._read(str(path)) for path in sorted(folder.iterdir())]
-    return [record for record in found if record]
 
 
 def test_batch_inference_gives_a_row_for_every_file(

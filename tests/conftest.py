@@ -1,0 +1,34 @@
+"""What several test modules need."""
+
+from pathlib import Path
+
+import pytest
+import small
+import torch
+
+from alexnet import sharding
+from alexnet.shards import Manifest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The networks here are too small for more, and other work may be running beside the tests."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def raw_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 training and 12 validation images in the folders form; one of them is broken."""
+    root = tmp_path_factory.mktemp("raw-images")
+    small.write_images(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(raw_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The same images as shards: 39 training rows in five row groups, 12 validation rows in two."""
+    folder = tmp_path_factory.mktemp("shards")
+    units = small.plan(raw_images, folder)
+    for unit in units:
+        sharding.make_shard(unit)
+    return small.assemble(raw_images, folder, units)

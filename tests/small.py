@@ -1,0 +1,102 @@
+"""Small things that behave like the large ones: a few images, a narrow network."""
+
+import copy
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from alexnet import sharding
+from alexnet.recipes import RECIPES, Recipe
+from alexnet.sharding import Encoding, Unit
+from alexnet.shards import Manifest
+from alexnet.sources import read_source
+from alexnet.towers import AlexNet, Dropout, initialize
+
+CLASSES = ("n01", "n02", "n03", "n04")
+TRAIN, VAL = 10, 3
+"""Images of each class."""
+BROKEN = "train/n02/n02_4.JPEG"
+"""The one file that can't be read: it ends early."""
+JPEG = Encoding(kind="jpeg", jpeg_quality=95)
+
+
+def write_images(root: Path) -> None:
+    """A data set in the folders form: smooth noise without symmetries, sizes of all kinds."""
+    random = np.random.default_rng(2012)
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        for wnid in CLASSES:
+            folder = root / split / wnid
+            folder.mkdir(parents=True)
+            for number in range(count):
+                size = tuple(random.integers(200, 340, 2).tolist())
+                coarse = Image.fromarray(random.integers(0, 256, (8, 9, 3), np.uint8))
+                path = folder / f"{wnid}_{number}.JPEG"
+                coarse.resize(size, Image.Resampling.BICUBIC).save(path, "JPEG", quality=90)
+    broken = root / BROKEN
+    broken.write_bytes(broken.read_bytes()[:1500])
+
+
+def plan(
+    raw: Path, folder: Path, *, rows_per_shard: int = 8, seed: int = 0, encoding: Encoding = JPEG
+) -> list[Unit]:
+    """The units of work that shard the images into a folder."""
+    return sharding.write_plan(str(folder), read_source(str(raw)), encoding, rows_per_shard, seed)
+
+
+def assemble(raw: Path, folder: Path, units: list[Unit]) -> Manifest:
+    """The manifest of finished units."""
+    source = read_source(str(raw))
+    return sharding.assemble(
+        str(folder),
+        units,
+        digest=sharding.plan_digest(source, {}),
+        source=str(raw),
+        form=source.form,
+        settings={},
+        labels=source.labels,
+    )
+
+
+def narrow_network(recipe: Recipe, classes: int = len(CLASSES), *, seed: int = 0) -> AlexNet:
+    """The network with 2x24 units in fc6 and fc7 instead of 2x2048; initialized."""
+    network = copy.deepcopy(_narrow(recipe.name, classes))
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.probability = recipe.dropout
+    initialize(network, recipe, seed)
+    return network
+
+
+@functools.cache
+def _narrow(recipe: str, classes: int) -> AlexNet:
+    network = AlexNet(RECIPES[recipe], classes)
+    for tower in network.towers:
+        tower.fc6 = nn.Linear(9216, 24)
+        tower.fc7 = nn.Linear(48, 24)
+    network.fc8 = nn.Linear(48, classes)
+    return network
+
+
+def enliven(network: AlexNet, seed: int = 0) -> None:
+    """Weights under which every layer passes the image on.
+
+    With the weights of 2012's first step the logits hardly depend on the image, and a wrong
+    normalization would hardly show.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            std = 0.1 if name.endswith("bias") else (2 / parameter[0].numel()) ** 0.5
+            draws = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.copy_(std * draws)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over norm of what is expected."""
+    assert found.shape == expected.shape
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())

@@ -1,0 +1,229 @@
+"""Rows of real shards, in order, once; for any number of workers and threads."""
+
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from alexnet import batches, images, shards
+from alexnet.batches import Batch, Reader
+from alexnet.errors import UserError
+from alexnet.order import epoch_order
+from alexnet.shards import Manifest, Shard, write_shard
+
+SHARDS = (150, 70)
+"""Rows; row groups hold 64, so the sizes are 64, 64, 22, 64 and 6."""
+ROWS = sum(SHARDS)
+
+
+def colour_of(row: int) -> tuple[int, int, int]:
+    return row, 255 - row, (7 * row) % 256
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """220 plain images, each of a colour of its own; the label is the row's number, reversed."""
+    folder = tmp_path_factory.mktemp("wide")
+    made, row = [], 0
+    for number, count in enumerate(SHARDS):
+        rows = []
+        for _ in range(count):
+            picture = BytesIO()
+            Image.new("RGB", (256, 256), colour_of(row)).save(picture, "JPEG", quality=95)
+            rows.append(
+                {
+                    "key": f"train/{row}",
+                    "label": ROWS - 1 - row,
+                    "wnid": "n01",
+                    "image": picture.getvalue(),
+                    "width": 256,
+                    "height": 256,
+                    "sha256": "",
+                }
+            )
+            row += 1
+        name = f"train/part-{number:05d}.parquet"
+        table = pa.Table.from_pylist(rows, schema=shards.SCHEMA)
+        made.append(Shard(name, count, *write_shard(str(folder / name), table)))
+    return Manifest(
+        folder=str(folder),
+        digest="",
+        source="",
+        form="folders",
+        settings={},
+        labels=(),
+        shards={"train": tuple(made), "val": ()},
+        rejected={},
+    )
+
+
+def stored_rows(manifest: Manifest) -> tuple[list[NDArray[np.uint8]], list[int]]:
+    """Every training image and label, read with pyarrow and Pillow alone."""
+    found, labels = [], []
+    for shard in manifest.shards["train"]:
+        table = pq.read_table(Path(manifest.folder) / shard.file)
+        labels += table["label"].to_pylist()
+        found += [np.asarray(Image.open(BytesIO(data))) for data in table["image"].to_pylist()]
+    return found, labels
+
+
+def reader_of(
+    manifest: Manifest, size: int = 48, *, rank: int = 0, world: int = 1, threads: int = 2
+) -> Reader:
+    return Reader(
+        manifest=manifest, batch_size=size, seed=11, rank=rank, world=world, threads=threads
+    )
+
+
+def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a.images, b.images)
+        and torch.equal(a.labels, b.labels)
+        and np.array_equal(a.positions, b.positions)
+        and (a.offset, a.rows) == (b.offset, b.rows)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def workers() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(("batches", "decode"))]
+
+
+@pytest.mark.parametrize("size", [1, 48, 220, 500])
+def test_every_stored_row_comes_once_in_the_order_given(wide: Manifest, size: int) -> None:
+    stored, labels = stored_rows(wide)
+    order, _ = epoch_order([64, 64, 22, 64, 6], 11, 2)
+    assert sorted(order.tolist()) == list(range(ROWS))
+    seen = 0
+    for batch in reader_of(wide, size).epoch(2):
+        assert batch.offset == seen
+        assert batch.rows == len(batch.labels) == min(size, ROWS - seen)
+        assert sorted(batch.positions.tolist()) == list(range(batch.rows))
+        assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+        for image, label, position in zip(
+            batch.images, batch.labels, batch.positions.tolist(), strict=True
+        ):
+            row = int(order[seen + position])
+            assert int(label) == labels[row]
+            assert np.array_equal(image.numpy(), stored[row])
+        seen += batch.rows
+    assert seen == ROWS
+
+
+def test_photographs_and_rejects(dataset: Manifest) -> None:
+    stored, labels = stored_rows(dataset)
+    assert len(stored) == 39
+    left = {image.tobytes(): label for image, label in zip(stored, labels, strict=True)}
+    for batch in reader_of(dataset, 8).epoch(0):
+        for image, label in zip(batch.images, batch.labels, strict=True):
+            assert left.pop(image.numpy().tobytes()) == int(label)
+    assert not left
+
+
+def test_resuming_equals_continuing(wide: Manifest) -> None:
+    unbroken = list(reader_of(wide).epoch(1))
+    for done in range(len(unbroken) + 1):
+        assert same(list(reader_of(wide).epoch(1, done * 48)), unbroken[done:])
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_workers_together_equal_one(wide: Manifest, world: int) -> None:
+    alone = list(reader_of(wide, 73).epoch(4))
+    readers = [reader_of(wide, 73, rank=rank, world=world).epoch(4) for rank in range(world)]
+    for whole, *parts in zip(alone, *readers, strict=True):
+        assert {(part.offset, part.rows) for part in parts} == {(whole.offset, whole.rows)}
+        positions = np.concatenate([part.positions for part in parts])
+        back = torch.from_numpy(np.argsort(positions))
+        whole_back = torch.from_numpy(np.argsort(whole.positions))
+        pixels = torch.cat([part.images for part in parts])
+        labels = torch.cat([part.labels for part in parts])
+        assert sorted(positions.tolist()) == list(range(whole.rows))
+        assert torch.equal(pixels[back], whole.images[whole_back])
+        assert torch.equal(labels[back], whole.labels[whole_back])
+
+
+def test_more_workers_than_rows_are_left(wide: Manifest) -> None:
+    # 220 rows in batches of 73 leave one for the last batch.
+    parts = [list(reader_of(wide, 73, rank=rank, world=3).epoch(4, 219)) for rank in range(3)]
+    assert [len(part) for part in parts] == [1, 1, 1]
+    assert sorted(len(part[0].labels) for part in parts) == [0, 0, 1]
+    assert {tuple(part[0].images.shape[1:]) for part in parts} == {(256, 256, 3)}
+
+
+def test_threads_change_nothing(wide: Manifest) -> None:
+    assert same(
+        list(reader_of(wide, threads=1).epoch(0)), list(reader_of(wide, threads=5).epoch(0))
+    )
+
+
+def test_a_row_group_is_read_once(wide: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[shards.RowGroup] = []
+    original = shards.read_row_group
+
+    def count(group: shards.RowGroup, columns: list[str]) -> pa.Table:
+        read.append(group)
+        return original(group, columns)
+
+    monkeypatch.setattr(batches, "read_row_group", count)
+    list(reader_of(wide, 16).epoch(0))
+    assert len(read) == 5
+    assert set(read) == set(wide.row_groups("train"))
+
+
+def test_closing_early_stops_the_threads(wide: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    original = images.decode_stored
+
+    def count(data: pa.Buffer) -> NDArray[np.uint8]:
+        decoded.append(1)
+        return original(data)
+
+    monkeypatch.setattr(batches, "decode_stored", count)
+    epoch = reader_of(wide, 16).epoch(0)
+    assert isinstance(next(epoch), Batch)
+    assert workers()
+    assert isinstance(epoch, Iterator)
+    epoch.close()  # type: ignore[attr-defined]
+    assert not workers()
+    assert len(decoded) <= 16 * (2 + batches.AHEAD)
+
+
+def test_no_thread_survives_an_epoch(wide: Manifest) -> None:
+    list(reader_of(wide).epoch(0))
+    assert not workers()
+
+
+def damaged_copy(manifest: Manifest, folder: Path) -> tuple[Manifest, Path]:
+    shutil.copytree(manifest.folder, folder, dirs_exist_ok=True)
+    return replace(manifest, folder=str(folder)), folder / manifest.shards["train"][0].file
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "missing", "empty"])
+def test_a_damaged_shard_is_named(wide: Manifest, tmp_path: Path, damage: str) -> None:
+    copy, shard = damaged_copy(wide, tmp_path)
+    data = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    else:
+        half = len(data) // 2
+        shard.write_bytes(
+            {"truncated": data[:half], "overwritten": data[:half] + bytes(half), "empty": b""}[
+                damage
+            ]
+        )
+    with pytest.raises(UserError) as caught:
+        list(reader_of(copy).epoch(0))
+    assert str(caught.value).startswith(str(shard))
+    assert "\n" not in str(caught.value)
+    assert not workers()

@@ -1,0 +1,115 @@
+"""What a checkpoint holds, and what is said when it is damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import narrow_network
+
+from alexnet import checkpoints
+from alexnet.checkpoints import Position
+from alexnet.errors import UserError
+from alexnet.metrics import Errors
+from alexnet.optimizer import MomentumSGD, build_optimizer
+from alexnet.recipes import PAPER
+from alexnet.towers import AlexNet
+
+POSITION = Position(
+    epoch=3,
+    offset=128,
+    step=77,
+    epoch_errors=Errors(images=128, loss=3.25, wrong1=100, wrong5=60),
+    history=[{"epoch": 1.0, "val_top1_error": 0.1 + 0.2}],
+)
+
+
+def trained(seed: int) -> tuple[AlexNet, MomentumSGD]:
+    """A network with weights and momentum of its own."""
+    model = narrow_network(PAPER, seed=seed)
+    optimizer = build_optimizer(model, PAPER)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        optimizer.velocity(parameter).normal_(generator=generator)
+    return model, optimizer
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    other, its_optimizer = trained(2)
+    assert checkpoints.load(str(tmp_path), other, its_optimizer) == POSITION
+    for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, its)
+        assert torch.equal(optimizer.velocity(mine), its_optimizer.velocity(its))
+        assert its.requires_grad
+    assert checkpoints.load_position(str(tmp_path)) == POSITION
+
+
+def test_weights_alone(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    (tmp_path / "velocity.safetensors").unlink()
+    other, _ = trained(2)
+    checkpoints.load_weights(str(tmp_path), other)
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_checkpoint_is_plain_tensors_and_json(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["model.safetensors", "position.json", "velocity.safetensors"]
+    value = json.loads((tmp_path / "position.json").read_text())
+    assert (value["epoch"], value["offset"], value["step"]) == (3, 128, 77)
+    weights = load_file(tmp_path / "model.safetensors")
+    velocity = load_file(tmp_path / "velocity.safetensors")
+    named = dict(model.named_parameters())
+    assert weights.keys() == velocity.keys() == named.keys()
+    for name, parameter in named.items():
+        assert torch.equal(weights[name], parameter)
+        assert torch.equal(velocity[name], optimizer.velocity(parameter))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "velocity.safetensors"])
+@pytest.mark.parametrize("damage", ["half", "header", "empty", "text", "missing"])
+def test_damage_is_named(tmp_path: Path, name: str, damage: str) -> None:
+    model, optimizer = trained(1)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    path = tmp_path / name
+    data = path.read_bytes()
+    contents = {
+        "half": data[: len(data) // 2],
+        "header": data[:20],
+        "empty": b"",
+        "text": b"no" * 9,
+    }
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(contents[damage])
+    with pytest.raises(UserError) as caught:
+        checkpoints.load(str(tmp_path), model, optimizer)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: the checkpoint can't be read")
+    assert "\n" not in message
+
+
+def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    other = narrow_network(PAPER, classes=5)
+    before = other.fc8.weight.detach().clone()
+    with pytest.raises(UserError, match="belongs to another network"):
+        checkpoints.load_weights(str(tmp_path), other)
+    assert torch.equal(other.fc8.weight, before), "nothing was loaded"
+
+
+def test_new_momentum_is_zero_on_disk(tmp_path: Path) -> None:
+    model = narrow_network(PAPER)
+    checkpoints.save(str(tmp_path), model, build_optimizer(model, PAPER), Position())
+    velocity = load_file(tmp_path / "velocity.safetensors")
+    assert all(not tensor.any() for tensor in velocity.values())
+    assert len(velocity) == len(list(model.parameters()))

@@ -1,0 +1,291 @@
+"""From raw images to shards: counts, rejects, equal bytes, and resuming."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small
+from PIL import Image
+
+from alexnet import sharding, shards
+from alexnet.errors import UserError
+from alexnet.images import Decoded, decode
+from alexnet.sharding import Encoding, Unit
+from alexnet.shards import Manifest, read_manifest
+from alexnet.sources import read_source
+
+RAW = Encoding(kind="raw", jpeg_quality=95)
+
+
+def rows_of(folder: Path, split: str) -> list[dict[str, Any]]:
+    files = sorted((folder / split).glob("*.parquet"))
+    rows: list[dict[str, Any]] = pa.concat_tables(map(pq.read_table, files)).to_pylist()
+    return rows
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
+
+
+def test_the_manifest_counts_what_is_there(dataset: Manifest) -> None:
+    folder = Path(dataset.folder)
+    assert (dataset.rows("train"), dataset.rows("val")) == (39, 12)
+    assert dataset.rejected == {"train": 1, "val": 0}
+    for split, count in (("train", 5), ("val", 2)):
+        assert len(dataset.shards[split]) == count
+        for shard in dataset.shards[split]:
+            data = (folder / shard.file).read_bytes()
+            assert shard.bytes == len(data)
+            assert shard.sha256 == hashlib.sha256(data).hexdigest()
+            assert shard.rows == pq.read_metadata(folder / shard.file).num_rows
+    value = json.loads((folder / "manifest.json").read_text())
+    assert value["images"] == {"train": 39, "val": 12}
+    assert read_manifest(str(folder)) == dataset
+    assert not (folder / "parts").exists()
+    groups = dataset.row_groups("train")
+    assert sum(group.rows for group in groups) == 39
+    for group in groups:
+        assert shards.read_row_group(group, ["key"]).num_rows == group.rows
+
+
+def test_every_readable_image_is_in_one_row(raw_images: Path, dataset: Manifest) -> None:
+    for split in ("train", "val"):
+        rows = rows_of(Path(dataset.folder), split)
+        files = {f"{split}/{p.parent.name}/{p.name}": p for p in raw_images.glob(f"{split}/*/*")}
+        files.pop(small.BROKEN, None)
+        assert sorted(row["key"] for row in rows) == sorted(files)
+        for row in rows:
+            original = files[row["key"]].read_bytes()
+            assert row["sha256"] == hashlib.sha256(original).hexdigest()
+            assert row["wnid"] == files[row["key"]].parent.name == small.CLASSES[row["label"]]
+            assert (row["width"], row["height"]) == Image.open(files[row["key"]]).size
+            decoded = decode(original)
+            assert isinstance(decoded, Decoded)
+            stored = np.asarray(Image.open(BytesIO(row["image"])))
+            # JPEG of quality 95 with halved colour resolution.
+            difference = stored.astype(np.float64) - decoded.pixels
+            assert np.abs(difference).mean() < 2
+
+
+def test_rejects_say_why(dataset: Manifest) -> None:
+    rejects = pq.read_table(Path(dataset.folder) / "rejects.parquet")
+    assert rejects.column_names == ["key", "split", "reason", "detail"]
+    (reject,) = rejects.to_pylist()
+    assert (reject["key"], reject["split"], reject["reason"]) == (
+        small.BROKEN,
+        "train",
+        "truncated",
+    )
+    assert reject["detail"]
+
+
+def test_pandas_reads_a_shard(dataset: Manifest) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(Path(dataset.folder) / dataset.shards["val"][0].file)
+    assert list(frame.columns) == ["key", "label", "wnid", "image", "width", "height", "sha256"]
+    assert str(frame["label"].dtype) == "int32"
+    assert Image.open(BytesIO(frame["image"][0])).size == (256, 256)
+
+
+@pytest.mark.parametrize("encoding", [small.JPEG, RAW])
+def test_made_twice_in_any_order_the_bytes_are_equal(
+    raw_images: Path, tmp_path: Path, encoding: Encoding
+) -> None:
+    manifests = []
+    for name, step in (("first", 1), ("second", -1)):
+        units = small.plan(raw_images, tmp_path / name, encoding=encoding)
+        for unit in units[::step]:
+            sharding.make_shard(unit)
+        manifests.append(small.assemble(raw_images, tmp_path / name, units))
+    assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
+    assert manifests[0] == replace(manifests[1], folder=str(tmp_path / "first"))
+    assert manifests[0].content() == manifests[1].content()
+    first, second = (np.load(tmp_path / name / "statistics.npz") for name in ("first", "second"))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_raw_rows_hold_the_pixels(raw_images: Path, tmp_path: Path) -> None:
+    unit = small.plan(raw_images, tmp_path, encoding=RAW)[-1]
+    sharding.make_shard(unit)
+    for row in pq.read_table(tmp_path / unit.file).to_pylist():
+        decoded = decode((raw_images / row["key"]).read_bytes())
+        assert isinstance(decoded, Decoded)
+        assert row["image"] == decoded.pixels.tobytes()
+
+
+def test_shards_are_a_shuffle_that_the_seed_decides(raw_images: Path, tmp_path: Path) -> None:
+    def keys(name: str, seed: int) -> list[str]:
+        small.plan(raw_images, tmp_path / name, seed=seed)
+        plan = pq.read_table(tmp_path / name / "parts" / "plan.parquet")
+        found: list[str] = plan["key"].to_pylist()
+        return found
+
+    first = keys("a", 0)
+    assert first == keys("b", 0)
+    assert first != keys("c", 1)
+    assert sorted(first) == sorted(keys("c", 1))
+    assert len(set(first)) == 52
+    train = [key for key in first if key.startswith("train")]
+    assert first[:40] == train != sorted(train)
+    # A fair sample: the first shard has no single class.
+    assert len({key.split("/")[1] for key in train[:8]}) > 1
+
+
+def test_units_cover_the_plan(raw_images: Path, tmp_path: Path) -> None:
+    units = small.plan(raw_images, tmp_path, rows_per_shard=15)
+    assert [(u.split, u.number, u.group, u.rows) for u in units] == [
+        ("train", 0, 0, 15),
+        ("train", 1, 1, 15),
+        ("train", 2, 2, 10),
+        ("val", 0, 3, 12),
+    ]
+    plan = pq.ParquetFile(tmp_path / "parts" / "plan.parquet")
+    for unit in units:
+        rows = plan.read_row_group(unit.group)
+        assert rows.num_rows == unit.rows
+        assert set(rows["split"].to_pylist()) == {unit.split}
+
+
+def test_finished_shards_are_kept(raw_images: Path, tmp_path: Path) -> None:
+    units = small.plan(raw_images, tmp_path)
+    assert not any(sharding.is_done(unit) for unit in units)
+    for unit in units[:3]:
+        sharding.make_shard(unit)
+    assert [sharding.is_done(unit) for unit in units] == [True] * 3 + [False] * 4
+    times = {unit.file: os.stat(tmp_path / unit.file).st_mtime_ns for unit in units[:3]}
+    # The next run plans again and makes only what is missing.
+    again = small.plan(raw_images, tmp_path)
+    assert again == units
+    for unit in again:
+        if not sharding.is_done(unit):
+            sharding.make_shard(unit)
+    assert all(os.stat(tmp_path / name).st_mtime_ns == time for name, time in times.items())
+    assert small.assemble(raw_images, tmp_path, units).rows("train") == 39
+
+
+def remove_shard(folder: Path, unit: Unit) -> None:
+    (folder / unit.file).unlink()
+
+
+def remove_report(folder: Path, unit: Unit) -> None:
+    Path(unit.report).unlink()
+
+
+def cut_shard(folder: Path, unit: Unit) -> None:
+    path = folder / unit.file
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [remove_shard, remove_report, cut_shard])
+def test_a_damaged_shard_is_not_done(
+    raw_images: Path, tmp_path: Path, damage: Callable[[Path, Unit], None]
+) -> None:
+    unit = small.plan(raw_images, tmp_path)[0]
+    sharding.make_shard(unit)
+    before = (tmp_path / unit.file).read_bytes()
+    assert sharding.is_done(unit)
+    damage(tmp_path, unit)
+    assert not sharding.is_done(unit)
+    sharding.make_shard(unit)
+    assert sharding.is_done(unit)
+    assert (tmp_path / unit.file).read_bytes() == before
+
+
+def test_a_shard_of_rejects_alone_is_done_without_a_file(raw_images: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(raw_images, raw)
+    units = small.plan(raw, tmp_path / "shards", rows_per_shard=1)
+    made = [sharding.make_shard(unit) for unit in units]
+    empty = [unit for unit, report in zip(units, made, strict=True) if not report["rows"]]
+    assert len(empty) == 1
+    assert sharding.is_done(empty[0])
+    assert not (tmp_path / "shards" / empty[0].file).exists()
+    manifest = small.assemble(raw, tmp_path / "shards", units)
+    assert (manifest.rows("train"), manifest.rejected["train"]) == (39, 1)
+    assert len(manifest.row_groups("train")) == 39
+
+
+def test_a_file_that_is_gone_is_a_reject(raw_images: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(raw_images, raw)
+    units = small.plan(raw, tmp_path / "shards")
+    gone = raw / "val" / "n03" / "n03_1.JPEG"
+    gone.unlink()
+    reports = [sharding.make_shard(unit) for unit in units]
+    rejects = {r["key"]: r["reason"] for report in reports for r in report["rejects"]}
+    assert rejects == {small.BROKEN: "truncated", "val/n03/n03_1.JPEG": "unreadable"}
+
+
+def test_a_split_without_a_readable_image_is_refused(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for split in ("train", "val"):
+        folder = raw / split / "n01"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (300, 300)).save(folder / "sound.png")
+    (raw / "val" / "n01" / "sound.png").write_bytes(b"no image")
+    units = small.plan(raw, tmp_path / "shards")
+    for unit in units:
+        sharding.make_shard(unit)
+    with pytest.raises(UserError, match="val/n01/sound.png, is rejected as not an image"):
+        small.assemble(raw, tmp_path / "shards", units)
+    assert not (tmp_path / "shards" / "manifest.json").exists()
+
+
+def test_the_digest_names_images_and_settings(raw_images: Path, tmp_path: Path) -> None:
+    settings = {"encoding": "jpeg", "seed": 0}
+    raw = tmp_path / "elsewhere"
+    shutil.copytree(raw_images, raw)
+    digest = sharding.plan_digest(read_source(str(raw_images)), settings)
+    assert len(digest) == 16
+    assert int(digest, 16) >= 0
+
+    def elsewhere(changed: dict[str, Any] | None = None) -> str:
+        return sharding.plan_digest(read_source(str(raw)), changed or settings)
+
+    assert elsewhere() == digest, "the place does not matter"
+    assert elsewhere({"seed": 0, "encoding": "jpeg"}) == digest
+    assert elsewhere({"encoding": "raw", "seed": 0}) != digest
+    assert elsewhere({"encoding": "jpeg", "seed": 1}) != digest
+    image = raw / "train" / "n01" / "n01_1.JPEG"
+    image.write_bytes(image.read_bytes() + b"\0")
+    longer = elsewhere()
+    assert longer != digest
+    image.write_bytes(image.read_bytes()[:-1])
+    assert elsewhere() == digest
+    image.rename(image.with_name("n01_x.JPEG"))
+    assert elsewhere() not in (digest, longer)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 0}', "[]"])
+def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=str(path)):
+        read_manifest(str(tmp_path))
+    path.unlink()
+    with pytest.raises(UserError, match="run pipelines/preprocess.py first"):
+        read_manifest(str(tmp_path))
+
+
+def test_content_is_of_the_bytes(dataset: Manifest) -> None:
+    first = dataset.shards["train"][0]
+    changed = {
+        **dataset.shards,
+        "train": (replace(first, sha256="0"), *dataset.shards["train"][1:]),
+    }
+    other = replace(dataset, shards=changed)
+    assert other.content() != dataset.content()
+    assert other.content("val") == dataset.content("val")
+    assert other.content("train") != dataset.content("train")
+    assert replace(dataset, folder="elsewhere", digest="").content() == dataset.content()
