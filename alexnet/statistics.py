@@ -99,7 +99,7 @@ def read_statistics(path: str) -> Statistics:
     try:
         with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as arrays:
             return Statistics(arrays["mean_image"], arrays["rgb_covariance"], int(arrays["count"]))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: can't be read ({error}); run pipelines/preprocess.py --force"
         ) from error

@@ -38,14 +38,14 @@ def run(settings: FullRunSettings) -> Figures:
     """Run the chosen stages, each in an MLflow run nested in one for all."""
     begun = time.monotonic()
     storage.make_folder(settings.workdir)
-    store = tracking.connect(settings)
+    tracking.knock(settings)
     outcomes: dict[StageName, Outcome] = {}
-    with _parent_run(settings, store, outcomes) as parent:
+    with _parent_run(settings, outcomes) as parent:
         for name in _chosen(settings):
             outcomes[name] = STAGES[name](settings, parent)
     seconds = time.monotonic() - begun
     print(f"full_run: done in {duration(seconds)}. To look at the runs:", flush=True)
-    print(f"  {store.how_to_open()}", flush=True)
+    print(f"  {tracking.connect(settings).how_to_open()}", flush=True)
     stages = {name: outcome.figures for name, outcome in outcomes.items()}
     counted = {
         key: stages[name][key]
@@ -75,7 +75,7 @@ def _chosen(settings: FullRunSettings) -> list[StageName]:
 
 @contextmanager
 def _parent_run(
-    settings: FullRunSettings, store: tracking.Store, outcomes: Mapping[StageName, Outcome]
+    settings: FullRunSettings, outcomes: Mapping[StageName, Outcome]
 ) -> Iterator[Parent]:
     """The run that the stages' runs are nested in.
 
@@ -83,32 +83,33 @@ def _parent_run(
     run that did not finish is gone on with.
     """
     identity = Identity(stage="full_run", settings=settings.results(), inputs={}, code="")
-    opened: list[Record] = []
+    opened: list[tuple[tracking.Store, Record]] = []
 
     def parent() -> str:
         if not opened:
+            store = tracking.connect(settings)
             record = begin(
                 settings.workdir,
                 identity,
                 lambda old: tracking.open_run(store, "full_run", resume=old, parent=None),
             )
-            opened.append(record)
-        return opened[0].run_id
+            opened.append((store, record))
+        return opened[0][1].run_id
 
     try:
         yield parent
     except BaseException as error:
-        if opened:
-            tracking.close_run(store, opened[0].run_id, error)
+        for store, record in opened:
+            tracking.close_run(store, record.run_id, error)
         raise
-    if opened:
-        run = tracking.Run(store, opened[0].run_id)
+    for store, record in opened:
+        run = tracking.Run(store, record.run_id)
         run.params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
         run.tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
         run.metrics(_summary(outcomes))
         run.note(_note(outcomes))
-        tracking.close_run(store, opened[0].run_id, None)
-        finish(settings.workdir, opened[0], {})
+        tracking.close_run(store, record.run_id, None)
+        finish(settings.workdir, record, {})
 
 
 def _summary(outcomes: Mapping[StageName, Outcome]) -> dict[str, float]:

@@ -68,13 +68,13 @@ def connect(settings: Settings) -> Store:
     """
     for name in CLIENT_WARNINGS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    knock(settings)
     local = settings.tracking_uri is None
     uri = settings.tracking_uri or f"sqlite:///{settings.workdir}/mlflow.db"
-    _knock(uri)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    client = MlflowClient(uri, uri)
     try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        client = MlflowClient(uri, uri)
         experiment = client.get_experiment_by_name(settings.experiment)
         if experiment is None:
             artifacts = storage.join(settings.workdir, "mlartifacts") if local else None
@@ -94,8 +94,13 @@ def connect(settings: Settings) -> Store:
     return Store(uri, experiment_id, local)
 
 
-def _knock(uri: str) -> None:
-    """Find out within seconds whether a server listens; MLflow itself would try for minutes."""
+def knock(settings: Settings) -> None:
+    """Find out within seconds whether a server listens; MLflow itself would try for minutes.
+
+    Raises:
+        UserError: nobody listens at ``--tracking-uri``.
+    """
+    uri = settings.tracking_uri or ""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alexnet.optimizer import MomentumSGD, Rates, build_optimizer, rates_at, set_rates
+from alexnet.optimizer import MomentumSGD, Rates, build_optimizer, rates_at, set_rates, with_drops
 from alexnet.recipes import LAYERS, RECIPES, PlateauSchedule, StepSchedule
 
 RATES = [0.01, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
@@ -137,6 +137,18 @@ def test_schedule_of_the_source(epoch: int, rate: float, conv1: float, noise: bo
         rates = rates_at(schedule, 0.01, epoch, errors)
         assert rates.learning_rate == pytest.approx(rate, rel=1e-12)
         assert (rates.conv1, rates.colour_noise) == (conv1, noise)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_drops_may_be_given(recipe: str) -> None:
+    schedule = with_drops(RECIPES[recipe].schedule, [2, 4])
+    rates = [rates_at(schedule, 0.02, epoch, [9.0] * epoch) for epoch in (0, 1, 2, 3, 4, 80)]
+    assert [one.learning_rate for one in rates] == pytest.approx(
+        [0.02] * 2 + [2e-3] * 2 + [2e-4] * 2
+    )
+    last = (0.0, False) if recipe == "source145" else (1.0, True)
+    assert (rates[-1].conv1, rates[-1].colour_noise) == last
+    assert (rates[0].conv1, rates[0].colour_noise) == (1.0, True)
 
 
 def plateau(errors: Sequence[float], schedule: PlateauSchedule | None = None) -> list[float]:

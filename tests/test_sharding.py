@@ -237,7 +237,7 @@ def test_a_split_without_a_readable_image_is_refused(tmp_path: Path) -> None:
     units = small.plan(raw, tmp_path / "shards")
     for unit in units:
         sharding.make_shard(unit)
-    with pytest.raises(UserError, match="val/n01/sound.png, is rejected as not an image"):
+    with pytest.raises(UserError, match=r"val/n01/sound\.png, is rejected as not an image"):
         small.assemble(raw, tmp_path / "shards", units)
     assert not (tmp_path / "shards" / "manifest.json").exists()
 
@@ -274,7 +274,7 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, text: str) -> Non
     with pytest.raises(UserError, match=str(path)):
         read_manifest(str(tmp_path))
     path.unlink()
-    with pytest.raises(UserError, match="run pipelines/preprocess.py first"):
+    with pytest.raises(UserError, match=r"run pipelines/preprocess\.py first"):
         read_manifest(str(tmp_path))
 
 

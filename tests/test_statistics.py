@@ -48,10 +48,8 @@ def test_against_all_images_at_once() -> None:
     statistics = finish(sums_of(images))
     mean, covariance = expected(images)
     assert statistics.count == 9
-    assert (statistics.mean_image.dtype, statistics.mean_image.shape) == (
-        np.float32,
-        (256, 256, 3),
-    )
+    assert statistics.mean_image.dtype == np.float32
+    assert statistics.mean_image.shape == (256, 256, 3)
     np.testing.assert_array_equal(statistics.mean_image, mean.astype(np.float32))
     np.testing.assert_allclose(statistics.rgb_covariance, covariance, rtol=1e-10)
     assert np.linalg.eigvalsh(statistics.rgb_covariance).min() > 0

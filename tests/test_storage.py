@@ -20,21 +20,25 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def write_half(path: str, error: type[BaseException]) -> None:
+    with storage.atomic_output(path) as file:
+        file.write(b"half")
+        raise error
+
+
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, OSError])
 def test_an_exception_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "new" / "file"
-    with pytest.raises(error), storage.atomic_output(str(path)) as file:
-        file.write(b"half")
-        raise error
+    with pytest.raises(error):
+        write_half(str(path), error)
     assert files_below(tmp_path) == []
 
 
 def test_an_exception_keeps_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     storage.write_bytes(str(path), b"old")
-    with pytest.raises(Stop), storage.atomic_output(str(path)) as file:
-        file.write(b"new")
-        raise Stop
+    with pytest.raises(Stop):
+        write_half(str(path), Stop)
     assert path.read_bytes() == b"old"
     assert files_below(tmp_path) == ["file"]
 
@@ -86,9 +90,8 @@ def test_an_object_is_sent_only_when_it_is_whole(
     monkeypatch.setattr(
         storage, "locate", lambda path: (fs.LocalFileSystem(), str(tmp_path / "object"))
     )
-    with pytest.raises(Stop), storage.atomic_output("s3://bucket/object") as file:
-        file.write(b"half")
-        raise Stop
+    with pytest.raises(Stop):
+        write_half("s3://bucket/object", Stop)
     assert files_below(tmp_path) == []
     with storage.atomic_output("s3://bucket/object") as file:
         file.write(b"content")
