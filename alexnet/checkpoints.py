@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.metrics import Errors
 from alexnet.optimizer import MomentumSGD
@@ -65,10 +66,18 @@ def load(folder: str, model: AlexNet, optimizer: MomentumSGD) -> Position:
 
 
 def load_position(folder: str) -> Position:
-    """Where the training stood when the checkpoint was written."""
-    with open(os.path.join(folder, "position.json")) as file:
-        value = json.load(file)
-    return Position(**(value | {"epoch_errors": Errors(**value["epoch_errors"])}))
+    """Where the training stood when the checkpoint was written.
+
+    Raises:
+        UserError: ``position.json`` is missing or damaged.
+    """
+    path = os.path.join(folder, "position.json")
+    try:
+        with open(path) as file:
+            value = json.load(file)
+        return Position(**(value | {"epoch_errors": Errors(**value["epoch_errors"])}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
 
 
 def load_weights(folder: str, model: AlexNet) -> None:
@@ -88,11 +97,15 @@ def _tensors(folder: str, name: str, model: AlexNet) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: the checkpoint can't be read ({' '.join(str(error).split())}); "
-            "delete its folder to go on from an older one"
-        ) from error
+        raise _damaged(path, error) from error
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if shapes != {key: tuple(p.shape) for key, p in model.named_parameters()}:
         raise UserError(f"{path}: belongs to another network (names or shapes differ)")
     return tensors
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: the checkpoint can't be read ({storage.one_line(error)}); "
+        "delete its folder to go on from an older one"
+    )

@@ -25,6 +25,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from alexnet.storage import one_line
+
 SIDE = 256
 """Width and height of a decoded image."""
 
@@ -113,11 +115,11 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded | Rejection:
             (SIDE, SIDE), Image.Resampling.BILINEAR, box=_central_square(width, height)
         )
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return Rejection("too many pixels", _one_line(error))
+        return Rejection("too many pixels", one_line(error))
     except MemoryError:
         raise  # The machine's fault; the size was already found to be within the limit.
     except Exception as error:  # Pillow's readers raise almost anything on damaged files.
-        return Rejection(_reason(data, str(error).lower()), _one_line(error))
+        return Rejection(_reason(data, str(error).lower()), one_line(error))
     return Decoded(np.array(square), width, height)
 
 
@@ -173,7 +175,3 @@ def _ends_early(data: bytes) -> bool:
     if data.startswith(b"BM"):
         return len(data) < int.from_bytes(data[2:6], "little")
     return not data.endswith((b"\xff\xd9", b"IEND\xaeB`\x82", b";"))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -68,8 +68,7 @@ def plan_digest(source: Source, settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(repr((shards.FORMAT, sorted(settings.items()))).encode())
     digest.update(repr([tuple(label) for label in source.labels]).encode())
     for column in ("key", "wnid", "size"):
-        for batch in source.index[column].chunks:
-            digest.update("\n".join(map(str, batch.to_pylist())).encode())
+        digest.update("\n".join(map(str, source.index[column].to_pylist())).encode() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -158,7 +157,7 @@ def _make_row(
     try:
         data = read_image_bytes(planned["path"], planned["offset"], planned["size"])
     except (OSError, EOFError) as error:
-        return Rejection("unreadable", " ".join(str(error).split()))
+        return Rejection("unreadable", storage.one_line(error))
     decoded = decode(data)
     if isinstance(decoded, Rejection):
         return decoded

@@ -114,6 +114,7 @@ def write_shard(path: str, rows: pa.Table) -> tuple[int, str]:
         compression="none",
         use_dictionary=["wnid", "label"],
         write_statistics=["key", "label", "width", "height"],
+        write_page_checksum=True,
     )
     data = sink.getvalue()
     storage.write_bytes(path, data)
@@ -128,10 +129,12 @@ def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
     """
     try:
         with storage.open_input(group.path) as file:
-            table = pq.ParquetFile(file).read_row_group(group.number, columns=columns)
+            table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(
+                group.number, columns=columns
+            )
     except (OSError, pa.ArrowException, IndexError) as error:
         raise UserError(
-            f"{group.path}: the shard can't be read ({' '.join(str(error).split())}); "
+            f"{group.path}: the shard can't be read ({storage.one_line(error)}); "
             "run pipelines/preprocess.py --force to make it again"
         ) from error
     assert table.num_rows == group.rows, group

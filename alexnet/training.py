@@ -84,7 +84,7 @@ def train_epoch(
             )
             for mean in setup.means
         ]
-        _seed_dropout(setup.seed, epoch, batch.offset, reader.rank)
+        _seed_dropout(setup, epoch, batch.offset, reader.rank)
         yield train_step(model, optimizer, patches, batch, reader.world)
 
 
@@ -140,7 +140,14 @@ def validate(
     return errors
 
 
-def _seed_dropout(seed: int, epoch: int, offset: int, rank: int) -> None:
-    """Give this step's dropout masks a stream of their own on every device."""
-    words = np.random.SeedSequence([seed, epoch, offset, rank]).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0]))
+def _seed_dropout(setup: Setup, epoch: int, offset: int, rank: int) -> None:
+    """Give this step's dropout masks a stream of their own on every device.
+
+    ``torch.manual_seed`` gives all devices the same seed, with which both towers would drop the
+    same units, so each GPU after the first gets another one.
+    """
+    sequence = np.random.SeedSequence([setup.seed, epoch, offset, rank])
+    seeds = sequence.generate_state(len(setup.means), np.uint64).tolist()
+    torch.manual_seed(seeds[0])
+    for mean, seed in list(zip(setup.means, seeds, strict=True))[1:]:
+        torch.cuda.default_generators[mean.device.index].manual_seed(seed)

@@ -133,7 +133,7 @@ def read_and_decode(files: pa.Table) -> pa.Table:
             found = decode(read_image_bytes(path, 0, size))
         except (OSError, EOFError) as error:
             pixels.append(None)
-            reasons.append(f"unreadable: {' '.join(str(error).split())}")
+            reasons.append(f"unreadable: {storage.one_line(error)}")
             continue
         if isinstance(found, Decoded):
             pixels.append(found.pixels.tobytes())

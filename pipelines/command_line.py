@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from alexnet import storage
 from alexnet.errors import UserError
 from pipelines.presets import PRESETS
 from pipelines.settings import BatchInferenceSettings, FullRunSettings, S
@@ -39,7 +40,7 @@ def script(
         settings = read_settings(kind, sys.argv[1:], description)
         figures = work(settings)
     except UserError as error:
-        _leave(2, f"{_program()}: {' '.join(str(error).split())}")
+        _leave(2, f"{_program()}: {storage.one_line(error)}")
     except KeyboardInterrupt:
         _leave(1, f"{_program()}: interrupted; the same command goes on where this one stopped")
     except Exception as error:

@@ -33,7 +33,7 @@ def fetch(workdir: str) -> str:
         Imagenette(workdir, split="train", size="full", download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"Imagenette can't be downloaded ({' '.join(str(error).split())}); "
+            f"Imagenette can't be downloaded ({storage.one_line(error)}); "
             f"unpack imagenette2.tgz yourself and give its folder as --source"
         ) from error
     return place

@@ -333,7 +333,7 @@ def model_exists(store: Store, uri: str) -> bool:
 
 
 def _no_model(uri: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
+    reason = storage.one_line(error)[:200]
     return UserError(
         f"{uri}: no AlexNet model can be loaded from there ({reason}); "
         "train and promote one first, or give another --model"

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -193,10 +194,16 @@ def test_closing_early_stops_the_threads(wide: Manifest, monkeypatch: pytest.Mon
     epoch = reader_of(wide, 16).epoch(0)
     assert isinstance(next(epoch), Batch)
     assert workers()
+    ahead = 16 * (1 + batches.AHEAD)  # The batch in use and those behind it.
+    deadline = time.monotonic() + 30
+    while len(decoded) < ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert len(decoded) == ahead
     assert isinstance(epoch, Iterator)
     epoch.close()  # type: ignore[attr-defined]
     assert not workers()
-    assert len(decoded) <= 16 * (2 + batches.AHEAD)
+    assert len(decoded) == ahead
 
 
 def test_no_thread_survives_an_epoch(wide: Manifest) -> None:
@@ -209,7 +216,7 @@ def damaged_copy(manifest: Manifest, folder: Path) -> tuple[Manifest, Path]:
     return replace(manifest, folder=str(folder)), folder / manifest.shards["train"][0].file
 
 
-@pytest.mark.parametrize("damage", ["truncated", "overwritten", "missing", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "rotten", "missing", "empty"])
 def test_a_damaged_shard_is_named(wide: Manifest, tmp_path: Path, damage: str) -> None:
     copy, shard = damaged_copy(wide, tmp_path)
     data = shard.read_bytes()
@@ -217,11 +224,13 @@ def test_a_damaged_shard_is_named(wide: Manifest, tmp_path: Path, damage: str) -
         shard.unlink()
     else:
         half = len(data) // 2
-        shard.write_bytes(
-            {"truncated": data[:half], "overwritten": data[:half] + bytes(half), "empty": b""}[
-                damage
-            ]
-        )
+        contents = {
+            "truncated": data[:half],
+            "overwritten": data[:half] + bytes(half),
+            "rotten": data[:half] + bytes(50) + data[half + 50 :],
+            "empty": b"",
+        }
+        shard.write_bytes(contents[damage])
     with pytest.raises(UserError) as caught:
         list(reader_of(copy).epoch(0))
     assert str(caught.value).startswith(str(shard))

@@ -73,7 +73,7 @@ def test_a_checkpoint_is_plain_tensors_and_json(tmp_path: Path) -> None:
         assert torch.equal(velocity[name], optimizer.velocity(parameter))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "velocity.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "velocity.safetensors", "position.json"])
 @pytest.mark.parametrize("damage", ["half", "header", "empty", "text", "missing"])
 def test_damage_is_named(tmp_path: Path, name: str, damage: str) -> None:
     model, optimizer = trained(1)
