@@ -4,10 +4,10 @@ from typing import Any
 
 SAMPLE: dict[str, Any] = {
     "recipe": "source145",
-    "epochs": 4,
+    "epochs": 3,
     "batch_size": 16,
     "learning_rate": 0.002,
-    "lr_drops": [3],
+    "lr_drops": [2],
     "rows_per_shard": 128,
     "log_steps": 5,
 }

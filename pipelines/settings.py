@@ -28,7 +28,9 @@ def option(default: Any, description: str, *, result: bool = False, **bounds: An
 class Settings(BaseModel):
     """What all stages share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, validate_default=True
+    )
 
     workdir: Place = option(
         "work", "folder for shards, checkpoints, records and the tracking store"

@@ -120,6 +120,13 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert settings.source == "s3://bucket/raw"
 
 
+def test_the_default_workdir_is_absolute_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read([]).workdir == str(tmp_path / "work")
+
+
 def test_several_models_are_a_list() -> None:
     settings = read_settings(EvaluateSettings, ["--model", "models:/a/1", "models:/a/2"], "text")
     assert settings.model == ["models:/a/1", "models:/a/2"]
