@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 import socket
 
 import ray
@@ -33,6 +34,9 @@ def connect() -> None:
     if address:
         ray.init(address=address, **quiet)
     else:
+        # Ray would leave a token in the home directory, with which a later `ray start --head`
+        # asks for it and a plain `ray job submit` no longer gets in.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(
             address="local",
             include_dashboard=False,
