@@ -11,6 +11,18 @@ SAMPLE: dict[str, Any] = {
     "rows_per_shard": 128,
     "log_steps": 5,
 }
+"""Handwritten digits, embedded.
+
+Command: ``python pipelines/full_run.py``.
+Time: 5.5 minutes on 2 CPU cores, of which training takes 4.
+Result: 9.7 % top-1 error with ten views (0.3 % top-5); with ``--epochs 4 --lr-drops 3``, one
+minute more, 5.3 %.
+
+What was seen on the way: at batch 32 and rate .002, today's dropout, which scales up in training,
+threw the loss to 9 in the first steps and left the first epoch at chance; 2012's dropout did not.
+After two epochs, batch 32 at rate .003 stood at 26 % error, batch 16 at rate .002 at 14 %. The drop
+took the fourth of four epochs from 11.4 to 6.7 % (centre view).
+"""
 
 IMAGENETTE: dict[str, Any] = {
     "recipe": "source145",
@@ -19,6 +31,11 @@ IMAGENETTE: dict[str, Any] = {
     "learning_rate": 0.002,
     "rows_per_shard": 512,
 }
+"""Ten classes of ILSVRC2012 at full size, downloaded when ``--source`` is absent.
+
+Command: ``python pipelines/full_run.py --preset imagenette --workdir imagenette``.
+Time and result: not measured yet. The rate is the sample's, since .01 with few classes diverges.
+"""
 
 ILSVRC2012: dict[str, Any] = {
     "recipe": "source145",
@@ -26,5 +43,13 @@ ILSVRC2012: dict[str, Any] = {
     "checkpoint_steps": 2000,
     "log_steps": 50,
 }
+"""The real thing; everything else is the recipe's.
+
+Command: ``python pipelines/full_run.py --preset ilsvrc2012 --source FOLDER --workdir FOLDER
+--num-workers N --device cuda``.
+Time: not measured; no GPUs were at hand.
+Result to expect, from the authors' own log of ``source145``: 40.7 % top-1 and 18.2 % top-5 error
+on the validation images.
+"""
 
 PRESETS = {"sample": SAMPLE, "imagenette": IMAGENETTE, "ilsvrc2012": ILSVRC2012}

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 PARENT = "mlflow.parentRunId"
 DIGEST_LENGTH = 32
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Without this tag, the UI opens the experiment as one about language models."""
 CLIENT_WARNINGS = ("mlflow", "alembic", "mlflow.store", "mlflow.models")
 
 
@@ -78,7 +80,9 @@ def connect(settings: Settings) -> Store:
         experiment = client.get_experiment_by_name(settings.experiment)
         if experiment is None:
             artifacts = storage.join(settings.workdir, "mlartifacts") if local else None
-            experiment_id = client.create_experiment(settings.experiment, artifacts)
+            experiment_id = client.create_experiment(
+                settings.experiment, artifacts, tags=MODEL_TRAINING
+            )
         elif experiment.lifecycle_stage == "deleted":
             raise UserError(
                 f"experiment {settings.experiment} is deleted in {redacted(uri)}; restore it or "

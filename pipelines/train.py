@@ -107,9 +107,9 @@ def _work(
         "epochs": position.epoch,
         "steps": position.step,
         "images_per_second": round(last["images_per_second"], 1),
-        "train_loss": last["train_loss"],
-        "val_top1_error": last["val_top1_error"],
-        "val_top5_error": last["val_top5_error"],
+        "train_loss": round(last["train_loss"], 4),
+        "val_top1_error": round(last["val_top1_error"], 3),
+        "val_top5_error": round(last["val_top5_error"], 3),
         "checkpoint": result.checkpoint.path,
         "model": uri,
     }
