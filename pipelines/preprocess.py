@@ -92,7 +92,7 @@ def _work(
     digest = sharding.plan_digest(source, settings.results())
     folder = storage.join(settings.workdir, "shards", digest)
     run.tags({"shards.digest": digest})
-    run.data(storage.join(place), source.fingerprint, place, "raw images", f"form: {source.form}")
+    run.data(place, source.fingerprint, place, "raw images", f"form: {source.form}")
     units = _prepare(settings, folder, source, record)
     missing = [unit for unit in units if not sharding.is_done(unit)]
     seconds = _make_shards(units, missing)
