@@ -1,163 +1,129 @@
-"""From the index of raw images to shards: a plan, its units of work, and the manifest.
+"""The work that makes one shard: read, decode, resize, encode, write, report.
 
-The plan is the whole index in the order in which it will be written, one row group for each
-shard: a seeded global shuffle, so that any shard is a fair sample. It is named by a digest of
-what it depends on. One unit of work makes one shard and depends on the plan alone; beside the
-shard it leaves a report, and a unit whose report and shard exist is not done again. When all
-are there, ``assemble`` adds up the reports and writes the manifest last.
+It depends on the plan alone, so it gives the same bytes wherever and whenever it is done. The
+next images are read while these are decoded, and the shard is written a row group at a time, so
+that memory does not grow with the shard.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from alexnet import shards, statistics, storage
 from alexnet.archives import read_image_bytes
 from alexnet.errors import UserError
 from alexnet.images import Rejection, decode, encode_jpeg
-from alexnet.labels import Label
-from alexnet.shards import SPLITS, Manifest, Shard
-from alexnet.sources import Source
+from alexnet.planning import Encoding, Unit, read_plan
+from alexnet.shards import Shard
+
+# Locally one thread reads ahead, many images at a time, which costs next to nothing. From an
+# object store every image is a request, and many must be on their way at once.
+_LOCAL = (1, 32)
+_REMOTE = (32, 1)
+
+_MAX_BYTES = 2**29
+"""Twice an uncompressed image of the largest size that is read."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoding:
-    """How the 256x256 images are stored."""
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a unit's images."""
 
-    kind: str
-    """``jpeg`` or ``raw``."""
-    jpeg_quality: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """The work that makes one shard."""
-
-    folder: str
-    """Of the data set."""
-    split: str
-    number: int
-    """Of the shard within its split."""
-    group: int
-    """Row group of the plan."""
-    rows: int
-    """Images in the plan, rejected ones included."""
-    encoding: Encoding
-
-    @property
-    def file(self) -> str:
-        """The shard's path below the data set's folder."""
-        return f"{self.split}/part-{self.number:05d}.parquet"
-
-    @property
-    def report(self) -> str:
-        """Where the unit's report goes; its sums have the same name but for the ending."""
-        return storage.join(self.folder, "parts", f"{self.split}-{self.number:05d}.json")
+    shard: Shard
+    rejects: tuple[dict[str, str], ...]
+    """``key``, ``split``, ``reason`` and ``detail`` of each."""
 
 
-def plan_digest(source: Source, settings: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that name the shards of a source under some settings.
+def make_shard(unit: Unit) -> Report:
+    """Make a unit's shard; its report, written last, says that it is done.
 
-    They depend on the images' keys, classes and sizes, not on where the source lies.
+    Raises:
+        UserError: the source can't be read any more; single unreadable images are rejects.
+        OSError: the shard can't be written.
     """
-    digest = hashlib.sha256(repr((shards.FORMAT, sorted(settings.items()))).encode())
-    digest.update(repr([tuple(label) for label in source.labels]).encode())
-    for column in ("key", "wnid", "size"):
-        digest.update("\n".join(map(str, source.index[column].to_pylist())).encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def write_plan(
-    folder: str, source: Source, encoding: Encoding, rows_per_shard: int, seed: int
-) -> list[Unit]:
-    """Shuffle, cut into shards, and write the plan where every worker finds it."""
-    units: list[Unit] = []
-    shuffled = _shuffle(source.index, seed)
-    with (
-        storage.atomic_output(_plan_path(folder)) as file,
-        pq.ParquetWriter(file, shuffled.schema) as writer,
-    ):
-        for split in SPLITS:
-            rows = shuffled.filter(pc.equal(shuffled["split"], split))
-            for number, start in enumerate(range(0, len(rows), rows_per_shard)):
-                part = rows.slice(start, rows_per_shard)
-                writer.write_table(part, row_group_size=rows_per_shard)
-                units.append(
-                    Unit(
-                        folder=folder,
-                        split=split,
-                        number=number,
-                        group=len(units),
-                        rows=len(part),
-                        encoding=encoding,
-                    )
-                )
-    return units
-
-
-def _shuffle(index: pa.Table, seed: int) -> pa.Table:
-    """Rows in the order of a keyed hash of their keys: the same on any machine, any version."""
-    salt = seed.to_bytes(8, "big")
-    hashes = [
-        hashlib.blake2b(key.encode(), digest_size=16, key=salt).digest()
-        for key in index["key"].to_pylist()
-    ]
-    order = pc.sort_indices(pa.array(hashes, pa.binary(16)))
-    return index.take(order)
-
-
-def is_done(unit: Unit) -> bool:
-    """Whether a unit's shard and report exist and agree on the shard's size."""
-    if not storage.is_file(unit.report):
-        return False
-    report = storage.read_json(unit.report)
-    size = storage.size(storage.join(unit.folder, unit.file))
-    return bool(report["rows"] == 0 or size == report["bytes"])
-
-
-def make_shard(unit: Unit) -> dict[str, Any]:
-    """Read, decode, resize, encode and write the images of one unit.
-
-    Returns:
-        The unit's report: the shard's ``file``, ``rows``, ``bytes`` and ``sha256``, and its
-        ``rejects``, a list of ``key``, ``split``, ``reason`` and ``detail``.
-    """
-    with storage.open_input(_plan_path(unit.folder)) as file:
-        plan = pq.ParquetFile(file).read_row_group(unit.group)
     sums = statistics.Sums.zero()
-    rows: list[dict[str, Any]] = []
     rejects: list[dict[str, str]] = []
-    for planned in plan.to_pylist():
-        row = _make_row(planned, unit.encoding, sums)
-        if isinstance(row, Rejection):
-            found = {"reason": row.reason, "detail": row.detail}
-            rejects.append({"key": planned["key"], "split": unit.split} | found)
-        else:
+
+    def row_groups() -> Iterator[pa.Table]:
+        rows: list[dict[str, Any]] = []
+        for planned, data in _read_ahead(read_plan(unit)):
+            row = data if isinstance(data, Rejection) else _row(planned, data, unit.encoding, sums)
+            if isinstance(row, Rejection):
+                found = {"reason": row.reason, "detail": row.detail}
+                rejects.append({"key": planned["key"], "split": unit.split} | found)
+                continue
             rows.append(row)
-    size, sha256 = 0, ""
-    if rows:
-        table = pa.Table.from_pylist(rows, schema=shards.SCHEMA)
-        size, sha256 = shards.write_shard(storage.join(unit.folder, unit.file), table)
+            if len(rows) == shards.ROW_GROUP_ROWS:
+                yield pa.Table.from_pylist(rows, schema=shards.SCHEMA)
+                rows = []
+        if rows:
+            yield pa.Table.from_pylist(rows, schema=shards.SCHEMA)
+
+    shard = shards.write_shard(unit.folder, unit.file, row_groups())
     if unit.split == "train":
-        statistics.write_sums(_sums_path(unit), sums)
-    shard = Shard(unit.file, len(rows), size, sha256)
-    report = asdict(shard) | {"rejects": rejects}
-    storage.write_json(unit.report, report)
-    return report
+        statistics.write_sums(unit.sums, sums)
+    storage.write_json(unit.report, asdict(shard) | {"rejects": rejects})
+    return Report(shard, tuple(rejects))
 
 
-def _make_row(
-    planned: Mapping[str, Any], encoding: Encoding, sums: statistics.Sums
-) -> dict[str, Any] | Rejection:
+def read_report(unit: Unit) -> Report:
+    """The report of a unit that is done."""
+    value = storage.read_json(unit.report)
+    rejects = tuple(value.pop("rejects"))
+    return Report(Shard(**value), rejects)
+
+
+def _read_ahead(
+    planned: list[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], bytes | Rejection]]:
+    """The planned images' bytes, in order; the next ones are read in the background."""
+    count, together = _REMOTE if storage.is_remote(planned[0]["path"]) else _LOCAL
+    pieces = [planned[start : start + together] for start in range(0, len(planned), together)]
+    with ThreadPoolExecutor(count) as threads:
+        reading: deque[Future[list[bytes | Rejection]]] = deque()
+        try:
+            for number, piece in enumerate(pieces):
+                for next_piece in pieces[number + len(reading) : number + count + 1]:
+                    reading.append(
+                        threads.submit(lambda rows: [_read(row) for row in rows], next_piece)
+                    )
+                yield from zip(piece, reading.popleft().result(), strict=True)
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _read(planned: Mapping[str, Any]) -> bytes | Rejection:
+    """One image's bytes.
+
+    Raises:
+        UserError: not this image but the place where it lies can't be read.
+    """
+    path, offset, size = planned["path"], planned["offset"], planned["size"]
+    if size > _MAX_BYTES:
+        return Rejection("unsupported", f"{size:,} bytes, the limit is {_MAX_BYTES:,}")
     try:
-        data = read_image_bytes(planned["path"], planned["offset"], planned["size"])
-    except (OSError, EOFError) as error:
-        return Rejection("unreadable", storage.one_line(error))
+        return read_image_bytes(path, offset, size)
+    except EOFError as error:
+        return Rejection("truncated", storage.one_line(error))
+    except OSError as error:
+        its_own = isinstance(error, FileNotFoundError | PermissionError) and not offset
+        if its_own and storage.exists(path.rpartition("/")[0]):
+            return Rejection("unreadable", storage.one_line(error))
+        raise UserError(
+            f"{path}: the source can't be read any more ({storage.one_line(error)}); when it can, "
+            "give the same command again: finished shards are kept"
+        ) from error
+
+
+def _row(
+    planned: Mapping[str, Any], data: bytes, encoding: Encoding, sums: statistics.Sums
+) -> dict[str, Any] | Rejection:
+    """One row of the shard, counted in the sums; or why there is none."""
     decoded = decode(data)
     if isinstance(decoded, Rejection):
         return decoded
@@ -175,65 +141,3 @@ def _make_row(
         "height": decoded.height,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-
-
-def assemble(
-    folder: str,
-    units: list[Unit],
-    *,
-    digest: str,
-    source: str,
-    form: str,
-    settings: Mapping[str, Any],
-    labels: tuple[Label, ...],
-) -> Manifest:
-    """Add up the reports of finished units; write rejects, statistics, then the manifest.
-
-    Raises:
-        UserError: a split has no readable image.
-    """
-    reports = [(unit, storage.read_json(unit.report)) for unit in units]
-    made: dict[str, tuple[Shard, ...]] = {}
-    rejected: dict[str, int] = {}
-    for split in SPLITS:
-        mine = [report for unit, report in reports if unit.split == split]
-        made[split] = tuple(
-            Shard(**{name: report[name] for name in ("file", "rows", "bytes", "sha256")})
-            for report in mine
-            if report["rows"]
-        )
-        rejected[split] = sum(len(report["rejects"]) for report in mine)
-        if not made[split]:
-            first = mine[0]["rejects"][0]
-            raise UserError(
-                f"{source}: none of the {rejected[split]} files of split {split} can be read as an "
-                f"image; the first, {first['key']}, is rejected as {first['reason']}"
-            )
-    sums = statistics.Sums.zero()
-    for unit, _ in reports:
-        if unit.split == "train":
-            sums.merge(statistics.read_sums(_sums_path(unit)))
-    found = (reject for _, report in reports for reject in report["rejects"])
-    shards.write_table(storage.join(folder, "rejects.parquet"), shards.rejects_table(found))
-    statistics.write_statistics(storage.join(folder, "statistics.npz"), statistics.finish(sums))
-    manifest = Manifest(
-        folder=folder,
-        digest=digest,
-        source=source,
-        form=form,
-        settings=settings,
-        labels=labels,
-        shards=made,
-        rejected=rejected,
-    )
-    shards.write_manifest(manifest)
-    storage.delete_folder(storage.join(folder, "parts"))
-    return manifest
-
-
-def _plan_path(folder: str) -> str:
-    return storage.join(folder, "parts", "plan.parquet")
-
-
-def _sums_path(unit: Unit) -> str:
-    return unit.report.removesuffix(".json") + ".npz"

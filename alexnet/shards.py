@@ -11,9 +11,9 @@ uncompressed (JPEG does not compress further), in row groups small enough to be 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +22,11 @@ from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.labels import Label
 
-FORMAT = 1
+FORMAT = 2
 ROW_GROUP_ROWS = 64
 SPLITS = ("train", "val")
+COMPANIONS = ("rejects.parquet", "statistics.npz")
+"""The files beside the shards."""
 
 SCHEMA = pa.schema(
     [
@@ -77,6 +79,8 @@ class Manifest:
     labels: tuple[Label, ...]
     shards: Mapping[str, tuple[Shard, ...]]
     rejected: Mapping[str, int]
+    files: Mapping[str, str]
+    """sha256 of each of ``COMPANIONS``."""
 
     def rows(self, split: str) -> int:
         """Number of images in a split."""
@@ -100,25 +104,58 @@ class Manifest:
         return groups
 
 
-def write_shard(path: str, rows: pa.Table) -> tuple[int, str]:
-    """Write one shard atomically; the same rows give the same bytes.
+def write_shard(folder: str, name: str, row_groups: Iterable[pa.Table]) -> Shard:
+    """Write one shard atomically, row group by row group; the same rows give the same bytes.
 
-    Returns:
-        The file's size in bytes and its sha256.
+    Every row group but the last has ``ROW_GROUP_ROWS`` rows. Without any there is no file, and
+    the shard has 0 rows.
     """
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        rows.cast(SCHEMA),
-        sink,
-        row_group_size=ROW_GROUP_ROWS,
-        compression="none",
-        use_dictionary=["wnid", "label"],
-        write_statistics=["key", "label", "width", "height"],
-        write_page_checksum=True,
-    )
-    data = sink.getvalue()
-    storage.write_bytes(path, data)
-    return data.size, hashlib.sha256(data).hexdigest()
+    groups = iter(row_groups)
+    group = next(groups, None)
+    if group is None:
+        return Shard(name, 0, 0, "")
+    rows = 0
+    with storage.atomic_output(storage.join(folder, name)) as file:
+        output = _Hashing(file)
+        with pq.ParquetWriter(
+            pa.PythonFile(output, "w"),
+            SCHEMA,
+            compression="none",
+            use_dictionary=["wnid", "label"],
+            write_statistics=["key", "label", "width", "height"],
+            write_page_checksum=True,
+        ) as writer:
+            while group is not None:
+                assert 0 < len(group) <= ROW_GROUP_ROWS
+                writer.write_table(group)
+                rows += len(group)
+                group = next(groups, None)
+    return Shard(name, rows, output.size, output.digest.hexdigest())
+
+
+class _Hashing:
+    """A file to write that counts and hashes what passes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        written = self._file.write(data)
+        self.size += written
+        return written
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        """The file's owner flushes it."""
+
+    def close(self) -> None:
+        """The file's owner closes it."""
 
 
 def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
@@ -152,6 +189,7 @@ def write_manifest(manifest: Manifest) -> None:
         "settings": dict(manifest.settings),
         "images": {split: manifest.rows(split) for split in SPLITS},
         "rejected": dict(manifest.rejected),
+        "files": dict(manifest.files),
         "row_group_rows": ROW_GROUP_ROWS,
         "labels": [{"wnid": label.wnid, "name": label.name} for label in manifest.labels],
         "shards": {
@@ -189,6 +227,7 @@ def read_manifest(folder: str) -> Manifest:
                 split: tuple(Shard(**shard) for shard in value["shards"][split]) for split in SPLITS
             },
             rejected=value["rejected"],
+            files=value["files"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

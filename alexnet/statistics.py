@@ -36,9 +36,14 @@ class Sums:
     def add(self, image: NDArray[np.uint8]) -> None:
         """Count one image, (256, 256, 3)."""
         self.pixels += image
-        # Exact: a sum of 65,536 products of bytes is far below 2^53.
-        values = image.reshape(-1, 3).astype(np.float64)
-        self.products += (values.T @ values).astype(np.int64)
+        # Exact: a sum of 65,536 products of bytes is far below 2^53. Six dot products take a
+        # third of the time of one product of such narrow matrices.
+        channels = [image[..., channel].ravel().astype(np.float64) for channel in range(3)]
+        for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
+            product = int(channels[i] @ channels[j])
+            self.products[i, j] += product
+            if i != j:
+                self.products[j, i] += product
         self.count += 1
 
     def merge(self, other: "Sums") -> None:

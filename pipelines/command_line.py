@@ -21,11 +21,16 @@ from pydantic.fields import FieldInfo
 from alexnet import storage
 from alexnet.errors import UserError
 from pipelines.presets import PRESETS
-from pipelines.settings import BatchInferenceSettings, FullRunSettings, S
+from pipelines.settings import (
+    BatchInferenceSettings,
+    FullRunSettings,
+    PreprocessCommandSettings,
+    S,
+)
 
 KNOWN_KEYS = {
     field.alias or name
-    for kind in (FullRunSettings, BatchInferenceSettings)
+    for kind in (FullRunSettings, PreprocessCommandSettings, BatchInferenceSettings)
     for name, field in kind.model_fields.items()
 }
 """One file may serve all scripts, so a ``--config`` file may hold any script's settings."""
@@ -43,6 +48,8 @@ def script(
         _leave(2, f"{_program()}: {storage.one_line(error)}")
     except KeyboardInterrupt:
         _leave(1, f"{_program()}: interrupted; the same command goes on where this one stopped")
+    except OSError as error:  # A full disk, a lost drive: a traceback would not help.
+        _leave(1, f"{_program()}: failed: {storage.one_line(error)}")
     except Exception as error:
         traceback.print_exc()
         _leave(1, f"{_program()}: failed: {' '.join(str(error).split())[:500]}")

@@ -1,53 +1,55 @@
 """Raw images → 256x256 Parquet shards with a manifest, rejects and statistics.
 
-Reads the official ILSVRC2012 archives in place, Kaggle's form or {train,val}/<class>/ folders.
-Every task of the Ray Data job makes one shard; a run that was killed goes on with the missing
-ones. The result lies in <workdir>/shards/<digest>/.
+Reads the official ILSVRC2012 archives in place, Kaggle's form, {train,val}/<class>/ folders or
+Hugging Face's Parquet files. Every task of the Ray Data job makes one shard; a run that was
+killed goes on with the missing ones. The result lies in <workdir>/shards/<digest>/.
 
     python pipelines/preprocess.py --source /data/ilsvrc2012 --workdir /data/work
+    python pipelines/preprocess.py --source /data/ilsvrc2012 --dry-run
+    python pipelines/preprocess.py --source /data/ilsvrc2012 --workdir /data/work --verify
 """
 
-import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-import ray
-from ray.data import DataContext
-
-from alexnet import figures, sample, sharding, shards, storage
+from alexnet import assembly, planning, sample, shards, storage
 from alexnet.errors import UserError
-from alexnet.images import decode_stored
-from alexnet.sharding import Encoding, Unit
-from alexnet.shards import SPLITS, Manifest
+from alexnet.planning import Encoding, Unit
+from alexnet.shards import SPLITS
 from alexnet.sources import Source, read_source
-from alexnet.statistics import read_statistics
-from pipelines import cluster, command_line, imagenette, stages, tracking
-from pipelines.progress import Progress
-from pipelines.settings import PreprocessSettings
-from pipelines.stages import Figures, Identity, Outcome, Record, code_version, run_stage
+from pipelines import command_line, imagenette, inspection, preprocess_page, stages, tracking
+from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
+from pipelines.shard_job import Rejects, make_shards
+from pipelines.stages import Figures, Identity, Outcome, Parent, Record, code_version, run_stage
 
 CODE = (
     "alexnet.archives",
+    "alexnet.assembly",
     "alexnet.images",
     "alexnet.index",
     "alexnet.labels",
+    "alexnet.planning",
     "alexnet.sharding",
     "alexnet.shards",
     "alexnet.sources",
     "alexnet.statistics",
 )
-CONTACT_SHEET = 40
 
 
-def run(settings: PreprocessSettings, parent: stages.Parent | None = None) -> Outcome:
+def command(settings: PreprocessCommandSettings) -> Mapping[str, Any]:
+    """What the script does: look, make, or make sure."""
+    if settings.dry_run:
+        place = _source_place(settings)
+        return inspection.inspect(settings, place, read_source(place))
+    outcome = run(settings.part(PreprocessSettings))
+    return outcome.figures | (_verify(settings, outcome) if settings.verify else {})
+
+
+def run(settings: PreprocessSettings, parent: Parent | None = None) -> Outcome:
     """Preprocess, or find that it has been done."""
     storage.make_folder(settings.workdir)
     place = _source_place(settings)
     source = read_source(place)
-    store = tracking.connect(settings)
     identity = Identity(
         stage="preprocess",
         settings=settings.results(),
@@ -56,7 +58,7 @@ def run(settings: PreprocessSettings, parent: stages.Parent | None = None) -> Ou
     )
     return run_stage(
         settings,
-        store,
+        tracking.connect(settings),
         identity,
         parent=parent,
         usable=lambda record: storage.is_file(_manifest_path(record.figures["shards"])),
@@ -89,119 +91,86 @@ def _work(
     run: tracking.Run,
     record: Record,
 ) -> Figures:
-    digest = sharding.plan_digest(source, settings.results())
+    digest = planning.plan_digest(source, settings.results())
     folder = storage.join(settings.workdir, "shards", digest)
     run.tags({"shards.digest": digest})
-    run.data(place, source.fingerprint, place, "raw images", f"form: {source.form}")
-    units = _prepare(settings, folder, source, record)
-    missing = [unit for unit in units if not sharding.is_done(unit)]
-    seconds = _make_shards(units, missing)
-    manifest = sharding.assemble(
+    preprocess_page.show_source(run, place, source)
+    _clear_unless_resumable(settings, folder, source, record)
+    units = _plan(settings, folder, source)
+    kept = assembly.finished(folder, units)
+    if kept:
+        print(f"preprocess: {len(kept)} of {len(units)} shards are there from an earlier run")
+    rejects = Rejects([], settings.max_reject_fraction, len(source.index))
+    for report in kept.values():
+        rejects.add(report)
+    missing = [unit for unit in units if unit not in kept]
+    made, seconds = make_shards(missing, rejects)
+    manifest = assembly.assemble(
         folder,
-        units,
+        kept | made,
         digest=digest,
         source=place,
         form=source.form,
         settings=settings.results(),
         labels=source.labels,
     )
-    made = sum(unit.rows for unit in missing)
-    result = {
+    figures = {
         "stage": "preprocess",
         "images": sum(manifest.rows(split) for split in SPLITS),
         "train_images": manifest.rows("train"),
         "val_images": manifest.rows("val"),
         "classes": len(manifest.labels),
         "rejected": sum(manifest.rejected.values()),
-        "shards_made": len(missing),
-        "shards_kept": len(units) - len(missing),
-        "images_per_second": round(made / seconds, 1) if missing else 0.0,
+        "shards_made": len(made),
+        "shards_kept": len(kept),
+        "images_per_second": round(sum(u.rows for u in made) / seconds, 1) if made else 0.0,
         "bytes": sum(s.bytes for split in SPLITS for s in manifest.shards[split]),
         "digest": digest,
         "shards": folder,
     }
-    _document(run, manifest, result)
-    return result
+    run.metrics({k: v for k, v in figures.items() if isinstance(v, int | float)})
+    preprocess_page.show_result(run, manifest, source)
+    return figures
 
 
-def _prepare(
+def _clear_unless_resumable(
     settings: PreprocessSettings, folder: str, source: Source, record: Record
-) -> list[Unit]:
-    """Write the plan; keep finished shards only if they were made from the same files and code."""
+) -> None:
+    """Keep finished shards only if they were made from the same files by the same code."""
     origin = {"files": source.fingerprint, "code": record.code}
-    origin_path = storage.join(folder, "parts", "origin.json")
-    unfinished = storage.is_file(origin_path) and storage.read_json(origin_path) == origin
+    path = storage.join(folder, "parts", "origin.json")
+    unfinished = storage.is_file(path) and storage.read_json(path) == origin
     if settings.force or not unfinished:
         storage.delete_folder(folder)
+        storage.write_json(path, origin)
+
+
+def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[Unit]:
     encoding = Encoding(kind=settings.encoding, jpeg_quality=settings.jpeg_quality)
-    units = sharding.write_plan(folder, source, encoding, settings.rows_per_shard, settings.seed)
-    storage.write_json(origin_path, origin)
-    return units
+    return planning.write_plan(folder, source, encoding, settings.rows_per_shard, settings.seed)
 
 
-def _make_shards(units: list[Unit], missing: list[Unit]) -> float:
-    """Run the Ray Data job over the units that are not done; returns its seconds."""
-    kept = len(units) - len(missing)
-    if kept:
-        print(f"preprocess: {kept} of {len(units)} shards are there from an earlier run")
-    if not missing:
-        return 0.0
-    cluster.connect()
-    DataContext.get_current().enable_progress_bars = False
-    begun = time.monotonic()
-    progress = Progress("preprocess", sum(unit.rows for unit in missing), "images")
-    items = [{"unit": asdict(unit)} for unit in missing]
-    job = ray.data.from_items(items, override_num_blocks=len(items)).map(make_shard)
-    rejected = 0
-    for report in job.iter_rows():
-        rejected += report["rejected"]
-        progress.add(report["rows"] + report["rejected"], f"{rejected} rejected")
-    progress.end()
-    return time.monotonic() - begun
-
-
-def make_shard(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The Ray Data task: one unit of work in, one line of its report out."""
-    value = row["unit"]
-    unit = Unit(**(value | {"encoding": Encoding(**value["encoding"])}))
-    report = sharding.make_shard(unit)
-    return {"rows": report["rows"], "rejected": len(report["rejects"])}
-
-
-def _document(run: tracking.Run, manifest: Manifest, result: Figures) -> None:
-    """What a person looks at in MLflow."""
-    run.metrics({k: v for k, v in result.items() if isinstance(v, int | float)})
-    run.data(
-        "shards", manifest.content(), manifest.folder, "shards", f"{manifest.rows('train')} train"
-    )
-    rejects = pq.read_table(storage.join(manifest.folder, "rejects.parquet"))
-    run.table(rejects, "rejects.json")
-    first = manifest.row_groups("train")[0]
-    rows = shards.read_row_group(first, ["image", "label", "width", "height"]).slice(
-        0, CONTACT_SHEET
-    )
-    images = np.stack([decode_stored(image.as_buffer()) for image in rows["image"]])
-    captions = [manifest.labels[label].name for label in rows["label"].to_pylist()]
-    run.figure(figures.contact_sheet(images, captions, "Training images, 256x256"), "images.png")
-    statistics = read_statistics(storage.join(manifest.folder, "statistics.npz"))
-    run.figure(
-        figures.mean_image(statistics.mean_image, statistics.rgb_covariance), "mean_image.png"
-    )
-    widths, heights = _original_sizes(manifest)
-    run.figure(figures.original_sizes(widths, heights), "original_sizes.png")
-
-
-def _original_sizes(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """Width and height of the originals, from at most 32 shards, each a fair sample."""
-    paths = [storage.join(manifest.folder, s.file) for s in manifest.shards["train"][:32]]
-    columns = []
-    for path in paths:
-        with storage.open_input(path) as file:
-            columns.append(pq.read_table(file, columns=["width", "height"]))
-    return (
-        np.concatenate([table["width"].to_numpy() for table in columns]),
-        np.concatenate([table["height"].to_numpy() for table in columns]),
-    )
+def _verify(settings: PreprocessCommandSettings, outcome: Outcome) -> Figures:
+    """Hash every shard; make those again that are damaged."""
+    manifest = shards.read_manifest(outcome.figures["shards"])
+    with stages.alone(settings.workdir, "preprocess"):
+        damaged = {shard.file: shard for shard in assembly.damaged(manifest)}
+        for file in damaged:
+            print(f"preprocess: {file} is gone or damaged; making it again", flush=True)
+        if damaged:
+            source = read_source(_source_place(settings))
+            units = _plan(settings, manifest.folder, source)
+            again = [unit for unit in units if unit.file in damaged]
+            made, _ = make_shards(again, Rejects([], 1, len(source.index)))
+            storage.delete_folder(storage.join(manifest.folder, "parts"))
+            if any(report.shard != damaged[report.shard.file] for report in made.values()):
+                raise UserError(
+                    f"{manifest.source}: its images are no longer those that the shards were made "
+                    "of; run pipelines/preprocess.py --force"
+                )
+    count = sum(len(manifest.shards[split]) for split in SPLITS)
+    print(f"preprocess: {count} shards verified, {len(damaged)} made again", flush=True)
+    return {"shards_verified": count, "shards_remade": len(damaged)}
 
 
 def _manifest_path(folder: str) -> str:
@@ -209,4 +178,4 @@ def _manifest_path(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    command_line.script(PreprocessSettings, lambda settings: run(settings).figures, __doc__)
+    command_line.script(PreprocessCommandSettings, command, __doc__)

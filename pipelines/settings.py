@@ -84,6 +84,18 @@ class PreprocessSettings(StageSettings):
     )
     jpeg_quality: int = option(95, "quality of stored JPEGs", result=True, ge=1, le=100)
     rows_per_shard: int = option(1024, "images in a shard", result=True, ge=1, le=65536)
+    max_reject_fraction: float = option(
+        0.01, "stop when a larger part of the images can't be read", ge=0, le=1
+    )
+
+
+class PreprocessCommandSettings(PreprocessSettings):
+    """Settings of ``preprocess`` run by itself."""
+
+    dry_run: bool = option(False, "print what the source holds and the work it would take, no more")
+    verify: bool = option(
+        False, "compare every finished shard with the manifest and make damaged ones again"
+    )
 
 
 class TrainSettings(StageSettings):

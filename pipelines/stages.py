@@ -7,13 +7,16 @@ record it had last says what has changed. A record that was begun but not finish
 tracking run to go on with.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from alexnet import storage
 from alexnet.errors import UserError
@@ -114,6 +117,28 @@ def decide(
     return None, _difference(previous, identity) if previous else "it has not run yet"
 
 
+@contextlib.contextmanager
+def alone(workdir: str, stage: str) -> Iterator[None]:
+    """Wait until no other process works at a stage in the same workdir.
+
+    A process that dies gives up its place. Object stores know no locks: nothing keeps two runs
+    apart there.
+    """
+    if storage.is_remote(workdir):
+        yield
+        return
+    lock = FileLock(storage.join(workdir, "stages", f"{stage}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{stage}: waiting for another run that is at work in {workdir}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def run_stage(
     settings: StageSettings,
     store: tracking.Store,
@@ -137,28 +162,31 @@ def run_stage(
     def still_there(record: Record) -> bool:
         return tracking.run_exists(store, record.run_id) and usable(record)
 
-    record, reason = decide(settings.workdir, identity, force=settings.force, usable=still_there)
-    if record:
-        print(f"{identity.stage}: skipped, {reason}", flush=True)
-        return Outcome(record.figures | {"skipped": True}, record.run_id, skipped=True)
-    print(f"{identity.stage}: running, {reason}", flush=True)
-    record = begin(
-        settings.workdir,
-        identity,
-        lambda old: tracking.open_run(
-            store, identity.stage, resume=old, parent=parent() if parent else None
-        ),
-    )
-    with tracking.running(store, record.run_id) as run:
-        run.params(settings.model_dump(exclude={"tracking_uri", "force"}))
-        run.tags({"stage": identity.stage, "stage.key": identity.key, "stage.reason": reason})
-        figures = work(run, record)
-        seconds = round(time.time() - record.begun, 1)
-        figures = figures | {"seconds": seconds, "run_id": record.run_id, "skipped": False}
-        run.metrics({"seconds": seconds})
-    finish(settings.workdir, record, figures)
-    print(f"{identity.stage}: done in {duration(seconds)}", flush=True)
-    return Outcome(figures, record.run_id, skipped=False)
+    with alone(settings.workdir, identity.stage):
+        record, reason = decide(
+            settings.workdir, identity, force=settings.force, usable=still_there
+        )
+        if record:
+            print(f"{identity.stage}: skipped, {reason}", flush=True)
+            return Outcome(record.figures | {"skipped": True}, record.run_id, skipped=True)
+        print(f"{identity.stage}: running, {reason}", flush=True)
+        record = begin(
+            settings.workdir,
+            identity,
+            lambda old: tracking.open_run(
+                store, identity.stage, resume=old, parent=parent() if parent else None
+            ),
+        )
+        with tracking.running(store, record.run_id) as run:
+            run.params(settings.model_dump(exclude={"tracking_uri", "force"}))
+            run.tags({"stage": identity.stage, "stage.key": identity.key, "stage.reason": reason})
+            figures = work(run, record)
+            seconds = round(time.time() - record.begun, 1)
+            figures = figures | {"seconds": seconds, "run_id": record.run_id, "skipped": False}
+            run.metrics({"seconds": seconds})
+        finish(settings.workdir, record, figures)
+        print(f"{identity.stage}: done in {duration(seconds)}", flush=True)
+        return Outcome(figures, record.run_id, skipped=False)
 
 
 def begin(workdir: str, identity: Identity, new_run: Callable[[str | None], str]) -> Record:

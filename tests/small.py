@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet import sharding
+from alexnet import assembly, planning
+from alexnet.planning import Encoding, Unit
 from alexnet.recipes import RECIPES, Recipe
-from alexnet.sharding import Encoding, Unit
 from alexnet.shards import Manifest
 from alexnet.sources import read_source
 from alexnet.towers import AlexNet, Dropout, initialize
@@ -44,16 +44,16 @@ def plan(
     raw: Path, folder: Path, *, rows_per_shard: int = 8, seed: int = 0, encoding: Encoding = JPEG
 ) -> list[Unit]:
     """The units of work that shard the images into a folder."""
-    return sharding.write_plan(str(folder), read_source(str(raw)), encoding, rows_per_shard, seed)
+    return planning.write_plan(str(folder), read_source(str(raw)), encoding, rows_per_shard, seed)
 
 
 def assemble(raw: Path, folder: Path, units: list[Unit]) -> Manifest:
     """The manifest of finished units."""
     source = read_source(str(raw))
-    return sharding.assemble(
+    return assembly.assemble(
         str(folder),
-        units,
-        digest=sharding.plan_digest(source, {}),
+        assembly.finished(str(folder), units),
+        digest=planning.plan_digest(source, {}),
         source=str(raw),
         form=source.form,
         settings={},

@@ -20,7 +20,7 @@ from alexnet import batches, images, shards
 from alexnet.batches import Batch, Reader
 from alexnet.errors import UserError
 from alexnet.order import epoch_order
-from alexnet.shards import Manifest, Shard, write_shard
+from alexnet.shards import Manifest, write_shard
 
 SHARDS = (150, 70)
 """Rows; row groups hold 64, so the sizes are 64, 64, 22, 64 and 6."""
@@ -55,7 +55,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
             row += 1
         name = f"train/part-{number:05d}.parquet"
         table = pa.Table.from_pylist(rows, schema=shards.SCHEMA)
-        made.append(Shard(name, count, *write_shard(str(folder / name), table)))
+        groups = (table.slice(start, 64) for start in range(0, count, 64))
+        made.append(write_shard(str(folder), name, groups))
     return Manifest(
         folder=str(folder),
         digest="",
@@ -65,6 +66,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         labels=(),
         shards={"train": tuple(made), "val": ()},
         rejected={},
+        files={},
     )
 
 

@@ -17,10 +17,11 @@ import pytest
 import small
 from PIL import Image
 
-from alexnet import sharding, shards
+from alexnet import planning, sharding, shards
+from alexnet.assembly import finished
 from alexnet.errors import UserError
 from alexnet.images import Decoded, decode
-from alexnet.sharding import Encoding, Unit
+from alexnet.planning import Encoding, Unit
 from alexnet.shards import Manifest, read_manifest
 from alexnet.sources import read_source
 
@@ -159,16 +160,18 @@ def test_units_cover_the_plan(raw_images: Path, tmp_path: Path) -> None:
 
 def test_finished_shards_are_kept(raw_images: Path, tmp_path: Path) -> None:
     units = small.plan(raw_images, tmp_path)
-    assert not any(sharding.is_done(unit) for unit in units)
+    assert finished(str(tmp_path), units) == {}
     for unit in units[:3]:
         sharding.make_shard(unit)
-    assert [sharding.is_done(unit) for unit in units] == [True] * 3 + [False] * 4
+    done = finished(str(tmp_path), units)
+    assert list(done) == units[:3]
+    assert [done[unit].shard.rows + len(done[unit].rejects) for unit in done] == [8, 8, 8]
     times = {unit.file: os.stat(tmp_path / unit.file).st_mtime_ns for unit in units[:3]}
     # The next run plans again and makes only what is missing.
     again = small.plan(raw_images, tmp_path)
     assert again == units
     for unit in again:
-        if not sharding.is_done(unit):
+        if unit not in done:
             sharding.make_shard(unit)
     assert all(os.stat(tmp_path / name).st_mtime_ns == time for name, time in times.items())
     assert small.assemble(raw_images, tmp_path, units).rows("train") == 39
@@ -194,11 +197,11 @@ def test_a_damaged_shard_is_not_done(
     unit = small.plan(raw_images, tmp_path)[0]
     sharding.make_shard(unit)
     before = (tmp_path / unit.file).read_bytes()
-    assert sharding.is_done(unit)
+    assert finished(str(tmp_path), [unit])
     damage(tmp_path, unit)
-    assert not sharding.is_done(unit)
+    assert not finished(str(tmp_path), [unit])
     sharding.make_shard(unit)
-    assert sharding.is_done(unit)
+    assert finished(str(tmp_path), [unit])
     assert (tmp_path / unit.file).read_bytes() == before
 
 
@@ -207,9 +210,9 @@ def test_a_shard_of_rejects_alone_is_done_without_a_file(raw_images: Path, tmp_p
     shutil.copytree(raw_images, raw)
     units = small.plan(raw, tmp_path / "shards", rows_per_shard=1)
     made = [sharding.make_shard(unit) for unit in units]
-    empty = [unit for unit, report in zip(units, made, strict=True) if not report["rows"]]
+    empty = [unit for unit, report in zip(units, made, strict=True) if not report.shard.rows]
     assert len(empty) == 1
-    assert sharding.is_done(empty[0])
+    assert finished(str(tmp_path / "shards"), empty)
     assert not (tmp_path / "shards" / empty[0].file).exists()
     manifest = small.assemble(raw, tmp_path / "shards", units)
     assert (manifest.rows("train"), manifest.rejected["train"]) == (39, 1)
@@ -223,7 +226,7 @@ def test_a_file_that_is_gone_is_a_reject(raw_images: Path, tmp_path: Path) -> No
     gone = raw / "val" / "n03" / "n03_1.JPEG"
     gone.unlink()
     reports = [sharding.make_shard(unit) for unit in units]
-    rejects = {r["key"]: r["reason"] for report in reports for r in report["rejects"]}
+    rejects = {r["key"]: r["reason"] for report in reports for r in report.rejects}
     assert rejects == {small.BROKEN: "truncated", "val/n03/n03_1.JPEG": "unreadable"}
 
 
@@ -246,12 +249,12 @@ def test_the_digest_names_images_and_settings(raw_images: Path, tmp_path: Path) 
     settings = {"encoding": "jpeg", "seed": 0}
     raw = tmp_path / "elsewhere"
     shutil.copytree(raw_images, raw)
-    digest = sharding.plan_digest(read_source(str(raw_images)), settings)
+    digest = planning.plan_digest(read_source(str(raw_images)), settings)
     assert len(digest) == 16
     assert int(digest, 16) >= 0
 
     def elsewhere(changed: dict[str, Any] | None = None) -> str:
-        return sharding.plan_digest(read_source(str(raw)), changed or settings)
+        return planning.plan_digest(read_source(str(raw)), changed or settings)
 
     assert elsewhere() == digest, "the place does not matter"
     assert elsewhere({"seed": 0, "encoding": "jpeg"}) == digest

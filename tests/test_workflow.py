@@ -74,6 +74,7 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> FullRunS
         "source": str(source),
         "workdir": str(tmp_path_factory.mktemp("work")),
         "rows_per_shard": 10,
+        "max_reject_fraction": 0.1,
         "epochs": 2,
         "batch_size": 16,
         "learning_rate": 0.0005,
