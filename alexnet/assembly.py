@@ -71,6 +71,7 @@ def assemble(
     for unit in units:
         if unit.split == "train":
             sums.merge(statistics.read_sums(unit.sums))
+    _remove_leftovers(folder, made)
     found = (reject for unit in units for reject in reports[unit].rejects)
     shards.write_table(storage.join(folder, "rejects.parquet"), shards.rejects_table(found))
     statistics.write_statistics(storage.join(folder, "statistics.npz"), statistics.finish(sums))
@@ -88,6 +89,15 @@ def assemble(
     shards.write_manifest(manifest)
     storage.delete_folder(storage.join(folder, "parts"))
     return manifest
+
+
+def _remove_leftovers(folder: str, made: Mapping[str, Sequence[Shard]]) -> None:
+    """Delete what killed processes had begun to write beside the shards."""
+    for split in SPLITS:
+        known = {storage.join(folder, shard.file) for shard in made[split]}
+        for file in storage.list_files(storage.join(folder, split)):
+            if file.path not in known:
+                storage.delete_file(file.path)
 
 
 def damaged(manifest: Manifest) -> list[Shard]:

@@ -1,7 +1,8 @@
 """Files on local disk, ``s3://`` and ``gs://``, through pyarrow's file systems.
 
-A place is a string: an absolute local path or a URI. Everything written here appears whole or
-not at all: local files are renamed into place, object stores publish an object when it closes.
+A place is a string: an absolute local path or a URI; ``object_store`` says how its store is
+reached. Everything written here appears whole or not at all: local files are renamed into place,
+object stores publish an object when it closes.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from typing import IO, Any, NamedTuple, cast
 import pyarrow as pa
 from pyarrow import fs
 
+from alexnet import object_store
 from alexnet.errors import UserError
 
 
@@ -33,10 +35,14 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The place independent of the working directory; URIs stay as they are."""
+    """The place independent of the working directory; URIs stay as they are.
+
+    Raises:
+        UserError: a URI holds a query or a password.
+    """
     text = os.fspath(path)
     if is_remote(text):
-        return text.rstrip("/")
+        return object_store.check(text)
     return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
 
 
@@ -49,42 +55,37 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
     """The file system that holds a place, and the place's path in it.
 
     Raises:
-        UserError: the URI's scheme is unknown or its file system can't be reached.
+        UserError: the URI's scheme is unknown or its store can't be reached.
     """
     if not is_remote(path):
         return fs.LocalFileSystem(), path.removeprefix("file://")
     try:
-        filesystem, inner = fs.FileSystem.from_uri(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        return object_store.open_store(path)
+    except (ValueError, OSError) as error:
         raise UserError(
             f"{path}: not a place that can be opened ({one_line(error)}); use a local path, "
-            "s3:// or gs://"
+            "s3:// or gs://, with its credentials in the environment"
         ) from error
-    return filesystem, inner
 
 
 def exists(path: str) -> bool:
     """Whether a file or a folder lies there."""
-    filesystem, inner = locate(path)
-    return bool(filesystem.get_file_info(inner).type != fs.FileType.NotFound)
+    return bool(_info(path).type != fs.FileType.NotFound)
 
 
 def is_file(path: str) -> bool:
     """Whether a file lies there."""
-    filesystem, inner = locate(path)
-    return bool(filesystem.get_file_info(inner).type == fs.FileType.File)
+    return bool(_info(path).type == fs.FileType.File)
 
 
 def is_folder(path: str) -> bool:
     """Whether a folder lies there."""
-    filesystem, inner = locate(path)
-    return bool(filesystem.get_file_info(inner).type == fs.FileType.Directory)
+    return bool(_info(path).type == fs.FileType.Directory)
 
 
 def size(path: str) -> int:
     """Bytes in a file; -1 when there is none."""
-    filesystem, inner = locate(path)
-    info = filesystem.get_file_info(inner)
+    info = _info(path)
     return info.size if info.type == fs.FileType.File else -1
 
 
@@ -94,11 +95,29 @@ def stat(path: str) -> File:
     Raises:
         FileNotFoundError: no file lies there.
     """
-    filesystem, inner = locate(path)
-    info = filesystem.get_file_info(inner)
+    info = _info(path)
     if info.type != fs.FileType.File:
         raise FileNotFoundError(path)
     return File(path, info.size, info.mtime_ns or 0)
+
+
+def _info(path: str) -> fs.FileInfo:
+    """What lies at a place: every stage asks this of its inputs first.
+
+    Raises:
+        UserError: an object store does not answer or refuses to tell.
+        OSError: a local disk does.
+    """
+    filesystem, inner = locate(path)
+    try:
+        return filesystem.get_file_info(inner)
+    except OSError as error:
+        if not is_remote(path):
+            raise
+        raise UserError(
+            f"{path}: can't be reached ({one_line(error)}); check the name, the credentials and "
+            "the network"
+        ) from error
 
 
 def list_files(folder: str, *, recursive: bool = True) -> list[File]:
@@ -123,22 +142,20 @@ def list_folders(folder: str) -> list[str]:
 
 
 def make_folder(path: str) -> None:
-    """Create a folder and its parents; object stores need none, so nothing happens there.
+    """Create a folder and its parents, and find out now whether it can be written to.
 
     Raises:
         UserError: the folder can't be made or written to.
     """
-    if is_remote(path):
-        return
-    probe = os.path.join(path, f".write-test-{uuid.uuid4().hex}")
+    probe = join(path, f".write-test-{uuid.uuid4().hex}")
     try:
-        os.makedirs(path, exist_ok=True)
-        with open(probe, "wb"):
-            pass
-        os.remove(probe)
+        write_bytes(probe, b"")
+        filesystem, inner = locate(probe)
+        filesystem.delete_file(inner)
     except OSError as error:
         raise UserError(
-            f"{path}: can't be written ({error.strerror}); choose another --workdir"
+            f"{path}: can't be written ({error.strerror or one_line(error)}); choose another "
+            "--workdir"
         ) from error
 
 
@@ -167,7 +184,8 @@ def atomic_output(path: str) -> Iterator[IO[bytes]]:
         # An object appears when its stream is closed, so nothing is sent before the block ends.
         buffer = io.BytesIO()
         yield buffer
-        with filesystem.open_output_stream(inner) as stream:
+        # By default pyarrow would compress what is named .gz once more.
+        with filesystem.open_output_stream(inner, compression=None) as stream:
             stream.write(buffer.getbuffer())
         return
     os.makedirs(os.path.dirname(inner), exist_ok=True)
@@ -192,6 +210,12 @@ def write_bytes(path: str, data: bytes) -> None:
 def write_json(path: str, value: Any) -> None:
     """Write a value as readable JSON, atomically; keys keep their order."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def delete_file(path: str) -> None:
+    """Remove a file."""
+    filesystem, inner = locate(path)
+    filesystem.delete_file(inner)
 
 
 def delete_folder(path: str) -> None:

@@ -55,6 +55,8 @@ def script(
         _leave(1, f"{_program()}: failed: {' '.join(str(error).split())[:500]}")
     sys.stderr.flush()
     print(json.dumps(figures), flush=True)
+    # Ray's threads may still tell of a lost node; that shall not come after the last line.
+    sys.stdout = sys.stderr
     sys.exit(0)
 
 

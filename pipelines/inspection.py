@@ -53,7 +53,7 @@ def inspect(settings: PreprocessSettings, place: str, source: Source) -> Figures
         "shards": sum(shards.values()),
         "source_bytes": sum(source.index["size"].to_pylist()),
         "estimated_bytes": round(total * size),
-        "estimated_seconds": round(total * seconds / cores, 1),
+        "estimated_seconds": round(total * seconds / cores, 3),
     }
     print(
         f"{images['train']:,} train and {images['val']:,} val images would fill "

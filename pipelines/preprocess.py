@@ -17,7 +17,16 @@ from alexnet.errors import UserError
 from alexnet.planning import Encoding, Unit
 from alexnet.shards import SPLITS
 from alexnet.sources import Source, read_source
-from pipelines import command_line, imagenette, inspection, preprocess_page, stages, tracking
+from pipelines import (
+    command_line,
+    imagenette,
+    inspection,
+    preprocess_page,
+    shard_job,
+    stages,
+    tracking,
+)
+from pipelines.locking import alone
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
 from pipelines.shard_job import Rejects, make_shards
 from pipelines.stages import Figures, Identity, Outcome, Parent, Record, code_version, run_stage
@@ -29,6 +38,7 @@ CODE = (
     "alexnet.index",
     "alexnet.labels",
     "alexnet.planning",
+    "alexnet.resizing",
     "alexnet.sharding",
     "alexnet.shards",
     "alexnet.sources",
@@ -50,6 +60,8 @@ def run(settings: PreprocessSettings, parent: Parent | None = None) -> Outcome:
     storage.make_folder(settings.workdir)
     place = _source_place(settings)
     source = read_source(place)
+    if stages.latest(settings.workdir, "preprocess") is None:
+        shard_job.warm_up()
     identity = Identity(
         stage="preprocess",
         settings=settings.results(),
@@ -153,7 +165,7 @@ def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[Uni
 def _verify(settings: PreprocessCommandSettings, outcome: Outcome) -> Figures:
     """Hash every shard; make those again that are damaged."""
     manifest = shards.read_manifest(outcome.figures["shards"])
-    with stages.alone(settings.workdir, "preprocess"):
+    with alone(settings.workdir, "preprocess"):
         damaged = {shard.file: shard for shard in assembly.damaged(manifest)}
         for file in damaged:
             print(f"preprocess: {file} is gone or damaged; making it again", flush=True)

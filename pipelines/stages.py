@@ -7,20 +7,18 @@ record it had last says what has changed. A record that was begun but not finish
 tracking run to go on with.
 """
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from alexnet import storage
 from alexnet.errors import UserError
 from pipelines import tracking
+from pipelines.locking import alone
 from pipelines.progress import duration
 from pipelines.settings import StageSettings
 
@@ -115,28 +113,6 @@ def decide(
         return None, "it was begun and not finished"
     previous = latest(workdir, identity.stage)
     return None, _difference(previous, identity) if previous else "it has not run yet"
-
-
-@contextlib.contextmanager
-def alone(workdir: str, stage: str) -> Iterator[None]:
-    """Wait until no other process works at a stage in the same workdir.
-
-    A process that dies gives up its place. Object stores know no locks: nothing keeps two runs
-    apart there.
-    """
-    if storage.is_remote(workdir):
-        yield
-        return
-    lock = FileLock(storage.join(workdir, "stages", f"{stage}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{stage}: waiting for another run that is at work in {workdir}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run_stage(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from alexnet import storage
 from alexnet.errors import UserError
+from pipelines.locking import alone
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ def connect(settings: Settings) -> Store:
     knock(settings)
     local = settings.tracking_uri is None
     uri = settings.tracking_uri or f"sqlite:///{settings.workdir}/mlflow.db"
+    # The first to come makes the database's tables, which two can't do at once.
+    with alone(settings.workdir, "tracking"):
+        experiment_id = _experiment(settings, uri, local)
+    return Store(uri, experiment_id, local)
+
+
+def _experiment(settings: Settings, uri: str, local: bool) -> str:
+    """The experiment's id; store and experiment are made where they don't exist."""
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
@@ -80,22 +89,19 @@ def connect(settings: Settings) -> Store:
         experiment = client.get_experiment_by_name(settings.experiment)
         if experiment is None:
             artifacts = storage.join(settings.workdir, "mlartifacts") if local else None
-            experiment_id = client.create_experiment(
-                settings.experiment, artifacts, tags=MODEL_TRAINING
-            )
-        elif experiment.lifecycle_stage == "deleted":
+            created = client.create_experiment(settings.experiment, artifacts, tags=MODEL_TRAINING)
+            return str(created)
+        if experiment.lifecycle_stage == "deleted":
             raise UserError(
                 f"experiment {settings.experiment} is deleted in {redacted(uri)}; restore it or "
                 "give another --experiment"
             )
-        else:
-            experiment_id = experiment.experiment_id
+        return str(experiment.experiment_id)
     except MlflowException as error:
         raise UserError(
             f"tracking store {redacted(uri)}: {' '.join(str(error).split())[:300]}; "
             "check --tracking-uri"
         ) from error
-    return Store(uri, experiment_id, local)
 
 
 def knock(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ import small
 from PIL import Image
 
 from alexnet import planning, sharding, shards
-from alexnet.assembly import finished
+from alexnet.assembly import damaged, finished
 from alexnet.errors import UserError
 from alexnet.images import Decoded, decode
 from alexnet.planning import Encoding, Unit
@@ -96,6 +97,22 @@ def test_pandas_reads_a_shard(dataset: Manifest) -> None:
     assert list(frame.columns) == ["key", "label", "wnid", "image", "width", "height", "sha256"]
     assert str(frame["label"].dtype) == "int32"
     assert Image.open(BytesIO(frame["image"][0])).size == (256, 256)
+
+
+def test_duckdb_reads_the_shards(dataset: Manifest) -> None:
+    query = f"""
+        SELECT wnid, count(*), min(octet_length(image)), min(width), max(height)
+        FROM '{dataset.folder}/train/*.parquet' GROUP BY wnid ORDER BY wnid
+    """
+    found = duckdb.connect().execute(query).fetchall()
+    rows = rows_of(Path(dataset.folder), "train")
+    for wnid, count, size, width, height in found:
+        mine = [row for row in rows if row["wnid"] == wnid]
+        assert count == len(mine)
+        assert size == min(len(row["image"]) for row in mine)
+        assert width == min(row["width"] for row in mine)
+        assert height == max(row["height"] for row in mine)
+    assert [wnid for wnid, *_ in found] == list(small.CLASSES)
 
 
 @pytest.mark.parametrize("encoding", [small.JPEG, RAW])
@@ -177,6 +194,17 @@ def test_finished_shards_are_kept(raw_images: Path, tmp_path: Path) -> None:
     assert small.assemble(raw_images, tmp_path, units).rows("train") == 39
 
 
+def test_nothing_half_written_is_left(raw_images: Path, tmp_path: Path) -> None:
+    units = small.plan(raw_images, tmp_path)
+    for unit in units:
+        sharding.make_shard(unit)
+    begun = tmp_path / "val" / "part-00000.parquet.0123.tmp"
+    begun.write_bytes(b"PAR1")
+    small.assemble(raw_images, tmp_path, units)
+    assert not begun.exists()
+    assert len(list(tmp_path.glob("*/*.parquet"))) == len(units)
+
+
 def remove_shard(folder: Path, unit: Unit) -> None:
     (folder / unit.file).unlink()
 
@@ -228,6 +256,47 @@ def test_a_file_that_is_gone_is_a_reject(raw_images: Path, tmp_path: Path) -> No
     reports = [sharding.make_shard(unit) for unit in units]
     rejects = {r["key"]: r["reason"] for report in reports for r in report.rejects}
     assert rejects == {small.BROKEN: "truncated", "val/n03/n03_1.JPEG": "unreadable"}
+
+
+def test_a_source_that_is_gone_is_no_reject(raw_images: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(raw_images, raw)
+    units = small.plan(raw, tmp_path / "shards")
+    shutil.rmtree(raw)
+    with pytest.raises(UserError, match=r"can't be read any more .* finished shards are kept"):
+        sharding.make_shard(units[0])
+    assert not finished(str(tmp_path / "shards"), units)
+
+
+def test_a_file_too_long_for_an_image_is_not_read(raw_images: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(raw_images, raw)
+    path = raw / "val" / "n03" / "n03_1.JPEG"
+    os.truncate(path, 2**40)  # A hole: it takes no room on the disk, but would in memory.
+    units = small.plan(raw, tmp_path / "shards")
+    reports = [sharding.make_shard(unit) for unit in units if unit.split == "val"]
+    ((reject,),) = [report.rejects for report in reports if report.rejects]
+    assert (reject["key"], reject["reason"]) == ("val/n03/n03_1.JPEG", "unsupported")
+    assert "1,099,511,627,776 bytes" in reject["detail"]
+
+
+def test_damage_is_found_by_the_bytes(raw_images: Path, tmp_path: Path) -> None:
+    units = small.plan(raw_images, tmp_path)
+    for unit in units:
+        sharding.make_shard(unit)
+    manifest = small.assemble(raw_images, tmp_path, units)
+    assert damaged(manifest) == []
+    shard = manifest.shards["train"][2]
+    path = tmp_path / shard.file
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    gone = manifest.shards["val"][0]
+    (tmp_path / gone.file).unlink()
+    assert damaged(manifest) == [shard, gone]
+    (tmp_path / "statistics.npz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"statistics\.npz: is gone or damaged; run .* --force"):
+        damaged(manifest)
 
 
 def test_a_split_without_a_readable_image_is_refused(tmp_path: Path) -> None:

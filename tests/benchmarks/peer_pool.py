@@ -1,0 +1,48 @@
+"""The peer: what one would write by hand. Pool(2), Pillow, pyarrow shards, and no more.
+
+python tests/benchmarks/peer_pool.py SOURCE OUTPUT ROWS_PER_SHARD
+"""
+
+import io
+import sys
+from multiprocessing import Pool
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def convert(path: Path) -> dict[str, object]:
+    image = Image.open(path).convert("RGB")
+    width, height = image.size
+    scale = 256 / min(width, height)
+    image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (image.width - 256) // 2, (image.height - 256) // 2
+    buffer = io.BytesIO()
+    image.crop((left, top, left + 256, top + 256)).save(buffer, "JPEG", quality=95)
+    label = path.parent.name
+    return {"key": path.name, "label": label, "image": buffer.getvalue(), "w": width, "h": height}
+
+
+def main(source: Path, output: Path, rows_per_shard: int) -> None:
+    output.mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    written = 0
+
+    def write() -> None:
+        nonlocal rows, written
+        pq.write_table(pa.Table.from_pylist(rows), output / f"{written:05d}.parquet")
+        rows, written = [], written + 1
+
+    with Pool(2) as pool:
+        for row in pool.imap_unordered(convert, sorted(source.rglob("*.JPEG")), chunksize=32):
+            rows.append(row)
+            if len(rows) == rows_per_shard:
+                write()
+    if rows:
+        write()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,95 @@
+"""Time and memory of planning all of ILSVRC2012: an index of 1,281,167 + 50,000 invented rows.
+
+python tests/benchmarks/plan.py
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from alexnet import planning
+from alexnet.index import SCHEMA, Part, fingerprint, merge
+from alexnet.labels import Label
+from alexnet.planning import Encoding
+from alexnet.sources import Source
+from alexnet.storage import File
+
+CLASSES = 1000
+TRAIN, VAL = 1_281_167, 50_000
+
+
+def invented_parts(labels: list[Label]) -> list[Part]:
+    """Rows as archives give them: one part for each class, and one for validation."""
+    random = np.random.default_rng(0)
+    names = ("key", "label", "path", "offset", "size")
+    schema = pa.schema([SCHEMA.field(name) for name in names])
+
+    def part(keys: list[str], classes: list[int], path: str) -> Part:
+        sizes = random.integers(20_000, 200_000, len(keys))
+        columns = [keys, classes, [path] * len(keys), np.cumsum(sizes) - sizes, sizes]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+        return Part(pa.table(arrays, schema=schema), b"")
+
+    parts = []
+    for number, label in enumerate(labels):
+        count = TRAIN // CLASSES + (number < TRAIN % CLASSES)
+        keys = [f"train/{label.wnid}/{label.wnid}_{image}.JPEG" for image in range(count)]
+        parts.append(part(keys, [number] * count, "/data/ILSVRC2012_img_train.tar"))
+    keys = [f"val/ILSVRC2012_val_{image + 1:08d}.JPEG" for image in range(VAL)]
+    parts.append(part(keys, random.integers(0, CLASSES, VAL).tolist(), "/data/val.tar"))
+    return parts
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    labels = [
+        Label(f"n{1440764 + 13 * number:08d}", f"class {number}") for number in range(CLASSES)
+    ]
+    parts = invented_parts(labels)
+    took: dict[str, float] = {}
+    begun = time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal begun
+        took[name] = round(time.monotonic() - begun, 2)
+        begun = time.monotonic()
+
+    index = merge(parts, labels)
+    lap("merge")
+    source = Source(
+        form="archives",
+        index=index,
+        labels=tuple(labels),
+        fingerprint=fingerprint(parts, [File("/data/devkit", 1, 1)]),
+    )
+    del parts
+    lap("fingerprint")
+    planning.plan_digest(source, {"seed": 0})
+    lap("digest")
+    with tempfile.TemporaryDirectory() as folder:
+        encoding = Encoding(kind="jpeg", jpeg_quality=95)
+        units = planning.write_plan(folder, source, encoding, 1024, 0)
+        lap("write_plan")
+        size = Path(folder, "parts", "plan.parquet").stat().st_size
+        planning.read_plan(units[-1])
+        lap("read_one_unit")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {
+        "rows": TRAIN + VAL,
+        "seconds": took,
+        "total_seconds": round(sum(took.values()), 1),
+        "plan_bytes": size,
+        "units": len(units),
+        "peak_gb": round(peak / 1e9, 2),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The dry run: right counts, a sound estimate, no trace."""
+
+from pathlib import Path
+
+import pytest
+import small
+
+from pipelines import preprocess
+from pipelines.settings import PreprocessCommandSettings
+
+
+def test_a_dry_run_counts_and_leaves_no_trace(
+    raw_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "work"
+    settings = PreprocessCommandSettings.model_validate(
+        {
+            "source": str(raw_images),
+            "workdir": str(workdir),
+            "rows_per_shard": 15,
+            "encoding": "raw",
+            "dry_run": True,
+        }
+    )
+    figures = preprocess.command(settings)
+    assert not workdir.exists()
+    classes = len(small.CLASSES)
+    assert figures["train_images"] == small.TRAIN * classes
+    assert figures["val_images"] == small.VAL * classes
+    assert figures["shards"] == 3 + 1
+    assert figures["source_bytes"] == sum(p.stat().st_size for p in raw_images.glob("*/*/*"))
+    # All images are tried, and the broken one takes no room.
+    assert figures["estimated_bytes"] == (figures["images"] - 1) * 256 * 256 * 3
+    assert figures["estimated_seconds"] > 0
+    lines = capsys.readouterr().out.splitlines()
+    counted = [line.split()[:3] for line in lines if line.startswith("n0")]
+    assert counted == [[wnid, str(small.TRAIN), str(small.VAL)] for wnid in small.CLASSES]
