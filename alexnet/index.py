@@ -10,8 +10,10 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from alexnet.archives import Members
 from alexnet.errors import UserError
@@ -36,7 +38,8 @@ SCHEMA = pa.schema(
         *(_LOCATED.field(name) for name in ("label", "path", "offset", "size")),
     ]
 )
-"""``label`` is the class index; the image is ``size`` bytes at ``offset`` of the file ``path``."""
+"""``label`` is the class index; the image is ``size`` bytes at ``offset`` of the file ``path``
+(inside Parquet: see ``part_of_parquet``)."""
 
 
 class Part(NamedTuple):
@@ -65,6 +68,21 @@ def part_of_files(keys: Sequence[str], classes: Sequence[int], files: Sequence[F
     return Part(rows, _digest(zip(keys, files, strict=True)))
 
 
+def part_of_parquet(
+    keys: pa.Array, classes: pa.Array, files: Sequence[File], counts: Sequence[int]
+) -> Part:
+    """Images inside Parquet files, which have no byte range yet.
+
+    Until ``spool`` gives them one, ``offset`` is the row in the file ``path`` and ``size`` is 0.
+    """
+    paths = pa.array([file.path for file in files], pa.string()).take(
+        pa.array(np.repeat(np.arange(len(files)), counts))
+    )
+    rows = np.concatenate([np.arange(count) for count in counts])
+    table = _table(keys, classes, paths, rows, np.zeros(len(rows), np.int64))
+    return Part(table, _digest((posixpath.basename(file.path), file) for file in files))
+
+
 def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
     """The index, of ``SCHEMA`` and sorted by key.
 
@@ -86,7 +104,7 @@ def fingerprint(parts: Iterable[Part], lists: Iterable[File]) -> str:
     return hashlib.sha256(b"".join(part.digest for part in parts) + _digest(named)).hexdigest()
 
 
-def _table(*columns: Sequence[object] | pa.Array) -> pa.Table:
+def _table(*columns: Sequence[object] | pa.Array | NDArray[np.int64]) -> pa.Table:
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _LOCATED, strict=True)]
     return pa.table(arrays, schema=_LOCATED)
 

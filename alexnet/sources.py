@@ -1,6 +1,6 @@
 """Where the raw images of a data set lie, whatever form it was given in.
 
-``read_source`` looks at what a folder holds, recognises one of three forms and returns the same
+``read_source`` looks at what a folder holds, recognises one of four forms and returns the same
 index for all: one row per image with its key, split, class and byte range. Nothing is unpacked
 and no image is opened.
 
@@ -11,24 +11,28 @@ archives    ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar``,
             ``ILSVRC2012_devkit_t12.tar.gz``, as image-net.org serves them
 kaggle      ``ILSVRC/Data/CLS-LOC/{train/<wnid>,val}/``, ``LOC_synset_mapping.txt``,
             ``LOC_val_solution.csv``
+parquet     ``train-*.parquet`` and ``validation-*.parquet``, in ``data/`` or not, as data sets
+            of the Hugging Face Hub; see ``parquet_source``
 folders     ``{train,val}/<class>/`` with images at any depth, as Imagenette
 ==========  =====================================================================================
 
 Keys are ``train/<class>/<file>`` and ``val/<file>``; ``val/<class>/<file>`` in the folders form,
-where file names repeat from class to class. Any visible file is taken for an image, since the
-endings of names lie; whether it is one shows when it is decoded.
+where file names repeat from class to class, and in the parquet form. Any visible file is taken
+for an image, since the endings of names lie; whether it is one shows when it is decoded.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from alexnet import archives, storage
+from alexnet import archives, index_cache, parquet_source, spool, storage
 from alexnet.errors import UserError
 from alexnet.index import Part, fingerprint, merge, part_of_archive, part_of_files
+from alexnet.index_cache import Indexed
 from alexnet.labels import (
     Label,
     index_of_wnid,
@@ -38,7 +42,7 @@ from alexnet.labels import (
     read_validation_solution,
 )
 
-Form = Literal["archives", "kaggle", "folders"]
+Form = Literal["archives", "kaggle", "folders", "parquet"]
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
@@ -78,28 +82,46 @@ class _Contents(NamedTuple):
     """Files that hold labels rather than images."""
 
 
-def read_source(source: str) -> Source:
+def read_source(source: str, cache: str | None = None) -> Source:
     """Index the raw images in a folder.
 
+    Args:
+        source: the folder.
+        cache: another folder, in which the index of archives is kept for the next time.
+
     Raises:
-        UserError: the folder holds none of the three forms, or one that is incomplete, damaged,
+        UserError: the source holds none of the four forms, or one that is incomplete, damaged,
             contradictory or not readable.
+        OSError: the cache can't be written.
     """
     root = storage.absolute(source)
     try:
         form, read = _recognise(root)
+        # In the other forms the listing, which tells whether anything has changed, is the work.
+        known_by = _stat_archives(root) if cache and form == "archives" else None
+        if cache and known_by and (kept := index_cache.load(cache, known_by)):
+            return Source(form=form, **kept._asdict())
         labels, parts, lists = read(root)
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"{root}: can't be read ({storage.one_line(error)}); check that it is whole and that "
             "you have permission"
         ) from error
-    return Source(
-        form=form,
-        index=merge(parts, labels),
-        labels=labels,
-        fingerprint=fingerprint(parts, lists),
-    )
+    found = Indexed(merge(parts, labels), labels, fingerprint(parts, lists))
+    if cache and known_by:
+        index_cache.save(cache, known_by, found)
+    return Source(form=form, **found._asdict())
+
+
+def read_image(source: Source, row: Mapping[str, Any]) -> bytes:
+    """One image's bytes, for a look at a few; ``row`` is one of the index.
+
+    Raises:
+        UserError, OSError, EOFError: it can't be read.
+    """
+    if source.form == "parquet":
+        return spool.read_image(row["path"], row["offset"])
+    return archives.read_image_bytes(row["path"], row["offset"], row["size"])
 
 
 def _recognise(root: str) -> tuple[Form, Callable[[str], _Contents]]:
@@ -115,6 +137,8 @@ def _recognise(root: str) -> tuple[Form, Callable[[str], _Contents]]:
         return "archives", _read_archives
     if storage.is_folder(storage.join(root, KAGGLE_IMAGES)):
         return "kaggle", _read_kaggle
+    if parquet_files := parquet_source.find(root):
+        return "parquet", partial(_read_parquet, parquet_files)
     # An unpacked data set often has its development kit still beside it.
     if {"train", "val"} <= folders and TRAIN_ARCHIVE in missing:
         return "folders", _read_folders
@@ -127,14 +151,17 @@ def _recognise(root: str) -> tuple[Form, Callable[[str], _Contents]]:
     raise UserError(
         f"{root}: holds no data set; expected {TRAIN_ARCHIVE} with {VAL_ARCHIVE} and {DEVKIT}, or "
         f"{KAGGLE_IMAGES}/ with {KAGGLE_MAPPING} and {KAGGLE_SOLUTION}, or train/ and val/ with "
-        "one folder per class"
+        "one folder per class, or train-*.parquet and validation-*.parquet"
     )
+
+
+def _stat_archives(root: str) -> list[storage.File]:
+    names = (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT)
+    return [storage.stat(storage.join(root, name)) for name in names]
 
 
 def _read_archives(root: str) -> _Contents:
-    train, val, devkit_file = (
-        storage.stat(storage.join(root, name)) for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT)
-    )
+    train, val, devkit_file = _stat_archives(root)
     devkit = read_devkit(devkit_file.path)
     nested = archives.list_nested(train.path)
     _match_classes(train.path, nested, [f"{wnid}.tar" for wnid, _ in devkit.labels], DEVKIT)
@@ -206,6 +233,12 @@ def _read_folders(root: str) -> _Contents:
     in_val = {wnid: index_by_wnid[wnid] for wnid in classes[val]}
     parts = _class_parts(train, "train", index_by_wnid) + _class_parts(val, "val", in_val)
     return _Contents(labels, parts, [])
+
+
+def _read_parquet(files: Mapping[str, list[storage.File]], root: str) -> _Contents:
+    if not files["val"]:
+        raise UserError(f"{root}: holds train-*.parquet but no validation-*.parquet; add them")
+    return _Contents(*parquet_source.read(files), [])
 
 
 def _class_parts(folder: str, split: str, index_by_wnid: Mapping[str, int]) -> list[Part]:

@@ -5,10 +5,10 @@ import random
 import time
 from collections import Counter
 
-from alexnet.archives import read_image_bytes
+from alexnet import spool, storage
 from alexnet.images import RAW_BYTES, Decoded, decode, encode_jpeg
 from alexnet.shards import SPLITS
-from alexnet.sources import Source
+from alexnet.sources import Source, read_image
 from pipelines.progress import duration
 from pipelines.settings import PreprocessSettings
 from pipelines.stages import Figures
@@ -43,7 +43,7 @@ def inspect(settings: PreprocessSettings, place: str, source: Source) -> Figures
     total = sum(images.values())
     size, seconds = _try_some(settings, source)
     cores = os.cpu_count() or 1
-    result = {
+    result: Figures = {
         "stage": "preprocess",
         "dry_run": True,
         "images": total,
@@ -51,7 +51,7 @@ def inspect(settings: PreprocessSettings, place: str, source: Source) -> Figures
         "val_images": images["val"],
         "classes": len(source.labels),
         "shards": sum(shards.values()),
-        "source_bytes": sum(source.index["size"].to_pylist()),
+        "source_bytes": _source_bytes(source),
         "estimated_bytes": round(total * size),
         "estimated_seconds": round(total * seconds / cores, 3),
     }
@@ -64,6 +64,12 @@ def inspect(settings: PreprocessSettings, place: str, source: Source) -> Figures
     return result
 
 
+def _source_bytes(source: Source) -> int:
+    if source.form == "parquet":
+        return sum(storage.size(path) for path in spool.files(source.index))
+    return sum(source.index["size"].to_pylist())
+
+
 def _try_some(settings: PreprocessSettings, source: Source) -> tuple[float, float]:
     """Mean bytes in a shard and mean seconds of work for one image."""
     chosen = random.Random(settings.seed).sample(
@@ -72,7 +78,7 @@ def _try_some(settings: PreprocessSettings, source: Source) -> tuple[float, floa
     stored = 0
     begun = time.perf_counter()
     for row in source.index.take(chosen).to_pylist():
-        decoded = decode(read_image_bytes(row["path"], row["offset"], row["size"]))
+        decoded = decode(read_image(source, row))
         if not isinstance(decoded, Decoded):
             continue
         if settings.encoding == "raw":

@@ -10,9 +10,10 @@ killed goes on with the missing ones. The result lies in <workdir>/shards/<diges
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from alexnet import assembly, planning, sample, shards, storage
+from alexnet import assembly, planning, sample, shards, spool, storage
 from alexnet.errors import UserError
 from alexnet.planning import Encoding, Unit
 from alexnet.shards import SPLITS
@@ -36,12 +37,15 @@ CODE = (
     "alexnet.assembly",
     "alexnet.images",
     "alexnet.index",
+    "alexnet.index_cache",
     "alexnet.labels",
+    "alexnet.parquet_source",
     "alexnet.planning",
     "alexnet.resizing",
     "alexnet.sharding",
     "alexnet.shards",
     "alexnet.sources",
+    "alexnet.spool",
     "alexnet.statistics",
 )
 
@@ -59,7 +63,7 @@ def run(settings: PreprocessSettings, parent: Parent | None = None) -> Outcome:
     """Preprocess, or find that it has been done."""
     storage.make_folder(settings.workdir)
     place = _source_place(settings)
-    source = read_source(place)
+    source = read_source(place, storage.join(settings.workdir, "index"))
     if stages.latest(settings.workdir, "preprocess") is None:
         shard_job.warm_up()
     identity = Identity(
@@ -158,6 +162,12 @@ def _clear_unless_resumable(
 
 
 def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[Unit]:
+    """Write the plan; images inside Parquet files are first copied to where they can be reached."""
+    if source.form == "parquet":
+        place = storage.join(folder, "parts", "spool")
+        for path in spool.files(source.index):
+            spool.copy(path, place)
+        source = replace(source, index=spool.locate(source.index, place))
     encoding = Encoding(kind=settings.encoding, jpeg_quality=settings.jpeg_quality)
     return planning.write_plan(folder, source, encoding, settings.rows_per_shard, settings.seed)
 

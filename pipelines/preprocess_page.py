@@ -2,6 +2,7 @@
 
 import posixpath
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +11,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from alexnet import figures, shards, storage
-from alexnet.archives import read_image_bytes
+from alexnet.errors import UserError
 from alexnet.images import decode_stored, salvage
 from alexnet.shards import Manifest
-from alexnet.sources import Source
+from alexnet.sources import Source, read_image
 from alexnet.statistics import read_statistics
 from pipelines import tracking
 
@@ -69,7 +70,7 @@ def _show_rejects(run: tracking.Run, manifest: Manifest, source: Source) -> None
         return
     shown = rejects.slice(0, TILES)
     rows = source.index.filter(pc.is_in(source.index["key"], shown["key"].combine_chunks()))
-    tiles = np.stack([_tile(row) for row in rows.to_pylist()])
+    tiles = np.stack([_tile(source, row) for row in rows.to_pylist()])
     captions = [
         f"{reason}: {posixpath.basename(key)}"
         for key, reason in zip(shown["key"].to_pylist(), shown["reason"].to_pylist(), strict=True)
@@ -78,11 +79,11 @@ def _show_rejects(run: tracking.Run, manifest: Manifest, source: Source) -> None
     run.figure(figures.contact_sheet(tiles, captions, title), "rejects.png")
 
 
-def _tile(row: dict[str, pa.Scalar]) -> NDArray[np.uint8]:
+def _tile(source: Source, row: dict[str, Any]) -> NDArray[np.uint8]:
     """What can be seen of one row of the index, (256, 256, 3)."""
     try:
-        data = read_image_bytes(row["path"], row["offset"], row["size"])
-    except (OSError, EOFError):
+        data = read_image(source, row)
+    except (UserError, OSError, EOFError):
         data = b""
     return salvage(data)
 

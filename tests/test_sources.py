@@ -1,17 +1,22 @@
-"""One small data set in the three forms; and what is said when a source is not whole."""
+"""One small data set in every form; and what is said when a source is not whole."""
 
 import io
+import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
-from alexnet import storage
+from alexnet import spool, storage
 from alexnet.archives import read_image_bytes
 from alexnet.errors import UserError
 from alexnet.index import SCHEMA
@@ -20,16 +25,49 @@ from alexnet.sources import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_sou
 
 REAL_DATA = os.environ.get("ALEXNET_REAL_DATA")
 
+
+class DataSet(NamedTuple):
+    """A data set that can be written in every form."""
+
+    labels: tuple[Label, ...]
+    train: Mapping[str, Mapping[str, bytes]]
+    """Contents by class and file name."""
+    val: Mapping[str, bytes]
+    val_wnids: Mapping[str, str]
+    ids: Mapping[str, int]
+    """ILSVRC2012_ID by class."""
+
+
 LABELS = (Label("n01", "tench, Tinca tinca"), Label("n02", "crane"), Label("n02-b", "crane"))
-TRAIN = {
-    "n01": {"n01_1.JPEG": b"t one", "n01_2.JPEG": b""},
-    "n02": {"n02_7.JPEG": b"t crane"},
-    "n02-b": {"n02-b_3.JPEG": b"t other crane"},
-}
-# In name order: classes 1, 0, 2, 0. The archive has another order.
-VAL = {"v_3": b"v c", "v_1": b"v a", "v_4": b"v d", "v_2": b"v b"}
-VAL_WNIDS = {"v_1": "n02", "v_2": "n01", "v_3": "n02-b", "v_4": "n01"}
-IDS = {"n01": 3, "n02": 1, "n02-b": 2}
+SMALL = DataSet(
+    labels=LABELS,
+    train={
+        "n01": {"n01_1.JPEG": b"t one", "n01_2.JPEG": b""},
+        "n02": {"n02_7.JPEG": b"t crane"},
+        "n02-b": {"n02-b_3.JPEG": b"t other crane"},
+    },
+    # In name order: classes 1, 0, 2, 0. The archive has another order.
+    val={"v_3": b"v c", "v_1": b"v a", "v_4": b"v d", "v_2": b"v b"},
+    val_wnids={"v_1": "n02", "v_2": "n01", "v_3": "n02-b", "v_4": "n01"},
+    ids={"n01": 3, "n02": 1, "n02-b": 2},
+)
+
+
+def pictures() -> DataSet:
+    """Pictures that can be decoded, but for one."""
+    random = np.random.default_rng(2012)
+
+    def picture() -> bytes:
+        buffer = io.BytesIO()
+        coarse = Image.fromarray(random.integers(0, 256, (5, 6, 3), np.uint8))
+        size = tuple(random.integers(200, 340, 2).tolist())
+        coarse.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    train = {wnid: {f"{wnid}_{n}.JPEG": picture() for n in range(4)} for wnid, _ in LABELS}
+    train["n02"]["n02_1.JPEG"] = train["n02"]["n02_1.JPEG"][:1000]
+    val = {name: picture() for name in SMALL.val}
+    return SMALL._replace(train=train, val=val)
 
 
 def tar(contents: Mapping[str, bytes], mode: str = "w") -> bytes:
@@ -47,18 +85,18 @@ def write(path: Path, content: bytes | str) -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def write_archives(root: Path) -> None:
+def write_archives(root: Path, data: DataSet = SMALL) -> None:
     write(
         root / TRAIN_ARCHIVE,
-        tar({f"{wnid}.tar": tar(TRAIN[wnid]) for wnid in sorted(TRAIN, reverse=True)}),
+        tar({f"{wnid}.tar": tar(data.train[wnid]) for wnid in sorted(data.train, reverse=True)}),
     )
-    write(root / VAL_ARCHIVE, tar({f"{name}.JPEG": content for name, content in VAL.items()}))
+    write(root / VAL_ARCHIVE, tar({f"{name}.JPEG": content for name, content in data.val.items()}))
     fields = ("ILSVRC2012_ID", "WNID", "words", "num_children")
-    rows = [(IDS[wnid], wnid, name, 0) for wnid, name in LABELS]
+    rows = [(data.ids[wnid], wnid, name, 0) for wnid, name in data.labels]
     meta = io.BytesIO()
     synsets = np.array(sorted(rows), dtype=[(field, object) for field in fields])
     savemat(meta, {"synsets": synsets.reshape(-1, 1)})
-    truth = "".join(f"{IDS[VAL_WNIDS[name]]}\n" for name in sorted(VAL))
+    truth = "".join(f"{data.ids[data.val_wnids[name]]}\n" for name in sorted(data.val))
     kit = {
         "d/meta.mat": meta.getvalue(),
         "d/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
@@ -66,41 +104,83 @@ def write_archives(root: Path) -> None:
     write(root / DEVKIT, tar(kit, "w:gz"))
 
 
-def write_kaggle(root: Path) -> None:
+def write_kaggle(root: Path, data: DataSet = SMALL) -> None:
     images = root / "ILSVRC/Data/CLS-LOC"
-    for wnid, contents in TRAIN.items():
+    for wnid, contents in data.train.items():
         for name, content in contents.items():
             write(images / "train" / wnid / name, content)
-    for name, content in VAL.items():
+    for name, content in data.val.items():
         write(images / "val" / f"{name}.JPEG", content)
     write(images / "test" / "unlabelled.JPEG", b"not to be found")
-    write(root / "LOC_synset_mapping.txt", "".join(f"{wnid} {name}\n" for wnid, name in LABELS))
-    lines = [f"{name},{wnid} 1 2 3 4 \n" for name, wnid in VAL_WNIDS.items()]
+    write(
+        root / "LOC_synset_mapping.txt", "".join(f"{wnid} {name}\n" for wnid, name in data.labels)
+    )
+    lines = [f"{name},{wnid} 1 2 3 4 \n" for name, wnid in data.val_wnids.items()]
     write(root / "LOC_val_solution.csv", "ImageId,PredictionString\n" + "".join(lines))
 
 
-def write_folders(root: Path) -> None:
-    for wnid, contents in TRAIN.items():
+def write_folders(root: Path, data: DataSet = SMALL) -> None:
+    for wnid, contents in data.train.items():
         for name, content in contents.items():
             write(root / "train" / wnid / name, content)
-    for name, content in VAL.items():
-        write(root / "val" / VAL_WNIDS[name] / f"{name}.JPEG", content)
+    for name, content in data.val.items():
+        write(root / "val" / data.val_wnids[name] / f"{name}.JPEG", content)
 
 
-WRITERS: dict[str, Callable[[Path], None]] = {
+def write_parquet(root: Path, data: DataSet = SMALL) -> None:
+    """As the Hub's ``datasets`` writes it, in several files and small row groups."""
+    index_of = {label.wnid: index for index, label in enumerate(data.labels)}
+    train = [
+        (f"{name}", content, index_of[wnid])
+        for wnid, contents in data.train.items()
+        for name, content in contents.items()
+    ]
+    val = [(f"{name}.JPEG", data.val[name], index_of[data.val_wnids[name]]) for name in data.val]
+    names = [label.wnid for label in data.labels]
+    write_parquet_file(root / "data/train-00000-of-00002.parquet", train[:2], names)
+    write_parquet_file(root / "data/train-00001-of-00002.parquet", train[2:], names)
+    write_parquet_file(root / "data/validation-00000-of-00001.parquet", val, names)
+    write_parquet_file(root / "data/test-00000-of-00001.parquet", [("x", b"x", -1)], names)
+
+
+def write_parquet_file(
+    path: Path,
+    rows: Sequence[tuple[str | None, bytes | None, int | str | None]],
+    names: Sequence[str] | None,
+) -> None:
+    """One Parquet file of (path, bytes, label), with the classes' names in its metadata."""
+    images = [{"bytes": content, "path": name} for name, content, _ in rows]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    labels = pa.array([label for *_, label in rows])
+    table = pa.table({"image": pa.array(images, kind), "label": labels})
+    if names is not None:
+        features = {"label": {"names": list(names), "_type": "ClassLabel"}}
+        text = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": text})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=2)
+
+
+WRITERS: dict[str, Callable[..., None]] = {
     "archives": write_archives,
     "kaggle": write_kaggle,
     "folders": write_folders,
+    "parquet": write_parquet,
 }
 
 
 def contents_of(source: Source) -> dict[str, tuple[str, str, int, bytes]]:
+    def read(path: str, offset: int, size: int) -> bytes:
+        if source.form == "parquet":
+            return spool.read_image(path, offset)
+        return read_image_bytes(path, offset, size)
+
     return {
         row["key"]: (
             row["split"],
             row["wnid"],
             row["label"],
-            read_image_bytes(row["path"], row["offset"], row["size"]),
+            read(row["path"], row["offset"], row["size"]),
         )
         for row in source.index.to_pylist()
     }
@@ -123,18 +203,19 @@ def test_every_form_gives_the_same_images_and_classes(tmp_path: Path, form: str)
     index_of = {label.wnid: index for index, label in enumerate(LABELS)}
     expected = {
         f"train/{wnid}/{name}": ("train", wnid, index_of[wnid], content)
-        for wnid, contents in TRAIN.items()
+        for wnid, contents in SMALL.train.items()
         for name, content in contents.items()
     }
-    for name, content in VAL.items():
-        wnid = VAL_WNIDS[name]
-        key = f"val/{wnid}/{name}.JPEG" if form == "folders" else f"val/{name}.JPEG"
+    with_folders = form in ("folders", "parquet")
+    for name, content in SMALL.val.items():
+        wnid = SMALL.val_wnids[name]
+        key = f"val/{wnid}/{name}.JPEG" if with_folders else f"val/{name}.JPEG"
         expected[key] = ("val", wnid, index_of[wnid], content)
     assert contents_of(source) == expected
     assert source.index.schema == SCHEMA
     keys = source.index["key"].to_pylist()
     assert keys == sorted(expected)
-    names = LABELS if form != "folders" else tuple(Label(wnid, wnid) for wnid, _ in LABELS)
+    names = LABELS if not with_folders else tuple(Label(wnid, wnid) for wnid, _ in LABELS)
     assert source.labels == names
 
 
@@ -146,7 +227,7 @@ def test_fingerprint_follows_the_files_but_not_their_place(tmp_path: Path, form:
     assert read_source(str(tmp_path / "there")).fingerprint == before.fingerprint
     seen = {before.fingerprint}
     for path in sorted(path for path in (tmp_path / "here").rglob("*") if path.is_file()):
-        if "test" in path.parts:
+        if path.parent.name == "test" or path.name.startswith("test"):
             continue
         os.utime(path, ns=(0, 0))
         fingerprint = read_source(str(tmp_path / "here")).fingerprint

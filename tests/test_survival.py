@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
@@ -257,6 +259,32 @@ def test_damaged_shards_are_found_and_made_again(
     again = preprocess.command(settings(source, tmp_path, verify=True))
     assert again["shards_remade"] == 0
     assert shards.read_manifest(str(folder)).rows("train") == IMAGES * 9 // 10
+
+
+def test_images_in_parquet_files_give_the_same_rows(
+    nodes: Cluster, source: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for split, name in (("train", "train"), ("val", "validation")):
+        files = sorted((source / split).glob("*/*"))
+        images = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+        labels = [int(path.parent.name[-1]) for path in files]
+        table = pa.table({"image": images, "label": labels})
+        pq.write_table(table, packed / f"{name}-00000-of-00001.parquet", row_group_size=50)
+    look = preprocess.command(settings(packed, tmp_path / "work", dry_run=True))
+    assert look["estimated_bytes"] > 0
+    figures = preprocess.command(settings(packed, tmp_path / "work"))
+    assert (figures["train_images"], figures["rejected"]) == (IMAGES * 9 // 10, 1)
+
+    def rows(shard_bytes: list[bytes]) -> list[tuple[Any, ...]]:
+        tables = [pq.read_table(pa.BufferReader(data)) for data in shard_bytes]
+        columns = pa.concat_tables(tables).to_pydict()
+        return sorted(zip(columns["label"], columns["sha256"], columns["image"], strict=True))
+
+    found = [path.read_bytes() for path in Path(figures["shards"]).glob("*/*.parquet")]
+    assert rows(found) == rows([data for name, data in unbroken.items() if "/" in name])
+    assert not (Path(figures["shards"]) / "parts").exists()
 
 
 def test_too_many_rejects_stop_the_run_with_a_list(
