@@ -41,7 +41,8 @@ def list_members(path: str) -> Members:
     """Files of a flat archive, by the last part of their names, in the archive's order.
 
     Raises:
-        UserError: the archive is compressed, damaged or truncated, or holds a sparse file.
+        UserError: the archive is compressed, damaged or truncated, or holds a sparse file or one
+            without a name.
         OSError: the file can't be read.
     """
     with storage.open_input(path) as file:
@@ -52,8 +53,8 @@ def list_nested(path: str) -> dict[str, Members]:
     """Files of an archive of archives, by the inner archive's name, with offsets in the outer one.
 
     Raises:
-        UserError: an archive is compressed, damaged or truncated, holds a sparse file, or comes
-            twice.
+        UserError: an archive is compressed, damaged or truncated, holds a sparse file or one
+            without a name, or comes twice.
         OSError: the file can't be read.
     """
     count = _THREADS_REMOTE if storage.is_remote(path) else _THREADS_LOCAL
@@ -116,7 +117,9 @@ class _Range:
     def read(self, size: int) -> bytes:
         if size > _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        size = max(0, min(size, self.size - self._position))
+        size = min(size, self.size - self._position)
+        if size <= 0:
+            return b""
         begin = self._position - self._fetched_at
         if not 0 <= begin <= begin + size <= len(self._fetched):
             ahead = min(size + _BLOCK, self.size - self._position)
@@ -133,7 +136,7 @@ def _list(place: str, source: _Range) -> Members:
     members = Members([], [], [])
     try:
         for member in _walk(source):
-            members.names.append(member.name.rpartition("/")[2])
+            members.names.append(_last_part(member.name))
             members.offsets.append(source._start + member.offset_data)
             members.sizes.append(member.size)
     except OSError:
@@ -144,6 +147,14 @@ def _list(place: str, source: _Range) -> Members:
             "get it again, as an uncompressed tar"
         ) from error
     return members
+
+
+def _last_part(name: str) -> str:
+    """A member's name without its folders, which have no meaning here, not even ``../``."""
+    last = name.rpartition("/")[2]
+    if last in ("", ".", ".."):
+        raise tarfile.ReadError(f"{name!r} is no name of a file")
+    return last
 
 
 def _walk(source: _Range) -> Iterator[tarfile.TarInfo]:

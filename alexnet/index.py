@@ -7,6 +7,7 @@ sizes and times of change, which is cheap to know and changes whenever an image 
 
 import hashlib
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from alexnet.archives import Members
 from alexnet.errors import UserError
 from alexnet.labels import Label
 from alexnet.storage import File
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _LOCATED = pa.schema(
     [
@@ -84,12 +87,14 @@ def part_of_parquet(
 
 
 def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
-    """The index, of ``SCHEMA`` and sorted by key.
+    r"""The index, of ``SCHEMA`` and sorted by key; in keys ``\x0a`` stands for a line's end.
 
     Raises:
         UserError: two images have the same key.
     """
-    rows = pa.concat_tables([part.rows for part in parts]).sort_by("key")
+    rows = pa.concat_tables([part.rows for part in parts])
+    keys = _without_controls(rows["key"])
+    rows = rows.set_column(0, _LOCATED.field("key"), keys).sort_by("key")
     _refuse_repeated_keys(rows)
     wnids = pa.array([label.wnid for label in labels], pa.string())
     split = pc.if_else(pc.starts_with(rows["key"], "train/"), "train", "val")
@@ -114,6 +119,14 @@ def _digest(named: Iterable[tuple[str, File]]) -> bytes:
     for name, file in named:
         digest.update(f"{name}\0{file.size}\0{file.modified_ns}\n".encode())
     return digest.digest()
+
+
+def _without_controls(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Keys that stay on their line, and do nothing to a terminal, whatever files are called."""
+    if not pc.any(pc.match_substring_regex(keys, _CONTROL.pattern), min_count=0).as_py():
+        return keys
+    clean = [_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", key) for key in keys.to_pylist()]
+    return pa.chunked_array([clean], pa.string())
 
 
 def _refuse_repeated_keys(rows: pa.Table) -> None:

@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from alexnet.errors import UserError
 
-# A store that is gone is given up after half a minute, one that stays silent after one. Without
+# A store that is gone is given up within half a minute, a silent one within a minute. Without
 # these, pyarrow's own way of connecting waits for 99 seconds, and Google's for 15 minutes.
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 10

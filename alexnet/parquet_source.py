@@ -213,8 +213,8 @@ def _part(split: str, rows: Sequence[_Rows], values: pa.Array, wnids: Sequence[s
         row_numbers = pa.array(np.arange(len(indices))).cast(pa.string())
         numbered.append(pc.binary_join_element_wise(stem, pc.utf8_lpad(row_numbers, 8, "0"), "-"))
         last = pc.replace_substring_regex(file.paths, "(?s)^.*/", "")
-        usable = pc.invert(pc.match_substring_regex(last, r"^$|[\x00-\x1f\x7f]"))
-        names.append(pc.if_else(pc.fill_null(usable, False), last, numbered[-1]))
+        named = pc.fill_null(pc.not_equal(last, ""), False)
+        names.append(pc.if_else(named, last, numbered[-1]))
     folder, name, number = (
         pa.chunked_array(column, pa.string()).combine_chunks()
         for column in (folders, names, numbered)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from alexnet import assembly, planning, sample, shards, spool, storage
+from alexnet import assembly, checksums, planning, sample, shards, spool, storage
 from alexnet.errors import UserError
 from alexnet.planning import Encoding, Unit
 from alexnet.shards import SPLITS
@@ -28,6 +28,7 @@ from pipelines import (
     tracking,
 )
 from pipelines.locking import alone
+from pipelines.progress import Progress
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
 from pipelines.shard_job import Rejects, make_shards
 from pipelines.stages import Figures, Identity, Outcome, Parent, Record, code_version, run_stage
@@ -49,9 +50,13 @@ CODE = (
     "alexnet.statistics",
 )
 
+MB = 10**6
+
 
 def command(settings: PreprocessCommandSettings) -> Mapping[str, Any]:
     """What the script does: look, make, or make sure."""
+    if settings.check_md5:
+        _check_md5(_source_place(settings))
     if settings.dry_run:
         place = _source_place(settings)
         return inspection.inspect(settings, place, read_source(place))
@@ -98,6 +103,15 @@ def _source_place(settings: PreprocessSettings) -> str:
         "--source is required with --preset ilsvrc2012: the folder with the official archives, "
         "which image-net.org gives to registered users"
     )
+
+
+def _check_md5(place: str) -> None:
+    """Read the official archives through and compare their md5 sums."""
+    for name, md5 in checksums.OFFICIAL.items():
+        path = storage.join(place, name)
+        progress = Progress(f"preprocess: md5 of {name}", max(0, storage.size(path)) // MB, "MB")
+        checksums.verify(path, md5, lambda done, _, p=progress: p.add(done // MB - p.done))  # type: ignore[misc]
+        progress.end()
 
 
 def _work(

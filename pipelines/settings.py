@@ -93,6 +93,7 @@ class PreprocessCommandSettings(PreprocessSettings):
     """Settings of ``preprocess`` run by itself."""
 
     dry_run: bool = option(False, "print what the source holds and the work it would take, no more")
+    check_md5: bool = option(False, "first compare the official archives with their md5 sums")
     verify: bool = option(
         False, "compare every finished shard with the manifest and make damaged ones again"
     )

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import tarfile
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,12 +68,110 @@ def test_nested_members_are_read_from_the_outer_archive(
     assert {name: read_all(str(path), members) for name, members in nested.items()} == classes
 
 
-def test_only_plain_files_are_listed(tmp_path: Path) -> None:
+def raw_member(name: bytes, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A member under any name at all, ``tarfile`` would change some."""
+    block = bytearray(header("x", len(content), kind))
+    block[:100] = name.ljust(100, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + content + bytes(-len(content) % 512)
+
+
+def attributes(**values: str | bytes) -> bytes:
+    """A PAX header; ``__`` in a name stands for a dot."""
+    records = b""
+    for name, value in values.items():
+        text = value if isinstance(value, bytes) else value.encode()
+        body = b" %s=%s\n" % (name.replace("__", ".").encode(), text)
+        length = next(n for n in range(len(body), 10**6) if len(str(n)) + len(body) == n)
+        records += b"%d%s" % (length, body)
+    padding = bytes(-len(records) % 512)
+    return header("attributes", len(records), tarfile.XHDTYPE) + records + padding
+
+
+END = bytes(1024)
+KINDS = {
+    tarfile.REGTYPE: True,
+    tarfile.CONTTYPE: True,
+    tarfile.DIRTYPE: False,
+    tarfile.LNKTYPE: False,
+    tarfile.SYMTYPE: False,
+    tarfile.CHRTYPE: False,
+    tarfile.BLKTYPE: False,
+    tarfile.FIFOTYPE: False,
+}
+"""Kinds of members, and whether they are plain files."""
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.binary(min_size=1, max_size=100).filter(lambda name: b"\0" not in name)
+            | st.sampled_from([b"/etc/passwd", b"../../up", b"a/../b", b"caf\xe9", b"c\xcc\xa7"]),
+            st.sampled_from(list(KINDS)),
+            st.binary(max_size=1100),
+        ),
+        max_size=6,
+    )
+)
+def test_plain_files_are_listed_whatever_they_are_called_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, members: list[tuple[bytes, bytes, bytes]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "members.tar"
+    path.write_bytes(
+        b"".join(
+            raw_member(name, content if KINDS[kind] else b"", kind)
+            for name, kind, content in members
+        )
+        + END
+    )
+    expected = [
+        (name.decode("utf-8", "backslashreplace").rpartition("/")[2], content)
+        for name, kind, content in members
+        if KINDS[kind]
+    ]
+    if any(name in ("", ".", "..") for name, _ in expected):
+        with pytest.raises(UserError, match="is no name of a file"):
+            list_members(str(path))
+        return
+    found = list_members(str(path))
+    assert [
+        (name, read_image_bytes(str(path), offset, size))
+        for name, offset, size in zip(*found, strict=True)
+    ] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (attributes(path="../../ü.JPEG") + raw_member(b"x", b"abc"), "ü.JPEG"),
+        (attributes(path=b"\xff.JPEG") + raw_member(b"x", b"abc"), r"\xff.JPEG"),
+        (
+            attributes(hdrcharset="BINARY", path=b"\xff.JPEG") + raw_member(b"x", b"abc"),
+            r"\xff.JPEG",
+        ),
+        (attributes(size="3") + raw_member(b"x", b"abc"), "x"),
+        (attributes(linkpath="/etc/passwd", mtime="-1") + raw_member(b"x", b"abc"), "x"),
+        (
+            raw_member(b"././@LongLink", b"n" * 300 + b"/../\xff\0", tarfile.GNUTYPE_LONGNAME)
+            + raw_member(b"x", b"abc"),
+            r"\xff",
+        ),
+        (
+            raw_member(b"././@LongLink", b"/etc/passwd\0", tarfile.GNUTYPE_LONGLINK)
+            + raw_member(b"x", b"abc"),
+            "x",
+        ),
+    ],
+    ids=["path", "not UTF-8", "binary", "size", "link", "long name", "long link"],
+)
+def test_extended_headers_name_a_file_and_lead_nowhere(
+    tmp_path: Path, content: bytes, name: str
+) -> None:
     path = tmp_path / "x.tar"
-    kinds = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
-    others = b"".join(header(f"other{number}", 0, kind) for number, kind in enumerate(kinds))
-    path.write_bytes(others + tar(CONTENTS))
-    assert list_members(str(path)).names == list(CONTENTS)
+    path.write_bytes(content + END)
+    assert read_all(str(path), list_members(str(path))) == {name: b"abc"}
 
 
 def test_an_archive_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -112,14 +211,40 @@ def test_a_damaged_header_does_not_end_the_list_unnoticed(tmp_path: Path) -> Non
         header("attributes", 2**21, tarfile.XHDTYPE) + bytes(2**21),
         header("sparse.JPEG", 5, tarfile.GNUTYPE_SPARSE) + bytes(512),
         header("attributes", 0, tarfile.XHDTYPE) * 2000,
+        header("unknown", 2**40, b"Z"),
+        header("folder", -1024, tarfile.DIRTYPE),
+        attributes(size=str(2**40)) + raw_member(b"huge.JPEG", b"abc"),
+        attributes(size="-512") + raw_member(b"negative.JPEG", b"abc"),
+        attributes(size="many") + raw_member(b"many.JPEG", b"abc"),
+        attributes(GNU__sparse__map="0,3", GNU__sparse__size=str(2**40)) + raw_member(b"s", b"abc"),
+        attributes(GNU__sparse__major="1", GNU__sparse__minor="0") + raw_member(b"s", b"abc"),
     ],
-    ids=["size", "-1", "negative", "attributes", "name", "big-attributes", "sparse", "recursion"],
+    ids=[
+        "size",
+        "-1",
+        "negative",
+        "attributes",
+        "name",
+        "big-attributes",
+        "sparse",
+        "recursion",
+        "unknown",
+        "folder",
+        "pax-size",
+        "pax-negative",
+        "pax-text",
+        "pax-sparse",
+        "pax-sparse-1.0",
+    ],
 )
-def test_headers_that_lie_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_headers_that_lie_are_refused_in_little_memory(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(content + tar(CONTENTS))
+    tracemalloc.start()
     with pytest.raises(UserError, match=r"x\.tar") as caught:
         list_members(str(path))
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
     assert "\n" not in str(caught.value)
 
 

@@ -1,10 +1,13 @@
 """The dry run: right counts, a sound estimate, no trace."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import small
 
+from alexnet import checksums, sample
+from alexnet.errors import UserError
 from pipelines import preprocess
 from pipelines.settings import PreprocessCommandSettings
 
@@ -35,3 +38,22 @@ def test_a_dry_run_counts_and_leaves_no_trace(
     lines = capsys.readouterr().out.splitlines()
     counted = [line.split()[:3] for line in lines if line.startswith("n0")]
     assert counted == [[wnid, str(small.TRAIN), str(small.VAL)] for wnid in small.CLASSES]
+
+
+def test_archives_are_compared_with_their_md5(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "archives"
+    sample.write_sample(str(source))
+    values = {"source": str(source), "workdir": str(tmp_path / "work")}
+    settings = PreprocessCommandSettings.model_validate(
+        values | {"check_md5": True, "dry_run": True}
+    )
+    with pytest.raises(UserError, match=r"img_train\.tar: md5 is .* download it again"):
+        preprocess.command(settings)
+    sums = {
+        name: hashlib.md5((source / name).read_bytes()).hexdigest() for name in checksums.OFFICIAL
+    }
+    monkeypatch.setattr(checksums, "OFFICIAL", sums)
+    assert preprocess.command(settings)["dry_run"] is True
+    assert "preprocess: md5 of ILSVRC2012_img_val.tar: " in capsys.readouterr().out

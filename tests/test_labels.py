@@ -1,9 +1,11 @@
 """Labels from the development kit and from Kaggle's lists."""
 
+import gzip
 import io
 import os
 import shutil
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from scipy.io import savemat
 from torchvision.datasets import imagenet
 
+from alexnet import labels
 from alexnet.errors import UserError
 from alexnet.labels import (
     Label,
@@ -107,6 +110,29 @@ def test_a_devkit_that_is_no_tar_gz_is_refused(tmp_path: Path) -> None:
         read_devkit(path)
     with pytest.raises(UserError, match=r"not a readable tar\.gz"):
         read_devkit(str(tmp_path / "missing.tar.gz"))
+
+
+def test_a_devkit_that_goes_on_unpacking_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels, "_LARGEST_CONTENT", 2**20)
+    path = write_devkit(tmp_path, truth(b"1\n") | {"more": bytes(2**25)})
+    tracemalloc.start()
+    with pytest.raises(UserError, match="holds more than 1,048,576 bytes"):
+        read_devkit(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.REGTYPE])
+def test_a_devkit_whose_headers_lie_is_refused(tmp_path: Path, kind: bytes) -> None:
+    member = tarfile.TarInfo("kit/data/meta.mat")
+    member.size, member.type = 2**40, kind
+    with gzip.open(tmp_path / DEVKIT, "wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT) * 2000)
+    with pytest.raises(UserError, match=DEVKIT) as caught:
+        read_devkit(str(tmp_path / DEVKIT))
+    assert "\n" not in str(caught.value)
 
 
 def test_synset_mapping_is_sorted_by_wnid_and_keeps_all_words(tmp_path: Path) -> None:

@@ -326,16 +326,6 @@ def test_a_server_that_does_not_answer_is_one_clear_line(
     assert time.monotonic() - begun < 20
 
 
-def test_a_server_that_goes_away_is_not_waited_for_forever(bucket: str) -> None:
-    """The real limits, where the connection is refused."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", refused())
-        begun = time.monotonic()
-        with pytest.raises(UserError):
-            storage.exists("s3://bucket/x")
-        assert time.monotonic() - begun < object_store._GIVE_UP_SECONDS
-
-
 def test_a_bucket_of_googles_is_a_place_too() -> None:
     filesystem, inner = storage.locate("gs://anonymous@bucket/a b/c?d")
     assert filesystem.type_name == "gcs"

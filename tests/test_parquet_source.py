@@ -172,7 +172,7 @@ def test_a_name_that_is_missing_or_comes_twice_becomes_file_and_row(tmp_path: Pa
         3: f"train/cat/{stem}-00000003",
         4: f"train/cat/{stem}-00000004",
         5: f"train/cat/{stem}-00000005",
-        6: f"train/cat/{stem}-00000006",
+        6: r"train/cat/line\x0abreak",
         7: "train/cat/ü",
         8: "train/dog/a",
     }

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from alexnet import spool, storage
+from alexnet import storage
 from alexnet.archives import read_image_bytes
 from alexnet.errors import UserError
 from alexnet.index import SCHEMA
 from alexnet.labels import Label
-from alexnet.sources import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_source
+from alexnet.sources import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_image, read_source
 
 REAL_DATA = os.environ.get("ALEXNET_REAL_DATA")
 
@@ -170,18 +170,8 @@ WRITERS: dict[str, Callable[..., None]] = {
 
 
 def contents_of(source: Source) -> dict[str, tuple[str, str, int, bytes]]:
-    def read(path: str, offset: int, size: int) -> bytes:
-        if source.form == "parquet":
-            return spool.read_image(path, offset)
-        return read_image_bytes(path, offset, size)
-
     return {
-        row["key"]: (
-            row["split"],
-            row["wnid"],
-            row["label"],
-            read(row["path"], row["offset"], row["size"]),
-        )
+        row["key"]: (row["split"], row["wnid"], row["label"], read_image(source, row))
         for row in source.index.to_pylist()
     }
 
@@ -281,6 +271,44 @@ def test_the_missing_archive_is_named(tmp_path: Path, missing: str) -> None:
     assert f"{missing} is missing" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["archives", "parquet"])
+def test_classes_may_differ_in_case_alone(tmp_path: Path, form: str) -> None:
+    """Nothing is unpacked, so no file system confuses them."""
+    labels = tuple(Label(wnid, "crane") for wnid in ("CAT", "Cat", "cat"))
+    data = DataSet(
+        labels=labels,
+        train={wnid: {"x.JPEG": wnid.encode()} for wnid, _ in labels},
+        val={"v": b"v"},
+        val_wnids={"v": "Cat"},
+        ids={"CAT": 1, "Cat": 2, "cat": 3},
+    )
+    WRITERS[form](tmp_path, data)
+    contents = contents_of(read_source(str(tmp_path)))
+    assert {key: row[1:] for key, row in contents.items() if row[0] == "train"} == {
+        f"train/{wnid}/x.JPEG": (wnid, number, wnid.encode())
+        for number, (wnid, _) in enumerate(labels)
+    }
+
+
+def test_a_key_stays_on_its_line(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    write(tmp_path / "train/n01/a\n\x1b[31mb.JPEG", b"odd")
+    contents = contents_of(read_source(str(tmp_path)))
+    assert contents[r"train/n01/a\x0a\x1b[31mb.JPEG"] == ("train", "n01", 0, b"odd")
+
+
+def test_both_places_of_a_repeated_key_are_named(tmp_path: Path) -> None:
+    write_archives(tmp_path)
+    repack(tmp_path, TRAIN_ARCHIVE, n02__tar=tar({"a/x\ny": b"1", "b/x\ny": b"2"}))
+    path = tmp_path / TRAIN_ARCHIVE
+    with tarfile.open(path) as archive:
+        start = archive.getmember("n02.tar").offset_data
+    assert refusal(tmp_path) == (
+        rf"{path}: train/n02/x\x0ay lies at byte {start + 512} and again in {path} at byte "
+        f"{start + 1536}; remove one of them"
+    )
+
+
 def repack(root: Path, name: str, **changes: bytes | None) -> None:
     """Replace, add or (None) remove members of an archive; ``__`` in a name stands for a dot."""
     with tarfile.open(root / name) as archive:
@@ -303,7 +331,7 @@ def repack(root: Path, name: str, **changes: bytes | None) -> None:
         (TRAIN_ARCHIVE, {"n02__tar": None, "n02": tar({"x": b"x"})}, "lacks n02.tar"),
         (TRAIN_ARCHIVE, {"n02__tar": None}, f"lacks n02.tar, which {DEVKIT} has"),
         (TRAIN_ARCHIVE, {"n02__tar": tar({})}, "n02.tar: holds no images"),
-        (TRAIN_ARCHIVE, {"n02__tar": tar({"a/x": b"1", "b/x": b"2"})}, "train/n02/x lies at byte"),
+        (TRAIN_ARCHIVE, {"n02__tar": tar({"a/..": b"1"})}, "n02.tar: damaged"),
         (TRAIN_ARCHIVE, {"n02__tar": tar({"x": b"x"})[:700]}, "truncated"),
         (VAL_ARCHIVE, {"v_5__JPEG": b"more"}, "holds 5 images, but"),
         (VAL_ARCHIVE, {"v_4__JPEG": None}, "devkit does not match"),
