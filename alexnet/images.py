@@ -109,7 +109,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded | Rejection:
     # Needs torch, which takes seconds to import, and not everyone who reads images decodes any.
     from alexnet import resizing
 
-    if reader is _Jpeg and (decoded := _decode_ordinary_jpeg(data)):
+    if reader is _Jpeg and (decoded := _decode_ordinary_jpeg(data, max_pixels)):
         return decoded
     try:
         image = reader(BytesIO(data))
@@ -126,8 +126,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded | Rejection:
     return Decoded(pixels, width, height)
 
 
-def _decode_ordinary_jpeg(data: bytes) -> Decoded | None:
-    """An undamaged colour JPEG of ordinary size; None for all others.
+def _decode_ordinary_jpeg(data: bytes, max_pixels: int) -> Decoded | None:
+    """An undamaged colour JPEG of ordinary size within the limit; None for all others.
 
     Pillow and simplejpeg both hand the work to libjpeg-turbo with the same options and give the
     same pixels, but Pillow's way there is a quarter longer.
@@ -136,7 +136,8 @@ def _decode_ordinary_jpeg(data: bytes) -> Decoded | None:
 
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours != "YCbCr" or not resizing.is_ordinary(width, height):
+        ordinary = width * height <= max_pixels and resizing.is_ordinary(width, height)
+        if colours != "YCbCr" or not ordinary:
             return None
         pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except ValueError:  # Whatever it warns of too: Pillow decides what can be read.

@@ -210,8 +210,9 @@ def test_too_many_pixels_are_refused_by_the_header_alone(
     assert not warned
 
 
-def test_the_limit_itself_is_allowed() -> None:
-    data = saved(picture(60, 40))
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_the_limit_itself_is_allowed(form: str) -> None:
+    data = saved(picture(60, 40), form)
     assert isinstance(decode(data, max_pixels=2400), Decoded)
     assert rejection(data, max_pixels=2399).detail == "60x40, the limit is 2399"
 
@@ -326,7 +327,7 @@ def test_real_photographs_agree_with_torchvision() -> None:
 def test_the_fast_path_gives_pillows_pixels() -> None:
     for path in sorted(Path(str(REAL_DATA), "full-size").rglob("*.JPEG")):
         data = path.read_bytes()
-        fast = images._decode_ordinary_jpeg(data)
+        fast = images._decode_ordinary_jpeg(data, images.MAX_PIXELS)
         if fast is not None:
             with Image.open(path) as image:
                 by_pillow = resizing.square_of_image(image.convert("RGB"))
