@@ -6,7 +6,6 @@ same places, sizes and times of change.
 """
 
 import hashlib
-import importlib.util
 import json
 import posixpath
 import re
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from alexnet import storage
 from alexnet.labels import Label
+from alexnet.provenance import code_version
 from alexnet.storage import File
 
 # What decides how an index comes out; a change in any of it makes the kept one useless.
@@ -82,10 +82,4 @@ def _name(data: bytes) -> str:
 
 def _origin(archives: Sequence[File]) -> bytes:
     """What an index depends on."""
-    code = hashlib.sha256()
-    for name in _CODE:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        code.update(storage.read_bytes(spec.origin))
-    return json.dumps([code.hexdigest(), archives]).encode()
+    return json.dumps([code_version(_CODE), archives]).encode()

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
-from sklearn.datasets import load_digits
 
 from alexnet import storage
 from alexnet.sources import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
@@ -69,6 +68,9 @@ def write_sample(folder: str) -> None:
     if all(storage.is_file(path) for path in (train, val, devkit)):
         return
     storage.make_folder(folder)
+    # A second to import, which only those who want the sample should wait for.
+    from sklearn.datasets import load_digits
+
     images, targets = load_digits(return_X_y=True)
     by_class = np.argsort(targets, kind="stable")
     in_val = np.random.default_rng(_SEED).permutation(by_class[::5])

@@ -12,7 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from alexnet import shards, statistics, storage
 from alexnet.archives import read_image_bytes
@@ -120,6 +122,13 @@ def _read(planned: Mapping[str, Any]) -> bytes | Rejection:
         ) from error
 
 
+def encode(pixels: NDArray[np.uint8], encoding: Encoding) -> bytes:
+    """An image, (256, 256, 3), as it is stored."""
+    if encoding.kind == "raw":
+        return pixels.tobytes()
+    return encode_jpeg(pixels, quality=encoding.jpeg_quality)
+
+
 def _row(
     planned: Mapping[str, Any], data: bytes, encoding: Encoding, sums: statistics.Sums
 ) -> dict[str, Any] | Rejection:
@@ -128,15 +137,11 @@ def _row(
     if isinstance(decoded, Rejection):
         return decoded
     sums.add(decoded.pixels)
-    if encoding.kind == "raw":
-        image = decoded.pixels.tobytes()
-    else:
-        image = encode_jpeg(decoded.pixels, quality=encoding.jpeg_quality)
     return {
         "key": planned["key"],
         "label": planned["label"],
         "wnid": planned["wnid"],
-        "image": image,
+        "image": encode(decoded.pixels, encoding),
         "width": decoded.width,
         "height": decoded.height,
         "sha256": hashlib.sha256(data).hexdigest(),

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import socket
+import threading
 
 import ray
 from ray._private.services import find_bootstrap_address
@@ -13,6 +14,9 @@ from alexnet.errors import UserError
 from pipelines.settings import Device
 
 GIB = 2**30
+
+_CONNECTING = threading.Lock()
+"""Whoever comes second waits until the first is done."""
 
 _HOST_AND_PORT = re.compile(r".+:\d+")
 
@@ -26,8 +30,12 @@ def connect() -> None:
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
     """
-    if ray.is_initialized():
-        return
+    with _CONNECTING:
+        if not ray.is_initialized():
+            _join_or_start()
+
+
+def _join_or_start() -> None:
     address = _running_cluster()
     # What workers have to say to a person comes through ``terminal``.
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}

@@ -23,12 +23,13 @@ from alexnet.augment import CENTRE_VIEW
 from alexnet.batches import decode_all
 from alexnet.errors import UserError
 from alexnet.metrics import Errors, average, confusion, top_labels
+from alexnet.provenance import code_version
 from alexnet.shards import Manifest, RowGroup, read_manifest, read_row_group
 from pipelines import cluster, command_line, stages, tracking
 from pipelines.predictor import Predictor
 from pipelines.progress import Progress
 from pipelines.settings import EvaluateSettings
-from pipelines.stages import Figures, Identity, Outcome, Record, code_version, run_stage
+from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
 
 CODE = ("alexnet.augment", "alexnet.inference", "alexnet.metrics")
 PANEL = 8

@@ -6,7 +6,9 @@ import time
 from collections import Counter
 
 from alexnet import spool, storage
-from alexnet.images import RAW_BYTES, Decoded, decode, encode_jpeg
+from alexnet.images import Decoded, decode
+from alexnet.planning import Encoding
+from alexnet.sharding import encode
 from alexnet.shards import SPLITS
 from alexnet.sources import Source, read_image
 from pipelines.progress import duration
@@ -17,31 +19,25 @@ TRIED = 64
 """Images that are read for the estimate."""
 
 
-def inspect(settings: PreprocessSettings, place: str, source: Source) -> Figures:
+def inspect(
+    settings: PreprocessSettings, place: str, source: Source, encoding: Encoding
+) -> Figures:
     """Print images by class and split, the shards that they would fill, size and time.
 
     Size and time are estimated from some random images, which are read, decoded and encoded
     here; the time is for this machine's cores.
     """
-    counts = {
-        split: Counter(
-            label
-            for label, which in zip(
-                source.index["label"].to_pylist(), source.index["split"].to_pylist(), strict=True
-            )
-            if which == split
-        )
-        for split in SPLITS
-    }
+    splits, classes = source.index["split"].to_pylist(), source.index["label"].to_pylist()
+    counts = Counter(zip(splits, classes, strict=True))
+    images = Counter(splits)
     print(f"{place}: {source.form}")
     print(f"{'class':<20}{'train':>10}{'val':>10}  name")
     for number, label in enumerate(source.labels):
-        train, val = (counts[split][number] for split in SPLITS)
+        train, val = (counts[split, number] for split in SPLITS)
         print(f"{label.wnid:<20}{train:>10,}{val:>10,}  {label.name}")
-    images = {split: counts[split].total() for split in SPLITS}
     shards = {split: -(-images[split] // settings.rows_per_shard) for split in SPLITS}
-    total = sum(images.values())
-    size, seconds = _try_some(settings, source)
+    total = images.total()
+    size, seconds = _try_some(source, encoding, settings.seed)
     cores = os.cpu_count() or 1
     result: Figures = {
         "stage": "preprocess",
@@ -70,19 +66,13 @@ def _source_bytes(source: Source) -> int:
     return sum(source.index["size"].to_pylist())
 
 
-def _try_some(settings: PreprocessSettings, source: Source) -> tuple[float, float]:
+def _try_some(source: Source, encoding: Encoding, seed: int) -> tuple[float, float]:
     """Mean bytes in a shard and mean seconds of work for one image."""
-    chosen = random.Random(settings.seed).sample(
-        range(len(source.index)), min(TRIED, len(source.index))
-    )
+    chosen = random.Random(seed).sample(range(len(source.index)), min(TRIED, len(source.index)))
     stored = 0
     begun = time.perf_counter()
     for row in source.index.take(chosen).to_pylist():
         decoded = decode(read_image(source, row))
-        if not isinstance(decoded, Decoded):
-            continue
-        if settings.encoding == "raw":
-            stored += RAW_BYTES
-        else:
-            stored += len(encode_jpeg(decoded.pixels, quality=settings.jpeg_quality))
+        if isinstance(decoded, Decoded):
+            stored += len(encode(decoded.pixels, encoding))
     return stored / len(chosen), (time.perf_counter() - begun) / len(chosen)

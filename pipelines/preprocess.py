@@ -11,11 +11,13 @@ killed goes on with the missing ones. The result lies in <workdir>/shards/<diges
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from alexnet import assembly, checksums, planning, sample, shards, spool, storage
 from alexnet.errors import UserError
 from alexnet.planning import Encoding, Unit
+from alexnet.provenance import code_version
 from alexnet.shards import SPLITS
 from alexnet.sources import Source, read_source
 from pipelines import (
@@ -31,7 +33,7 @@ from pipelines.locking import alone
 from pipelines.progress import Progress
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
 from pipelines.shard_job import Rejects, make_shards
-from pipelines.stages import Figures, Identity, Outcome, Parent, Record, code_version, run_stage
+from pipelines.stages import Figures, Identity, Outcome, Parent, Record, run_stage
 
 CODE = (
     "alexnet.archives",
@@ -59,7 +61,7 @@ def command(settings: PreprocessCommandSettings) -> Mapping[str, Any]:
         _check_md5(_source_place(settings))
     if settings.dry_run:
         place = _source_place(settings)
-        return inspection.inspect(settings, place, read_source(place))
+        return inspection.inspect(settings, place, read_source(place), _encoding(settings))
     outcome = run(settings.part(PreprocessSettings))
     return outcome.figures | (_verify(settings, outcome) if settings.verify else {})
 
@@ -68,7 +70,7 @@ def run(settings: PreprocessSettings, parent: Parent | None = None) -> Outcome:
     """Preprocess, or find that it has been done."""
     storage.make_folder(settings.workdir)
     place = _source_place(settings)
-    source = read_source(place, storage.join(settings.workdir, "index"))
+    source = _read(settings, place)
     if stages.latest(settings.workdir, "preprocess") is None:
         shard_job.warm_up()
     identity = Identity(
@@ -85,6 +87,11 @@ def run(settings: PreprocessSettings, parent: Parent | None = None) -> Outcome:
         usable=lambda record: storage.is_file(_manifest_path(record.figures["shards"])),
         work=lambda run, record: _work(settings, place, source, run, record),
     )
+
+
+def _read(settings: PreprocessSettings, place: str) -> Source:
+    """Index the source, or find its index in the workdir."""
+    return read_source(place, storage.join(settings.workdir, "index"))
 
 
 def _source_place(settings: PreprocessSettings) -> str:
@@ -109,9 +116,14 @@ def _check_md5(place: str) -> None:
     """Read the official archives through and compare their md5 sums."""
     for name, md5 in checksums.OFFICIAL.items():
         path = storage.join(place, name)
-        progress = Progress(f"preprocess: md5 of {name}", max(0, storage.size(path)) // MB, "MB")
-        checksums.verify(path, md5, lambda done, _, p=progress: p.add(done // MB - p.done))  # type: ignore[misc]
+        total = max(0, storage.size(path))
+        progress = Progress(f"preprocess: md5 of {name}", total // MB, "MB")
+        checksums.verify(path, md5, partial(_show_bytes, progress))
         progress.end()
+
+
+def _show_bytes(progress: Progress, done: int, total: int) -> None:
+    progress.add(done // MB - progress.done)
 
 
 def _work(
@@ -182,8 +194,13 @@ def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[Uni
         for path in spool.files(source.index):
             spool.copy(path, place)
         source = replace(source, index=spool.locate(source.index, place))
-    encoding = Encoding(kind=settings.encoding, jpeg_quality=settings.jpeg_quality)
-    return planning.write_plan(folder, source, encoding, settings.rows_per_shard, settings.seed)
+    return planning.write_plan(
+        folder, source, _encoding(settings), settings.rows_per_shard, settings.seed
+    )
+
+
+def _encoding(settings: PreprocessSettings) -> Encoding:
+    return Encoding(kind=settings.encoding, jpeg_quality=settings.jpeg_quality)
 
 
 def _verify(settings: PreprocessCommandSettings, outcome: Outcome) -> Figures:
@@ -194,7 +211,7 @@ def _verify(settings: PreprocessCommandSettings, outcome: Outcome) -> Figures:
         for file in damaged:
             print(f"preprocess: {file} is gone or damaged; making it again", flush=True)
         if damaged:
-            source = read_source(_source_place(settings))
+            source = _read(settings, _source_place(settings))
             units = _plan(settings, manifest.folder, source)
             again = [unit for unit in units if unit.file in damaged]
             made, _ = make_shards(again, Rejects([], 1, len(source.index)))

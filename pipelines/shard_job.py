@@ -52,26 +52,21 @@ class Rejects:
         )
 
 
-_started: list[threading.Event] = []
-
-
 def warm_up() -> None:
     """Begin to start Ray and its workers in the background; there is surely work for them."""
-    started = threading.Event()
 
     def start() -> None:
         try:
             cluster.connect()
-            cores = int(ray.cluster_resources().get("CPU", 1))
-            ready = [ray.remote(prepare).remote() for _ in range(cores)]
-        finally:
-            started.set()
+        except UserError:
+            return  # ``make_shards`` will find out too, and can say so.
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        ready = [ray.remote(prepare).remote() for _ in range(cores)]
         ray.wait(ready, num_returns=len(ready))
         # Ray's processes end with the thread that started them.
         threading.Event().wait()
 
     threading.Thread(target=start, name="warm-up", daemon=True).start()
-    _started.append(started)
 
 
 def make_shards(missing: Sequence[Unit], rejects: Rejects) -> tuple[dict[Unit, Report], float]:
@@ -86,8 +81,6 @@ def make_shards(missing: Sequence[Unit], rejects: Rejects) -> tuple[dict[Unit, R
     """
     if not missing:
         return {}, 0.0
-    while _started:
-        _started.pop().wait()
     cluster.connect()
     DataContext.get_current().enable_progress_bars = False
     begun = time.monotonic()

@@ -8,10 +8,9 @@ tracking run to go on with.
 """
 
 import hashlib
-import importlib.util
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -37,7 +36,7 @@ class Identity:
     inputs: Mapping[str, str]
     """Digests (or names that never change their meaning) of what the stage reads."""
     code: str
-    """From ``code_version``."""
+    """From ``alexnet.provenance.code_version``."""
 
     @property
     def key(self) -> str:
@@ -69,18 +68,6 @@ class Outcome:
     figures: Figures
     run_id: str
     skipped: bool
-
-
-def code_version(modules: Sequence[str]) -> str:
-    """Digest of the source text of some modules (``alexnet.images`` ...)."""
-    digest = hashlib.sha256()
-    for name in sorted(modules):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None, name
-        assert spec.origin is not None, name
-        with open(spec.origin, "rb") as file:
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def decide(

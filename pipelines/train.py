@@ -27,13 +27,14 @@ from alexnet import checkpoints, figures, storage
 from alexnet.augment import mean_patch
 from alexnet.errors import UserError
 from alexnet.inference import PatchClassifier
+from alexnet.provenance import code_version
 from alexnet.recipes import Recipe
 from alexnet.shards import Manifest, read_manifest
 from alexnet.statistics import Statistics, read_statistics
 from alexnet.towers import PATCH, TOWERS, AlexNet
 from pipelines import cluster, command_line, stages, terminal, tracking
 from pipelines.settings import TrainSettings
-from pipelines.stages import Figures, Identity, Outcome, Record, code_version, run_stage
+from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
 from pipelines.train_worker import chosen_recipe, work_on_rank
 
 CODE = (

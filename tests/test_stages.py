@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from alexnet.errors import UserError
-from pipelines.stages import Identity, begin, code_version, decide, finish, latest, require
+from alexnet.provenance import code_version
+from pipelines.stages import Identity, begin, decide, finish, latest, require
 
 IDENTITY = Identity(
     stage="train",

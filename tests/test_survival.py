@@ -22,7 +22,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
+from clusters import cluster_of
 from PIL import Image
 from ray.cluster_utils import Cluster
 
@@ -38,19 +38,14 @@ KILLS = int(os.environ.get("ALEXNET_KILLS", "6"))
 IMAGES = 480
 ROWS_PER_SHARD = 8
 WAIT_SECONDS = 120.0
+SMALL_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
     """Three nodes of one CPU each on this machine."""
-    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    found = Cluster(initialize_head=True, head_node_args=small)
-    for _ in range(2):
-        found.add_node(**small)
-    ray.init(address=found.address, log_to_driver=False)
-    yield found
-    ray.shutdown()
-    found.shutdown()
+    with cluster_of(SMALL_NODE, SMALL_NODE, SMALL_NODE) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +176,7 @@ class Attack:
         node = self.nodes.list_all_nodes()[-1]
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         self.nodes.remove_node(node, allow_graceful=False)
-        self.nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        self.nodes.add_node(**SMALL_NODE)
 
 
 def test_killed_at_random_moments_the_bytes_are_those_of_an_unbroken_run(

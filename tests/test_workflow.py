@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.train
+from clusters import cluster_of
 from mlflow import MlflowClient
 from PIL import Image
 from ray.cluster_utils import Cluster
@@ -43,12 +44,8 @@ TRAIN, VAL = 12, 4
 def nodes() -> Iterator[Cluster]:
     """Two nodes; the second declares GPUs, which no process here touches."""
     small: dict[str, Any] = {"object_store_memory": 200 * 2**20}
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2} | small)
-    found.add_node(num_cpus=4, num_gpus=4, **small)
-    ray.init(address=found.address, log_to_driver=False)
-    yield found
-    ray.shutdown()
-    found.shutdown()
+    with cluster_of({"num_cpus": 2} | small, {"num_cpus": 4, "num_gpus": 4} | small) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
