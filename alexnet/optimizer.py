@@ -24,6 +24,9 @@ class Rates:
     conv1: float = 1.0
     """conv1's rate as a multiple of the others'."""
     colour_noise: bool = True
+    biases: float | None = None
+    """Takes the place of ``learning_rate`` for biases, if theirs does not fall with the weights';
+    conv1's are frozen, but not slowed, with its weights."""
 
 
 class MomentumSGD(torch.optim.Optimizer):
@@ -66,6 +69,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> MomentumSGD:
                 "params": [parameter],
                 "name": name,
                 "layer": layer,
+                "bias": bias,
                 "rate": recipe.bias_rate if bias else 1.0,
                 "momentum": recipe.momentum,
                 "weight_decay": 0.0 if bias else recipe.weight_decay,
@@ -77,8 +81,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> MomentumSGD:
 def set_rates(optimizer: MomentumSGD, rates: Rates) -> None:
     """Give every group its rate for the coming epoch."""
     for group in optimizer.param_groups:
-        slow = rates.conv1 if group["layer"] == "conv1" else 1.0
-        group["lr"] = rates.learning_rate * group["rate"] * slow
+        rate = rates.learning_rate * (rates.conv1 if group["layer"] == "conv1" else 1.0)
+        if group["bias"] and rates.biases is not None and rate > 0:
+            rate = rates.biases
+        group["lr"] = rate * group["rate"]
 
 
 def rates_at(
@@ -99,19 +105,38 @@ def rates_at(
         else:
             conv1 = 0.1 if epoch >= schedule.conv1_slow_from else 1.0
         noise = epoch < schedule.colour_noise_until
-        return Rates(learning_rate * schedule.factor**drops, conv1, noise)
+        biases = None if schedule.biases_drop else learning_rate
+        return Rates(learning_rate * schedule.factor**drops, conv1, noise, biases)
     drops = min(_stalls(errors, schedule.patience), schedule.drops)
     return Rates(learning_rate * schedule.factor**drops)
 
 
+def warmed(rates: Rates, seen: int, over: int) -> Rates:
+    """The rates on their way up: they rise linearly while the first ``over`` rows are seen.
+
+    Not of 2012, but of use where many workers share a large batch and the rate is large with it.
+
+    Args:
+        rates: of the epoch.
+        seen: rows seen in all epochs so far, those of the coming update included.
+        over: 0 for no warm-up.
+    """
+    if seen >= over:
+        return rates
+    part = seen / over
+    biases = None if rates.biases is None else rates.biases * part
+    return replace(rates, learning_rate=rates.learning_rate * part, biases=biases)
+
+
 def with_drops(schedule: PlateauSchedule | StepSchedule, drops: Sequence[int]) -> StepSchedule:
-    """A schedule with drops after these epochs; what it says about conv1 and colours stays."""
+    """A schedule with drops after these epochs; the rest of what it says stays."""
     if isinstance(schedule, StepSchedule):
         return replace(schedule, drops=tuple(drops))
     never = 10**9
     return StepSchedule(
         factor=schedule.factor,
         drops=tuple(drops),
+        biases_drop=True,
         conv1_slow_from=never,
         conv1_frozen_from=never,
         colour_noise_until=never,

@@ -8,7 +8,7 @@ Convolutional Neural Networks", NeurIPS 2012. Where they disagree, the recipes d
 share is a default below.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 ColourNoise = Literal["eigenvalue", "deviation"]
@@ -46,10 +46,15 @@ class StepSchedule:
     factor: float = 0.1
     drops: tuple[int, ...] = (25, 51, 79)
     """Whole epochs trained before each drop."""
+    biases_drop: bool = False
+    """Whether the biases' rate falls with the weights'. The log at the foot of
+    ``layer-params-145.cfg`` lowers ``epsW`` alone, and the file ends with ``epsW=0.00001`` beside
+    ``epsB=0.02``, the first bias rate, in every layer but the frozen conv1 (``epsB=0.0``)."""
     conv1_slow_from: int = 67
-    """From this epoch on, conv1 learns at a tenth of the rate."""
+    """From this epoch on, conv1's weights learn at a tenth of the rate."""
     conv1_frozen_from: int = 72
-    """From this epoch on, conv1 does not learn."""
+    """From this epoch on, conv1 does not learn. When its ``epsB`` became 0 is not in the log; we
+    take it to be now, with its ``epsW``."""
     colour_noise_until: int = 67
     """From this epoch on, the colours are left alone."""
 
@@ -59,18 +64,26 @@ class Recipe:
     """Everything that distinguishes one training of the network from another."""
 
     name: str
-    cross_map: Normalization
-    """After conv1 and conv2, over neighbouring maps of one tower (paper, section 3.3)."""
+    cross_map: Normalization | None
+    """After conv1 and conv2, over neighbouring maps of one tower (paper, section 3.3), or none."""
     within_map: Normalization | None
     """A further normalization over 5x5 positions between norm 2 and pool 2, or none."""
     norm1_before_relu: bool
     """145 normalizes conv1's linear output and rectifies after pool 1."""
+    pool_size: int = 3
+    """Side of the pools, which stand 2 apart: 3 makes them overlap (paper, section 3.4)."""
+    towers: int = 2
+    """Towers of 48, 128, 192 and 192 kernels in conv1 to conv4; they share the 256 of conv5 and the
+    units of fc6 and fc7, all of which a single tower has to itself."""
+    hidden: int = 4096
+    """Units in fc6, and in fc7, of all towers together."""
     weight_std: dict[str, float]
     """Standard deviation of each layer's initial weights; their mean is 0."""
     ones: tuple[str, ...] = ("conv2", "conv4", "conv5", "fc6", "fc7")
     """Layers whose biases start at 1, the others' at 0 (paper, section 5)."""
     bias_rate: float
-    """The biases' learning rate as a multiple of the weights'."""
+    """The biases' first learning rate as a multiple of the weights' (145: ``epsB=0.02`` beside
+    ``epsW=0.01``)."""
     colour_noise: ColourNoise
     """Multiply the principal components by the eigenvalue (paper) or its root (145)."""
     colour_noise_std: float = 0.1
@@ -88,7 +101,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0005
     batch_size: int = 128
-    dropout: float = field(default=0.5)
+    dropout: float = 0.5
     """Probability of a zero in fc6 and fc7 (paper, section 4.2)."""
 
 
@@ -121,5 +134,34 @@ SOURCE145 = Recipe(
     schedule=StepSchedule(),
     epochs=91,
 )
+
+
+def ablated(
+    recipe: Recipe,
+    *,
+    normalization: bool = True,
+    overlapping_pooling: bool = True,
+    towers: int = 2,
+) -> Recipe:
+    """A recipe without one or more of the ideas whose worth the paper measures.
+
+    What each of them is worth on ILSVRC-2010, in points of top-1 and top-5 error, by the paper:
+
+    ``normalization``: 1.4 and 1.2 (section 3.3). Without it, both kinds are left out.
+    ``overlapping_pooling``: 0.4 and 0.3 (section 3.4). Without it, pools are 2x2 every 2; their
+    outputs have the same sizes, 27, 13 and 6.
+    ``towers``: 1.7 and 1.2 for two against one (section 3.2). The single tower has half of the
+    kernels in conv1 to conv4, but all 256 in conv5 and all of fc6 and fc7, so that both networks
+    have about as many parameters: the paper's footnote on the one-GPU net, and the source's
+    ``layers-145-half.cfg``. 59,798,312 parameters at 1000 classes.
+    """
+    return replace(
+        recipe,
+        cross_map=recipe.cross_map if normalization else None,
+        within_map=recipe.within_map if normalization else None,
+        pool_size=3 if overlapping_pooling else 2,
+        towers=towers,
+    )
+
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, SOURCE145)}

@@ -3,6 +3,9 @@
 Each tower holds half of the kernels and may live on a device of its own. Whatever crosses
 between them goes through ``_meet``; when both towers share a device nothing is copied. As a
 function this equals one column with two groups in conv2, conv4, conv5 and in the normalization.
+
+Shapes below are those of two towers. A single one, for the paper's comparison, sees no other
+tower's maps in conv3 and has conv5, fc6 and fc7 to itself: see ``recipes.ablated``.
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,8 @@ from alexnet.norms import CrossMapNorm, WithinMapNorm
 from alexnet.recipes import LAYERS, Recipe
 
 PATCH = 224
-TOWERS = 2
+CONV5 = 256
+"""Kernels in conv5 of all towers together."""
 
 
 class Dropout(nn.Module):
@@ -38,22 +42,23 @@ class Dropout(nn.Module):
 
 
 class Tower(nn.Module):
-    """Half of the network's kernels: everything but the last layer."""
+    """A tower's share of the network: everything but the last layer."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 48, 11, stride=4)
         self.conv2 = nn.Conv2d(48, 128, 5, padding=2)
-        self.conv3 = nn.Conv2d(TOWERS * 128, 192, 3, padding=1)
+        self.conv3 = nn.Conv2d(recipe.towers * 128, 192, 3, padding=1)
         self.conv4 = nn.Conv2d(192, 192, 3, padding=1)
-        self.conv5 = nn.Conv2d(192, 128, 3, padding=1)
-        self.fc6 = nn.Linear(TOWERS * 128 * 6 * 6, 2048)
-        self.fc7 = nn.Linear(TOWERS * 2048, 2048)
-        self.norm1 = CrossMapNorm(48, recipe.cross_map)
-        self.norm2 = CrossMapNorm(128, recipe.cross_map)
+        self.conv5 = nn.Conv2d(192, CONV5 // recipe.towers, 3, padding=1)
+        self.fc6 = nn.Linear(CONV5 * 6 * 6, recipe.hidden // recipe.towers)
+        self.fc7 = nn.Linear(recipe.hidden, recipe.hidden // recipe.towers)
+        self.norm1 = CrossMapNorm(48, recipe.cross_map) if recipe.cross_map else nn.Identity()
+        self.norm2 = CrossMapNorm(128, recipe.cross_map) if recipe.cross_map else nn.Identity()
         self.within2 = WithinMapNorm(recipe.within_map) if recipe.within_map else nn.Identity()
         self.dropout = Dropout(recipe.dropout)
         self.linear_norm1 = recipe.norm1_before_relu
+        self.pool_size = recipe.pool_size
 
     @property
     def device(self) -> torch.device:
@@ -64,14 +69,18 @@ class Tower(nn.Module):
         """(N, 3, 224, 224) → (N, 128, 13, 13)."""
         # cuda-convnet rounds the number of positions up: 55, with zeros right and below.
         x = self.conv1(F.pad(patches, (0, 3, 0, 3)))
-        x = F.relu(_pool(self.norm1(x))) if self.linear_norm1 else _pool(self.norm1(F.relu(x)))
-        return _pool(self.within2(self.norm2(F.relu(self.conv2(x)))))
+        if self.linear_norm1:
+            x = F.relu(self.pool(_in_float32(self.norm1, x)))
+        else:
+            x = self.pool(_in_float32(self.norm1, F.relu(x)))
+        x = _in_float32(self.norm2, F.relu(self.conv2(x)))
+        return self.pool(_in_float32(self.within2, x))
 
     def conv3_to_pool5(self, maps: Tensor) -> Tensor:
         """(N, 256, 13, 13) of both towers → (N, 4608), flattened maps of this one."""
         x = F.relu(self.conv3(maps))
         x = F.relu(self.conv5(F.relu(self.conv4(x))))
-        return _pool(x).flatten(1)
+        return self.pool(x).flatten(1)
 
     def hidden6(self, features: Tensor) -> Tensor:
         """(N, 9216) of both towers → (N, 2048)."""
@@ -80,6 +89,10 @@ class Tower(nn.Module):
     def hidden7(self, features: Tensor) -> Tensor:
         """(N, 4096) of both towers → (N, 2048)."""
         return self.dropout(F.relu(self.fc7(features)))  # type: ignore[no-any-return]
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Overlapping max pooling, 3x3 every 2 (paper, section 3.4), unless ablated."""
+        return F.max_pool2d(x, self.pool_size, 2)
 
 
 class AlexNet(nn.Module):
@@ -92,13 +105,14 @@ class AlexNet(nn.Module):
 
     def __init__(self, recipe: Recipe, classes: int) -> None:
         super().__init__()
-        self.towers = nn.ModuleList(Tower(recipe) for _ in range(TOWERS))
-        self.fc8 = nn.Linear(TOWERS * 2048, classes)
+        self.recipe = recipe
+        self.towers = nn.ModuleList(Tower(recipe) for _ in range(recipe.towers))
+        self.fc8 = nn.Linear(recipe.hidden, classes)
 
     def forward(self, *patches: Tensor) -> Tensor:
         """Logits of a batch of patches."""
         towers: Sequence[Tower] = list(self.towers)  # type: ignore[arg-type]
-        inputs = patches * TOWERS if len(patches) == 1 else patches
+        inputs = patches * len(towers) if len(patches) == 1 else patches
         x = [tower.before_conv3(p) for tower, p in zip(towers, inputs, strict=True)]
         x = [tower.conv3_to_pool5(_meet(x, tower.device)) for tower in towers]
         x = [tower.hidden6(_meet(x, tower.device)) for tower in towers]
@@ -121,9 +135,13 @@ def initialize(model: AlexNet, recipe: Recipe, seed: int) -> None:
                 parameter.fill_(1.0 if layer in recipe.ones else 0.0)
 
 
-def _pool(x: Tensor) -> Tensor:
-    """Overlapping max pooling, 3x3 every 2 (paper, section 3.4)."""
-    return F.max_pool2d(x, 3, 2)
+def _in_float32(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a normalization; under autocast, in full precision: its sums and powers need it."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return norm(x)  # type: ignore[no-any-return]
+    with torch.autocast(kind, enabled=False):
+        return norm(x.float())  # type: ignore[no-any-return]
 
 
 def _meet(parts: Sequence[Tensor], device: torch.device) -> Tensor:

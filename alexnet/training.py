@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from alexnet.augment import CENTRE_VIEW, draw, ten_views, training_patches
 from alexnet.batches import Batch, Reader, decode_all
 from alexnet.metrics import Errors
-from alexnet.optimizer import MomentumSGD, Rates
+from alexnet.optimizer import MomentumSGD, Rates, set_rates, warmed
 from alexnet.recipes import Recipe
 from alexnet.shards import Manifest, read_row_group
 
@@ -32,6 +32,10 @@ class Setup:
     axes: NDArray[np.float64]
     """The colour noise's axes, from ``augment.colour_axes``."""
     seed: int
+    bf16: bool = False
+    """Products of matrices and convolutions in bfloat16, under ``torch.autocast``."""
+    warmup_rows: int = 0
+    """The learning rate rises while this many rows are seen (``optimizer.warmed``)."""
 
 
 class Step(NamedTuple):
@@ -62,7 +66,8 @@ def train_epoch(
     """Learn from one epoch's batches from an offset on; one ``Step`` for each update.
 
     ``model`` is an ``AlexNet`` whose towers lie where ``setup.means`` do, or its wrapper that
-    averages gradients over workers.
+    averages gradients over workers. ``optimizer`` has the epoch's rates already; they are set
+    again here only if there is a warm-up.
     """
     model.train()
     for batch in reader.epoch(epoch, offset):
@@ -84,12 +89,21 @@ def train_epoch(
             )
             for mean in setup.means
         ]
+        if setup.warmup_rows:
+            seen = epoch * reader.manifest.rows("train") + batch.offset + batch.rows
+            set_rates(optimizer, warmed(rates, seen, setup.warmup_rows))
         _seed_dropout(setup, epoch, batch.offset, reader.rank)
-        yield train_step(model, optimizer, patches, batch, reader.world)
+        yield train_step(model, optimizer, patches, batch, reader.world, bf16=setup.bf16)
 
 
 def train_step(
-    model: nn.Module, optimizer: MomentumSGD, patches: Sequence[Tensor], batch: Batch, world: int
+    model: nn.Module,
+    optimizer: MomentumSGD,
+    patches: Sequence[Tensor],
+    batch: Batch,
+    world: int,
+    *,
+    bf16: bool = False,
 ) -> Step:
     """One update from the mean loss over the global batch.
 
@@ -97,7 +111,8 @@ def train_step(
     ``world / rows``: the average is then the mean over the global batch, also when the last
     batch of an epoch gives workers unequal or empty shares.
     """
-    logits = model(*patches)
+    with torch.autocast(patches[0].device.type, torch.bfloat16, enabled=bf16):
+        logits = model(*patches).float()
     labels = batch.labels.to(logits.device, non_blocking=True)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     optimizer.zero_grad()
@@ -135,7 +150,9 @@ def validate(
             inputs = [
                 patches.to(mean.device).permute(0, 3, 1, 2).float() - mean for mean in setup.means
             ]
-            probabilities = model(*inputs).softmax(dim=1)
+            with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=setup.bf16):
+                logits = model(*inputs).float()
+            probabilities = logits.softmax(dim=1)
             errors.count(probabilities.cpu().numpy(), table["label"].to_numpy().astype(np.int64))
     return errors
 

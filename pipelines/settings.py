@@ -7,7 +7,14 @@ say only where and how fast.
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from alexnet import storage
 
@@ -18,6 +25,20 @@ Device = Literal["auto", "cpu", "cuda"]
 
 Place = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
 """A local path, made absolute because Ray's workers run elsewhere, or an s3:// or gs:// URI."""
+
+
+def _number(value: Any) -> Any:
+    """A number from the command line, where everything is text: no ``Literal`` reads it."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _switch(value: Any) -> Any:
+    """YAML reads a bare ``on`` and ``off`` as true and false."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+OneOrTwo = Annotated[Literal[1, 2], BeforeValidator(_number)]
+Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
 
 def option(default: Any, description: str, *, result: bool = False, **bounds: Any) -> Any:
@@ -119,9 +140,32 @@ class TrainSettings(StageSettings):
         "epochs after which the learning rate is divided by 10; by default the recipe's rule",
         result=True,
     )
+    towers: OneOrTwo = option(
+        2, "1: the paper's one-GPU network, of half the kernels in conv1 to conv4", result=True
+    )
+    normalization: Switch = option("on", "off: no response normalization", result=True)
+    overlapping_pooling: Switch = option(
+        "on", "off: pools of 2x2 positions every 2 instead of 3x3", result=True
+    )
+    precision: Literal["float32", "bf16"] = option(
+        "float32", "bf16: matrix products and convolutions of training in bfloat16", result=True
+    )
+    warmup_epochs: int = option(
+        0, "epochs in which the learning rate rises to its first value", result=True, ge=0
+    )
+    ema: float | None = option(
+        None,
+        "decay of a running average of the weights that is validated and kept, such as 0.9999",
+        result=True,
+        gt=0,
+        lt=1,
+    )
+    gradient_compression: Literal["none", "fp16", "bf16"] = option(
+        "none", "number format of gradients on their way between workers", result=True
+    )
     num_workers: int = option(1, "workers that share each batch", ge=1)
     device: Device = option("auto", "cuda: two GPUs for each worker; auto: GPUs if there are any")
-    gpus_per_worker: Literal[1, 2] = option(
+    gpus_per_worker: OneOrTwo = option(
         2, "1 puts both towers on one GPU, for machines that have no second"
     )
     checkpoint_steps: int = option(1000, "updates between checkpoints within an epoch", ge=1)
@@ -174,7 +218,9 @@ class BatchInferenceSettings(Settings):
     output: Place = option(..., "folder for the predictions, in Parquet; must not exist yet")
     model: str = option("models:/alexnet@champion", "MLflow model")
     top_k: int = option(5, "labels for each image", ge=1)
-    views: Literal[1, 10] = option(10, "patches averaged: ten as in 2012, or the central one")
+    views: Annotated[Literal[1, 10], BeforeValidator(_number)] = option(
+        10, "patches averaged: ten as in 2012, or the central one"
+    )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
     num_workers: int = option(1, "models at work at the same time", ge=1)
     batch_size: int = option(32, "images given to a model at once", ge=1)

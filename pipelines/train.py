@@ -31,7 +31,7 @@ from alexnet.provenance import code_version
 from alexnet.recipes import Recipe
 from alexnet.shards import Manifest, read_manifest
 from alexnet.statistics import Statistics, read_statistics
-from alexnet.towers import PATCH, TOWERS, AlexNet
+from alexnet.towers import PATCH, AlexNet
 from pipelines import cluster, command_line, stages, terminal, tracking
 from pipelines.settings import TrainSettings
 from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
@@ -39,11 +39,13 @@ from pipelines.train_worker import chosen_recipe, work_on_rank
 
 CODE = (
     "alexnet.augment",
+    "alexnet.averaging",
     "alexnet.batches",
     "alexnet.norms",
     "alexnet.optimizer",
     "alexnet.order",
     "alexnet.recipes",
+    "alexnet.replicas",
     "alexnet.towers",
     "alexnet.training",
 )
@@ -94,12 +96,12 @@ def _work(
     with result.checkpoint.as_directory() as folder:
         model = AlexNet(recipe, len(manifest.labels))
         position = checkpoints.load_position(folder)
-        checkpoints.load_weights(folder, model)
+        checkpoints.load_weights(folder, model, averaged=settings.ema is not None)
     statistics = read_statistics(storage.join(manifest.folder, "statistics.npz"))
     uri = _log_model(run, model, recipe, manifest, statistics)
     run.figure(figures.learning_curves(position.history), "learning_curves.png")
     weights = model.state_dict()
-    kernels = [weights[f"towers.{index}.conv1.weight"].numpy() for index in range(TOWERS)]
+    kernels = [weights[f"towers.{i}.conv1.weight"].numpy() for i in range(recipe.towers)]
     run.figure(figures.first_layer_kernels(kernels), "first_layer_kernels.png")
     last = position.history[-1]
     return {
@@ -121,7 +123,8 @@ def _train(
 ) -> Result:
     """Run the Ray Train job; it finds its own checkpoints under its name."""
     cluster.connect()
-    gpus = cluster.choose_gpus(settings.device, settings.num_workers, settings.gpus_per_worker)
+    each = min(settings.gpus_per_worker, settings.towers)
+    gpus = cluster.choose_gpus(settings.device, settings.num_workers, each)
     cpus = cluster.cpus_for(settings.num_workers, gpus)
     place = storage.join(settings.workdir, "training")
     if settings.force:

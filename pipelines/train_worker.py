@@ -7,6 +7,7 @@ checkpoints. The workers agree on when to report because it depends on the step 
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +18,11 @@ import torch.distributed as dist
 from ray.train import Checkpoint
 from ray.train.torch import get_devices
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from alexnet import checkpoints, storage
 from alexnet.allocation import keep_freed_memory
 from alexnet.augment import colour_axes, mean_patch
+from alexnet.averaging import WeightAverage
 from alexnet.batches import Reader
 from alexnet.checkpoints import Position
 from alexnet.errors import UserError
@@ -31,10 +32,12 @@ from alexnet.optimizer import (
     build_optimizer,
     rates_at,
     set_rates,
+    warmed,
     with_drops,
 )
 from alexnet.placement import place
-from alexnet.recipes import RECIPES, Recipe
+from alexnet.recipes import RECIPES, Recipe, ablated
+from alexnet.replicas import replicate
 from alexnet.shards import Manifest, read_manifest
 from alexnet.statistics import read_statistics
 from alexnet.towers import AlexNet, initialize
@@ -56,6 +59,7 @@ class _Job:
     network: AlexNet
     wrapped: nn.Module
     optimizer: MomentumSGD
+    average: WeightAverage | None
     position: Position
     writer: MetricWriter | None
     """Rank 0's line to MLflow."""
@@ -82,7 +86,12 @@ def work_on_rank(config: Mapping[str, Any]) -> None:
 
 def chosen_recipe(settings: TrainSettings) -> Recipe:
     """The recipe with the settings' numbers in place of its own."""
-    recipe = RECIPES[settings.recipe]
+    recipe = ablated(
+        RECIPES[settings.recipe],
+        normalization=settings.normalization == "on",
+        overlapping_pooling=settings.overlapping_pooling == "on",
+        towers=settings.towers,
+    )
     drops = settings.lr_drops
     return replace(
         recipe,
@@ -105,10 +114,13 @@ def _set_up(config: Mapping[str, Any]) -> _Job:
     initialize(network, recipe, settings.seed)
     place(network, devices)
     optimizer = build_optimizer(network, recipe)
+    average = WeightAverage(network, settings.ema) if settings.ema else None
     position = Position()
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
-            position = checkpoints.load(folder, network, optimizer)
+            position = checkpoints.load(
+                folder, network, optimizer, average.weights if average else None
+            )
     if rank != 0:
         position.epoch_errors = Errors()
     mean = mean_patch(statistics.mean_image)
@@ -121,6 +133,8 @@ def _set_up(config: Mapping[str, Any]) -> _Job:
             means=[mean.to(device) for device in dict.fromkeys(devices)],
             axes=colour_axes(recipe, statistics.rgb_covariance),
             seed=settings.seed,
+            bf16=settings.precision == "bf16",
+            warmup_rows=settings.warmup_epochs * manifest.rows("train"),
         ),
         reader=Reader(
             manifest=manifest,
@@ -131,9 +145,9 @@ def _set_up(config: Mapping[str, Any]) -> _Job:
             threads=config["threads"],
         ),
         network=network,
-        # Both towers are parameters of one process, so no device ids are given.
-        wrapped=DistributedDataParallel(network) if world > 1 else network,
+        wrapped=replicate(network, settings.gradient_compression) if world > 1 else network,
         optimizer=optimizer,
+        average=average,
         position=position,
         writer=MetricWriter.attach(config["tracking_uri"], config["run_id"], "loss")
         if rank == 0
@@ -164,21 +178,28 @@ def _run_epoch(job: _Job) -> None:
     for step in steps:
         window.append(step)
         position.step += 1
+        if job.average:
+            job.average.update(job.network, position.step)
         position.offset = step.offset
         last = step.offset == rows
         due = position.step % settings.checkpoint_steps == 0 and not last
         if position.step % settings.log_steps == 0 or last or due:
             speed = sum(s.rows for s in window) / (time.monotonic() - window_begun)
-            _log_window(job, total(window), speed, rates.learning_rate, position.step)
+            seen = position.epoch * rows + position.offset
+            rate = warmed(rates, seen, job.setup.warmup_rows).learning_rate
+            _log_window(job, total(window), speed, rate, position.step)
             window, window_begun = [], time.monotonic()
         if due:
             _report(job)
             window_begun = time.monotonic()
     speed = (rows - images_before) / (time.monotonic() - begun)
     learned = _sum_over_workers(position.epoch_errors)
-    checked = _sum_over_workers(
-        validate(job.network, job.manifest, job.setup, rank=job.reader.rank, world=job.reader.world)
-    )
+    with job.average.in_place(job.network) if job.average else nullcontext():
+        checked = _sum_over_workers(
+            validate(
+                job.network, job.manifest, job.setup, rank=job.reader.rank, world=job.reader.world
+            )
+        )
     record = {
         "epoch": float(position.epoch + 1),
         "train_loss": learned.mean_loss,
@@ -245,7 +266,14 @@ def _report(job: _Job) -> None:
     if job.writer:
         job.writer.flush()
     with tempfile.TemporaryDirectory(prefix="alexnet-checkpoint-") as folder:
-        checkpoints.save(folder, job.network, job.optimizer, whole)
+        checkpoints.save(
+            folder,
+            job.network,
+            job.optimizer,
+            whole,
+            job.setup.means[0],
+            job.average.weights if job.average else None,
+        )
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 

@@ -1,20 +1,19 @@
 """Small things that behave like the large ones: a few images, a narrow network."""
 
-import copy
-import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from alexnet import assembly, planning
 from alexnet.planning import Encoding, Unit
-from alexnet.recipes import RECIPES, Recipe
+from alexnet.recipes import Recipe
 from alexnet.shards import Manifest
 from alexnet.sources import read_source
-from alexnet.towers import AlexNet, Dropout, initialize
+from alexnet.towers import AlexNet, initialize
 
 CLASSES = ("n01", "n02", "n03", "n04")
 TRAIN, VAL = 10, 3
@@ -62,22 +61,9 @@ def assemble(raw: Path, folder: Path, units: list[Unit]) -> Manifest:
 
 
 def narrow_network(recipe: Recipe, classes: int = len(CLASSES), *, seed: int = 0) -> AlexNet:
-    """The network with 2x24 units in fc6 and fc7 instead of 2x2048; initialized."""
-    network = copy.deepcopy(_narrow(recipe.name, classes))
-    for module in network.modules():
-        if isinstance(module, Dropout):
-            module.probability = recipe.dropout
+    """The network with 48 units in fc6 and fc7 instead of 4096; initialized."""
+    network = AlexNet(replace(recipe, hidden=48), classes)
     initialize(network, recipe, seed)
-    return network
-
-
-@functools.cache
-def _narrow(recipe: str, classes: int) -> AlexNet:
-    network = AlexNet(RECIPES[recipe], classes)
-    for tower in network.towers:
-        tower.fc6 = nn.Linear(9216, 24)
-        tower.fc7 = nn.Linear(48, 24)
-    network.fc8 = nn.Linear(48, classes)
     return network
 
 

@@ -1,7 +1,9 @@
 """What a checkpoint holds, and what is said when it is damaged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from alexnet import checkpoints
 from alexnet.checkpoints import Position
 from alexnet.errors import UserError
 from alexnet.metrics import Errors
-from alexnet.optimizer import MomentumSGD, build_optimizer
-from alexnet.recipes import PAPER
+from alexnet.optimizer import MomentumSGD, Rates, build_optimizer, set_rates
+from alexnet.placement import place
+from alexnet.recipes import PAPER, SOURCE145
 from alexnet.towers import AlexNet
 
 POSITION = Position(
@@ -23,6 +26,7 @@ POSITION = Position(
     epoch_errors=Errors(images=128, loss=3.25, wrong1=100, wrong5=60),
     history=[{"epoch": 1.0, "val_top1_error": 0.1 + 0.2}],
 )
+MEAN = torch.linspace(0, 255, 3 * 224 * 224).reshape(3, 224, 224)
 
 
 def trained(seed: int) -> tuple[AlexNet, MomentumSGD]:
@@ -37,7 +41,7 @@ def trained(seed: int) -> tuple[AlexNet, MomentumSGD]:
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
     other, its_optimizer = trained(2)
     assert checkpoints.load(str(tmp_path), other, its_optimizer) == POSITION
     for mine, its in zip(model.parameters(), other.parameters(), strict=True):
@@ -49,7 +53,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 def test_weights_alone(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
     (tmp_path / "velocity.safetensors").unlink()
     other, _ = trained(2)
     checkpoints.load_weights(str(tmp_path), other)
@@ -59,11 +63,20 @@ def test_weights_alone(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_plain_tensors_and_json(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["model.safetensors", "position.json", "velocity.safetensors"]
+    assert names == [
+        "mean.safetensors",
+        "model.safetensors",
+        "position.json",
+        "velocity.safetensors",
+    ]
     value = json.loads((tmp_path / "position.json").read_text())
     assert (value["epoch"], value["offset"], value["step"]) == (3, 128, 77)
+    assert checkpoints.read_recipe(str(tmp_path))["name"] == "paper"
+    mean = load_file(tmp_path / "mean.safetensors")
+    assert list(mean) == ["mean"]
+    assert torch.equal(mean["mean"], MEAN)
     weights = load_file(tmp_path / "model.safetensors")
     velocity = load_file(tmp_path / "velocity.safetensors")
     named = dict(model.named_parameters())
@@ -77,7 +90,7 @@ def test_a_checkpoint_is_plain_tensors_and_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["half", "header", "empty", "text", "missing"])
 def test_damage_is_named(tmp_path: Path, name: str, damage: str) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
     path = tmp_path / name
     data = path.read_bytes()
     contents = {
@@ -99,7 +112,7 @@ def test_damage_is_named(tmp_path: Path, name: str, damage: str) -> None:
 
 def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
     other = narrow_network(PAPER, classes=5)
     before = other.fc8.weight.detach().clone()
     with pytest.raises(UserError, match="belongs to another network"):
@@ -107,9 +120,74 @@ def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     assert torch.equal(other.fc8.weight, before), "nothing was loaded"
 
 
+PAIRS = [
+    pytest.param(["cpu", "cpu"], id="named one by one"),
+    pytest.param(
+        ["cuda:0", "cuda:1"],
+        marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+        id="two GPUs",
+    ),
+]
+
+
+@pytest.mark.parametrize("names", PAIRS)
+def test_from_two_devices_to_one_and_back(tmp_path: Path, names: list[str]) -> None:
+    def step(model: AlexNet, optimizer: MomentumSGD) -> None:
+        """An update whose gradients don't depend on a device's arithmetic."""
+        for parameter in model.parameters():
+            parameter.grad = parameter.detach().sign()
+        set_rates(optimizer, Rates(2**-10))
+        optimizer.step()
+
+    devices = [torch.device(name) for name in names]
+    there, back = tmp_path / "there", tmp_path / "back"
+    there.mkdir()
+    back.mkdir()
+    two = narrow_network(PAPER, seed=1)
+    place(two, devices)
+    its_optimizer = build_optimizer(two, PAPER)
+    step(two, its_optimizer)
+    checkpoints.save(str(there), two, its_optimizer, POSITION, MEAN)
+
+    one, optimizer = trained(2)
+    checkpoints.load(str(there), place(one, [torch.device("cpu")]), optimizer)
+    for mine, its in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(mine, its.cpu())
+        assert torch.equal(optimizer.velocity(mine), its_optimizer.velocity(its).cpu())
+    step(one, optimizer)
+    checkpoints.save(str(back), one, optimizer, POSITION, MEAN)
+
+    again = narrow_network(PAPER, seed=3)
+    place(again, devices)
+    last_optimizer = build_optimizer(again, PAPER)
+    checkpoints.load(str(back), again, last_optimizer)
+    assert [tower.device for tower in again.towers] == devices
+    for mine, its in zip(one.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, its.cpu())
+        velocity = last_optimizer.velocity(its)
+        assert velocity.device == its.device
+        assert torch.equal(optimizer.velocity(mine), velocity.cpu())
+
+
+@pytest.mark.parametrize("change", ["cross_map", "within_map", "norm1_before_relu", "pool_size"])
+def test_another_function_with_the_same_shapes_is_refused(tmp_path: Path, change: str) -> None:
+    model, optimizer = trained(1)
+    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
+    checkpoints.load_weights(str(tmp_path), narrow_network(replace(PAPER, learning_rate=0.5)))
+    others: dict[str, Any] = {
+        "cross_map": None,
+        "within_map": SOURCE145.within_map,
+        "norm1_before_relu": True,
+        "pool_size": 2,
+    }
+    other = narrow_network(replace(PAPER, **{change: others[change]}))
+    with pytest.raises(UserError, match=f"belongs to another network .{change} is"):
+        checkpoints.load_weights(str(tmp_path), other)
+
+
 def test_new_momentum_is_zero_on_disk(tmp_path: Path) -> None:
     model = narrow_network(PAPER)
-    checkpoints.save(str(tmp_path), model, build_optimizer(model, PAPER), Position())
+    checkpoints.save(str(tmp_path), model, build_optimizer(model, PAPER), Position(), MEAN)
     velocity = load_file(tmp_path / "velocity.safetensors")
     assert all(not tensor.any() for tensor in velocity.values())
     assert len(velocity) == len(list(model.parameters()))

@@ -127,6 +127,25 @@ def test_the_default_workdir_is_absolute_too(
     assert read([]).workdir == str(tmp_path / "work")
 
 
+def test_numbers_to_choose_from_are_read_from_text() -> None:
+    settings = read(["--towers", "1", "--gpus-per-worker", "1"])
+    assert (settings.towers, settings.gpus_per_worker) == (1, 1)
+    arguments = ["--images", "x", "--output", "y", "--views", "10"]
+    assert read_settings(BatchInferenceSettings, arguments, "text").views == 10
+    with pytest.raises(UserError, match="--towers: input should be 1 or 2"):
+        read(["--towers", "3"])
+
+
+def test_on_and_off_are_words_also_in_yaml(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("normalization: off\noverlapping_pooling: on\n")
+    settings = read(["--config", str(config)])
+    assert (settings.normalization, settings.overlapping_pooling) == ("off", "on")
+    assert read(["--overlapping-pooling", "off"]).overlapping_pooling == "off"
+    with pytest.raises(UserError, match="--normalization: input should be 'on' or 'off'"):
+        read(["--normalization", "none"])
+
+
 def test_several_models_are_a_list() -> None:
     settings = read_settings(EvaluateSettings, ["--model", "models:/a/1", "models:/a/2"], "text")
     assert settings.model == ["models:/a/1", "models:/a/2"]

@@ -34,10 +34,12 @@ def within_map_by_value(x: Array) -> Array:
 
 
 def paper_norm(maps: int = 9) -> nn.Module:
+    assert PAPER.cross_map is not None
     return CrossMapNorm(maps, PAPER.cross_map)
 
 
 def source_norm(maps: int = 9) -> nn.Module:
+    assert SOURCE145.cross_map is not None
     return CrossMapNorm(maps, SOURCE145.cross_map)
 
 

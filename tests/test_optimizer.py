@@ -90,6 +90,41 @@ def test_every_layer_has_its_rates(recipe: str, bias_rate: int, rates: Rates, co
         np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-13, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("epoch", "weights", "conv1", "biases", "conv1_biases"),
+    [
+        (0, 0.01, 0.01, 0.02, 0.02),
+        (25, 0.001, 0.001, 0.02, 0.02),
+        (66, 0.0001, 0.0001, 0.02, 0.02),
+        (67, 0.0001, 0.00001, 0.02, 0.02),
+        (72, 0.0001, 0.0, 0.02, 0.0),
+        (90, 0.00001, 0.0, 0.02, 0.0),
+    ],
+)
+def test_biases_of_the_source_keep_their_rate(
+    epoch: int, weights: float, conv1: float, biases: float, conv1_biases: float
+) -> None:
+    recipe = RECIPES["source145"]
+    optimizer = build_optimizer(network(), recipe)
+    set_rates(optimizer, rates_at(recipe.schedule, 0.01, epoch, [50.0] * epoch))
+    for group in optimizer.param_groups:
+        if group["name"].endswith("bias"):
+            expected = conv1_biases if "conv1" in group["name"] else biases
+        else:
+            expected = conv1 if "conv1" in group["name"] else weights
+        assert group["lr"] == pytest.approx(expected, rel=1e-12), group["name"]
+
+
+@pytest.mark.parametrize("drops", [None, [1, 2]])
+def test_biases_of_the_paper_drop_with_the_weights(drops: list[int] | None) -> None:
+    recipe = RECIPES["paper"]
+    optimizer = build_optimizer(network(), recipe)
+    schedule = with_drops(recipe.schedule, drops) if drops else recipe.schedule
+    set_rates(optimizer, rates_at(schedule, 0.01, 12, [50.0] * 12))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([1e-4] * len(rates))
+
+
 def test_frozen_weights_do_not_coast() -> None:
     # The 2012 source skips the update of weights whose rate is 0, momentum and all.
     model = network()

@@ -124,13 +124,14 @@ def test_one_batch_is_needed_for_each_tower() -> None:
 @pytest.mark.parametrize("devices", [[], [CPU, CPU, CPU]])
 def test_other_numbers_of_devices_are_refused(devices: list[torch.device]) -> None:
     network = narrow_network(RECIPES["paper"])
-    with pytest.raises(ValueError, match=f"{len(devices)} devices for 2 towers"):
+    with pytest.raises(ValueError, match=f"devices: {len(devices)}, towers: 2"):
         place(network, devices)
 
 
 def test_spread() -> None:
-    assert spread([GPU1]) == [GPU1, GPU1]
-    assert spread([GPU1, GPU0]) == [GPU1, GPU0]
+    assert spread([GPU1], 2) == [GPU1, GPU1]
+    assert spread([GPU1, GPU0], 2) == [GPU1, GPU0]
+    assert spread([GPU1], 1) == [GPU1]
 
 
 def test_the_column_and_the_towers_turn_into_each_other() -> None:
@@ -149,7 +150,7 @@ def test_the_column_and_the_towers_turn_into_each_other() -> None:
         "conv5.weight": (256, 192, 3, 3),
         "conv5.bias": (256,),
     }
-    again = from_single(single)
+    again = from_single(single, 2)
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], state[name]) for name in state)
     twice = to_single(again)
@@ -159,7 +160,7 @@ def test_the_column_and_the_towers_turn_into_each_other() -> None:
 
 def test_the_column_shares_no_memory_with_a_cut_one() -> None:
     single = to_single(narrow_network(RECIPES["paper"]).state_dict())
-    cut = from_single(single)
+    cut = from_single(single, 2)
     cut["towers.0.conv1.weight"].zero_()
     assert single["conv1.weight"].abs().sum() > 0
     assert cut["towers.1.conv1.weight"].is_contiguous()

@@ -32,6 +32,7 @@ from alexnet.training import Setup, Step, total, train_epoch, train_step, valida
 ROWS, SIZE = 39, 8
 """Training rows of the data set, and of a global batch."""
 SEED = 5
+MEAN = torch.zeros(3, 224, 224)
 
 
 def statistics_of(dataset: Manifest) -> Statistics:
@@ -107,7 +108,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     unbroken, optimizer = start(SOURCE145)
     before = steps_of(dataset, unbroken, optimizer, SOURCE145, count=2)
     position = Position(epoch=1, offset=before[-1].offset, step=2)
-    checkpoints.save(str(tmp_path), unbroken, optimizer, position)
+    checkpoints.save(str(tmp_path), unbroken, optimizer, position, MEAN)
     after = steps_of(dataset, unbroken, optimizer, SOURCE145, offset=position.offset)
 
     # Another process, whose network begins with other weights.
