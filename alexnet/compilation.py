@@ -21,7 +21,7 @@ def compile_towers(network: AlexNet) -> str | None:
     Returns:
         None, or in one line why this machine can't; the network is then as it was.
     """
-    for device in {tower.device for tower in network.towers}:
+    for device in {parameter.device for parameter in network.parameters()}:
         try:
             torch.compile(torch.nn.Softplus())(torch.ones(64, device=device))
         except Exception as error:  # A missing compiler shows in many ways.

@@ -53,8 +53,8 @@ class Tower(nn.Module):
         self.conv5 = nn.Conv2d(192, CONV5 // recipe.towers, 3, padding=1)
         self.fc6 = nn.Linear(CONV5 * 6 * 6, recipe.hidden // recipe.towers)
         self.fc7 = nn.Linear(recipe.hidden, recipe.hidden // recipe.towers)
-        self.norm1 = CrossMapNorm(48, recipe.cross_map) if recipe.cross_map else nn.Identity()
-        self.norm2 = CrossMapNorm(128, recipe.cross_map) if recipe.cross_map else nn.Identity()
+        self.norm1 = CrossMapNorm(recipe.cross_map) if recipe.cross_map else nn.Identity()
+        self.norm2 = CrossMapNorm(recipe.cross_map) if recipe.cross_map else nn.Identity()
         self.within2 = WithinMapNorm(recipe.within_map) if recipe.within_map else nn.Identity()
         self.dropout = Dropout(recipe.dropout)
         self.linear_norm1 = recipe.norm1_before_relu

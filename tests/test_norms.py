@@ -10,6 +10,7 @@ from small import relative_error
 from torch import Tensor, nn
 from twin import cross_map, within_map
 
+from alexnet import norms
 from alexnet.norms import CrossMapNorm, WithinMapNorm
 from alexnet.recipes import PAPER, SOURCE145
 
@@ -33,14 +34,14 @@ def within_map_by_value(x: Array) -> Array:
     return result
 
 
-def paper_norm(maps: int = 9) -> nn.Module:
+def paper_norm() -> nn.Module:
     assert PAPER.cross_map is not None
-    return CrossMapNorm(maps, PAPER.cross_map)
+    return CrossMapNorm(PAPER.cross_map)
 
 
-def source_norm(maps: int = 9) -> nn.Module:
+def source_norm() -> nn.Module:
     assert SOURCE145.cross_map is not None
-    return CrossMapNorm(maps, SOURCE145.cross_map)
+    return CrossMapNorm(SOURCE145.cross_map)
 
 
 def within_norm() -> nn.Module:
@@ -143,7 +144,49 @@ def test_torch_divides_alpha_by_the_window_as_the_source_did() -> None:
 def test_fewer_maps_than_the_window_is_wide(maps: int) -> None:
     x = activations(maps)
     expected = cross_map_by_value(x.numpy(), 1e-4)
-    np.testing.assert_allclose(paper_norm(maps).double()(x).numpy(), expected, rtol=1e-13)
+    np.testing.assert_allclose(paper_norm().double()(x).numpy(), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_change_no_bit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = activations().repeat(4, 1, 1, 1)[:7].float()
+    results = []
+    for images in (1, 2, 7):
+        monkeypatch.setattr(norms, "BLOCK", images * x[0].numel())
+        leaf = x.clone().requires_grad_()
+        y = CASES[case][0]()(leaf)
+        y.backward(x)
+        assert leaf.grad is not None
+        results.append((y.detach(), leaf.grad))
+    for y, gradient in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_any_layout_in_memory_and_no_images(case: str) -> None:
+    norm, x = CASES[case][0](), activations().float()
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    found, expected = norm(last), norm(x.requires_grad_())
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad(y, of, x.detach()) for y, of in ((found, last), (expected, x))]
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(norm(x.transpose(2, 3)), norm(x.transpose(2, 3).contiguous()))
+    assert norm(x[:0]).shape == x[:0].shape
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_form_for_compilers_is_the_same_function(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm, x = CASES[case][0]().double(), activations().requires_grad_()
+    (expected,) = torch.autograd.grad(norm(x).sum(), x)
+    values = norm(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    (found,) = torch.autograd.grad(norm(x).sum(), x)
+    assert relative_error(norm(x), values) < 1e-14
+    assert relative_error(found, expected) < 1e-13
 
 
 def test_no_weights_are_added() -> None:
