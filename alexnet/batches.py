@@ -1,27 +1,40 @@
 """Shard rows → batches of decoded images, in the order that ``order`` gives.
 
-Row groups are read when the first of their rows is due and dropped after the last; images are
-decoded by threads (the codecs release Python's lock) while the network computes. The result is
-the same for any number of threads.
+Two pools of threads work while the network computes: one reads row groups ahead of their first
+use, the other decodes straight into the batches (codecs and copies release Python's lock). A row
+group is dropped after its last use. The result is the same for any number of threads.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexnet.images import SIDE, decode_stored
-from alexnet.order import epoch_order, rows_of_rank
+from alexnet.errors import UserError
+from alexnet.images import RAW_BYTES, SIDE
+from alexnet.order import LANES, WINDOW, epoch_order, rows_of_rank
 from alexnet.shards import Manifest, RowGroup, read_row_group
 
 AHEAD = 2
 """Batches that are prepared while one is in use."""
+
+GROUPS_HELD = 2 * LANES * WINDOW
+"""Row groups in memory, as far as batches in preparation don't need more: all lanes enter their
+next window at about the same time, and by then its groups should have been read."""
+
+READS = 8
+"""Row groups that are read at once: a request to an object store is mostly waiting."""
+
+PIECE = 16
+"""Images that a thread decodes in one go."""
 
 
 class Batch(NamedTuple):
@@ -52,78 +65,147 @@ class Reader:
     threads: int = 2
 
     def epoch(self, epoch: int, offset: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from an offset on: all workers yield equally many."""
+        """The batches of one epoch from an offset on: all workers yield equally many.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+        """
         groups = self.manifest.row_groups("train")
         rows, lanes = epoch_order([group.rows for group in groups], self.seed, epoch)
-        parts = []
-        for start in range(offset, len(rows), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            positions = rows_of_rank(lanes[part], self.rank, self.world)
-            parts.append((start, len(rows[part]), positions, rows[part][positions]))
-        source = _Rows(groups, [part[-1] for part in parts])
-        # One thread reads and gathers, in order; a pool of others decodes.
-        with (
-            ThreadPoolExecutor(1, "batches") as gatherer,
-            ThreadPoolExecutor(self.threads, "decode") as decoders,
-        ):
-            pending: list[Future[Batch]] = []
-
-            def prepare(number: int) -> Batch:
-                start, count, positions, _ = parts[number]
-                stored, labels = source.fetch(number)
-                return Batch(decode_all(stored, decoders), labels, positions, start, count)
-
-            try:
-                for number in range(len(parts)):
-                    while len(pending) <= AHEAD and number + len(pending) < len(parts):
-                        pending.append(gatherer.submit(prepare, number + len(pending)))
-                    yield pending.pop(0).result()
-            finally:
-                for future in pending:
-                    future.cancel()
+        starts = range(offset, len(rows), self.batch_size)
+        parts = [slice(start, start + self.batch_size) for start in starts]
+        positions = [rows_of_rank(lanes[part], self.rank, self.world) for part in parts]
+        mine = [rows[part][places] for part, places in zip(parts, positions, strict=True)]
+        readers = ThreadPoolExecutor(READS, "read")
+        decoders = ThreadPoolExecutor(self.threads, "decode")
+        source = _Rows(groups, mine, readers)
+        pending: deque[tuple[Batch, list[Future[None]]]] = deque()
+        try:
+            for number in range(len(parts)):
+                for later in range(number + len(pending), min(number + AHEAD + 1, len(parts))):
+                    images, labels, work = source.fetch(later, decoders)
+                    count = len(rows[parts[later]])
+                    batch = Batch(images, labels, positions[later], starts[later], count)
+                    pending.append((batch, work))
+                for piece in pending[0][1]:
+                    piece.result()
+                source.drop(number)
+                yield pending.popleft()[0]
+        finally:
+            # In this order, or a decoder could wait for ever for a group that nobody reads.
+            readers.shutdown(cancel_futures=True)
+            decoders.shutdown(cancel_futures=True)
 
 
-def decode_all(stored: list[pa.Buffer], pool: ThreadPoolExecutor) -> Tensor:
+def decode_all(stored: Sequence[pa.Buffer], pool: ThreadPoolExecutor) -> Tensor:
     """Stored images → (n, 256, 256, 3) uint8."""
     images = np.empty((len(stored), SIDE, SIDE, 3), np.uint8)
 
     def decode(index: int) -> None:
-        images[index] = decode_stored(stored[index])
+        decode_into(np.frombuffer(stored[index], np.uint8), images[index])
 
     list(pool.map(decode, range(len(stored))))
     return torch.from_numpy(images)
 
 
+def decode_into(stored: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+    """Write a stored image, raw or JPEG, into a contiguous (256, 256, 3) array.
+
+    The pixels are those of ``images.decode_stored``, without Pillow's copies.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if len(stored) == RAW_BYTES:
+        image[:] = stored.reshape(image.shape)
+        return
+    decoded = simplejpeg.decode_jpeg(stored, "RGB", buffer=image)
+    if decoded.shape != image.shape:  # A smaller one fills only a part of the array.
+        raise ValueError(f"{decoded.shape[1]}x{decoded.shape[0]} pixels")
+
+
+class _Group(NamedTuple):
+    """The two columns of a row group, as NumPy sees Arrow's memory."""
+
+    data: NDArray[np.uint8]
+    """All images, one behind the other."""
+    bounds: NDArray[np.int32]
+    """Where each image starts in ``data``, and where the last one ends."""
+    labels: NDArray[np.int32]
+
+
+def _read(group: RowGroup) -> _Group:
+    table = read_row_group(group, ["image", "label"])
+    (images,) = table["image"].chunks
+    _, bounds, data = images.buffers()
+    return _Group(
+        np.frombuffer(data, np.uint8),
+        np.frombuffer(bounds, np.int32)[images.offset : images.offset + len(images) + 1],
+        table["label"].to_numpy(),
+    )
+
+
 class _Rows:
-    """Rows by number, each row group held from its first use to its last."""
+    """Rows by number; each row group is read ahead of its first use and held until its last."""
 
-    def __init__(self, groups: list[RowGroup], uses: list[NDArray[np.int64]]) -> None:
+    def __init__(
+        self, groups: list[RowGroup], uses: list[NDArray[np.int64]], readers: ThreadPoolExecutor
+    ) -> None:
+        """``uses`` are the rows of each batch."""
         self.groups = groups
-        self.ends = np.cumsum([group.rows for group in groups])
-        self.uses = uses
-        self.last = {
-            int(group): number
-            for number, rows in enumerate(uses)
-            for group in np.unique(self._group_of(rows))
-        }
-        self.held: dict[int, pa.Table] = {}
+        self.readers = readers
+        ends = np.cumsum([group.rows for group in groups])
+        starts = ends - [group.rows for group in groups]
+        sizes = [len(part) for part in uses]
+        rows = np.concatenate([np.empty(0, np.int64), *uses])
+        of_row = np.searchsorted(ends, rows, side="right")
+        cuts = np.cumsum(sizes)[:-1]
+        self.group_of = np.split(of_row, cuts)
+        self.place_of = np.split(rows - starts[of_row], cuts)
+        # Of equal indices, the last assignment stays.
+        batch_of = np.repeat(np.arange(len(uses)), sizes)
+        self.last_use = np.full(len(groups), -1)
+        self.last_use[of_row] = batch_of
+        first_row = np.full(len(groups), len(rows))
+        first_row[of_row[::-1]] = np.arange(len(rows))[::-1]
+        by_use = np.argsort(first_row)[: np.count_nonzero(first_row < len(rows))]
+        self.unread = deque(by_use.tolist())
+        self.needed = np.searchsorted(batch_of[first_row[by_use]], np.arange(len(uses)), "right")
+        """How many groups the batches up to each one need."""
+        self.reads = 0
+        self.held: dict[int, Future[_Group]] = {}
 
-    def fetch(self, number: int) -> tuple[list[pa.Buffer], Tensor]:
-        """Stored images and labels of one batch; batches are asked for in order."""
-        rows = self.uses[number]
-        stored, labels = [], np.empty(len(rows), np.int64)
-        for place, (row, group) in enumerate(zip(rows, self._group_of(rows), strict=True)):
-            table = self._table(int(group))
-            inner = int(row - (self.ends[group] - self.groups[group].rows))
-            stored.append(table["image"][inner].as_buffer())
-            labels[place] = table["label"][inner].as_py()
-        self.held = {g: table for g, table in self.held.items() if self.last[g] > number}
-        return stored, torch.from_numpy(labels)
+    def fetch(
+        self, number: int, decoders: ThreadPoolExecutor
+    ) -> tuple[Tensor, Tensor, list[Future[None]]]:
+        """Images and labels of a batch, and the work that fills them; to be asked for in order."""
+        while self.unread and (self.reads < self.needed[number] or len(self.held) < GROUPS_HELD):
+            group = self.unread.popleft()
+            self.held[group] = self.readers.submit(_read, self.groups[group])
+            self.reads += 1
+        groups, places = self.group_of[number].tolist(), self.place_of[number].tolist()
+        images = np.empty((len(groups), SIDE, SIDE, 3), np.uint8)
+        labels = np.empty(len(groups), np.int64)
+        held = {group: self.held[group] for group in set(groups)}
 
-    def _group_of(self, rows: NDArray[np.int64]) -> NDArray[np.intp]:
-        return np.searchsorted(self.ends, rows, side="right")
+        def fill(start: int) -> None:
+            for index in range(start, min(start + PIECE, len(groups))):
+                group = held[groups[index]].result()
+                begin, end = group.bounds[places[index] : places[index] + 2]
+                try:
+                    decode_into(group.data[begin:end], images[index])
+                except ValueError as error:
+                    raise UserError(
+                        f"{self.groups[groups[index]].path}: one of the images can't be decoded "
+                        f"({error}); run pipelines/preprocess.py --verify"
+                    ) from error
+                labels[index] = group.labels[places[index]]
 
-    def _table(self, group: int) -> pa.Table:
-        if group not in self.held:
-            self.held[group] = read_row_group(self.groups[group], ["image", "label"])
-        return self.held[group]
+        work = [decoders.submit(fill, start) for start in range(0, len(groups), PIECE)]
+        return torch.from_numpy(images), torch.from_numpy(labels), work
+
+    def drop(self, number: int) -> None:
+        """Forget the groups that no batch after this one needs."""
+        for group in set(self.group_of[number].tolist()):
+            if self.last_use[group] == number:
+                del self.held[group]

@@ -7,17 +7,19 @@ A checkpoint is a folder:
     velocity.safetensors    the optimizer's v by the same names
     average.safetensors     the averaged weights by the same names, if the run averages them
     mean.safetensors        ``mean``, (3, 224, 224): what is subtracted from every patch
-    position.json           epoch, offset, step, what was measured so far
+    position.json           epoch, offset, step, what was measured so far, and the sha256 of each
+                            of the other files
 
 There is no generator's state: every random number is drawn from (seed, epoch, offset, rank).
 Weights are named by tower, not by device, so a checkpoint of two GPUs loads on one CPU.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,27 +50,58 @@ class Position:
     """What the present epoch's training batches gave so far, over all workers."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One record for each finished epoch."""
+    unwritten: Sequence[tuple[int, int, Mapping[str, float]]] = field(default_factory=list)
+    """Step, milliseconds since 1970 and values of the curves' points that are nowhere else yet."""
 
 
-def save(
-    folder: str,
+class Snapshot(NamedTuple):
+    """A training's state at one moment, copied to the CPU: what ``save`` writes."""
+
+    weights: dict[str, Tensor]
+    velocity: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    mean: Tensor
+    recipe: str
+    """As JSON."""
+    position: dict[str, Any]
+
+
+def snapshot(
     model: AlexNet,
     optimizer: MomentumSGD,
     position: Position,
     mean: Tensor,
     average: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a checkpoint into an existing, empty local folder; ``position.json`` comes last."""
+) -> Snapshot:
+    """Copy everything, so that the training can go on while the copy is written."""
     named = dict(model.named_parameters())
-    recipe = json.dumps(asdict(model.recipe))
-    _write(folder, "model.safetensors", named, {"recipe": recipe})
-    velocity = {name: optimizer.velocity(parameter) for name, parameter in named.items()}
-    _write(folder, "velocity.safetensors", velocity)
-    if average is not None:
-        _write(folder, "average.safetensors", average)
-    _write(folder, "mean.safetensors", {"mean": mean})
+    return Snapshot(
+        weights=_copies(named),
+        velocity=_copies({name: optimizer.velocity(p) for name, p in named.items()}),
+        average=None if average is None else _copies(average),
+        mean=_copies({"mean": mean})["mean"],
+        recipe=json.dumps(asdict(model.recipe)),
+        position=asdict(position),
+    )
+
+
+def save(folder: str, taken: Snapshot) -> None:
+    """Write a checkpoint into an existing, empty local folder; ``position.json`` comes last.
+
+    Raises:
+        OSError: there is no room, or the folder can't be written to.
+    """
+    try:
+        _write(folder, "model", taken.weights, {"recipe": taken.recipe})
+        _write(folder, "velocity", taken.velocity)
+        if taken.average is not None:
+            _write(folder, "average", taken.average)
+        _write(folder, "mean", {"mean": taken.mean})
+    except SafetensorError as error:  # What it says of a full disk.
+        raise OSError(str(error)) from error
+    files = {name: _sha256(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
     with open(os.path.join(folder, "position.json"), "w") as file:
-        json.dump(asdict(position), file, indent=2)
+        json.dump(taken.position | {"files": files}, file, indent=2)
 
 
 def load(
@@ -84,6 +117,7 @@ def load(
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
+    _verify(folder)
     load_weights(folder, model)
     velocity = _read_like(folder, "velocity.safetensors", model)
     for name, parameter in model.named_parameters():
@@ -101,13 +135,8 @@ def load_position(folder: str) -> Position:
     Raises:
         UserError: ``position.json`` is missing or damaged.
     """
-    path = os.path.join(folder, "position.json")
-    try:
-        with open(path) as file:
-            value = json.load(file)
-        return Position(**(value | {"epoch_errors": Errors(**value["epoch_errors"])}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+    position, _ = _read_position(folder)
+    return position
 
 
 def load_weights(folder: str, model: AlexNet, *, averaged: bool = False) -> None:
@@ -142,7 +171,7 @@ def read_recipe(folder: str) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             return dict(json.loads(file.metadata()["recipe"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, storage.one_line(error)) from error
 
 
 def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
@@ -155,7 +184,36 @@ def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, storage.one_line(error)) from error
+
+
+def _read_position(folder: str) -> tuple[Position, dict[str, str]]:
+    """The position, and the sha256 of each of the other files."""
+    path = os.path.join(folder, "position.json")
+    try:
+        with open(path) as file:
+            value = json.load(file)
+        files = value.pop("files")
+        return Position(**(value | {"epoch_errors": Errors(**value["epoch_errors"])})), files
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, storage.one_line(error)) from error
+
+
+def _verify(folder: str) -> None:
+    _, files = _read_position(folder)
+    for name, sha256 in files.items():
+        path = os.path.join(folder, name)
+        try:
+            found = _sha256(path)
+        except OSError as error:
+            raise _damaged(path, storage.one_line(error)) from error
+        if found != sha256:
+            raise _damaged(path, "its bytes are not those that were written")
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_like(folder: str, name: str, model: AlexNet) -> dict[str, Tensor]:
@@ -167,18 +225,18 @@ def _read_like(folder: str, name: str, model: AlexNet) -> dict[str, Tensor]:
     return tensors
 
 
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+        for name, tensor in tensors.items()
+    }
+
+
 def _write(
-    folder: str,
-    name: str,
-    tensors: Mapping[str, Tensor],
-    metadata: dict[str, str] | None = None,
+    folder: str, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(plain, os.path.join(folder, name), metadata)
+    save_file(tensors, os.path.join(folder, f"{name}.safetensors"), metadata)
 
 
-def _damaged(path: str, error: Exception) -> UserError:
-    return UserError(
-        f"{path}: the checkpoint can't be read ({storage.one_line(error)}); "
-        "delete its folder to go on from an older one"
-    )
+def _damaged(path: str, reason: str) -> UserError:
+    return UserError(f"{path}: the checkpoint can't be read ({reason})")

@@ -86,15 +86,16 @@ def _neighbours(line: Tensor, count: int, stride: int) -> Tensor:
         return line
     half = count // 2
     sums = _neighbours(line, half, stride)
-    sums = sums[: len(sums) - half * stride] + sums[half * stride :]
+    sums = sums[: sums.shape[0] - half * stride] + sums[half * stride :]
     if count % 2:
-        sums = sums[: len(sums) - stride] + line[(count - 1) * stride :]
+        sums = sums[: sums.shape[0] - stride] + line[(count - 1) * stride :]
     return sums
 
 
 def _normalize(x: Tensor, axes: Axes, norm: Normalization) -> Tensor:
     if torch.compiler.is_compiling():  # The compiler finds blocks and derivative by itself.
-        return x * _root(x, axes, norm) ** 1.5
+        root = _root(x, axes, norm)
+        return root.sqrt() * root * x
     return _Normalize.apply(x, axes, norm)  # type: ignore[no-any-return]
 
 
@@ -124,9 +125,9 @@ class _Normalize(torch.autograd.Function):
 
 def _root(x: Tensor, axes: Axes, norm: Normalization) -> Tensor:
     """d ^ -.5; the power that is wanted is its square root times itself, and cheap."""
-    # A scalar tensor, since only with one as its first term does add multiply the second.
-    constant = torch.full((), norm.bias, dtype=x.dtype, device=x.device)
-    return torch.add(constant, _window_sums(x.square(), axes, norm.size), alpha=norm.alpha).rsqrt_()
+    sums = _window_sums(x.square(), axes, norm.size)
+    # bias + alpha · sums in one pass, without a tensor that would tie a graph to a device.
+    return torch.rsub(sums, norm.bias, alpha=-norm.alpha).rsqrt()
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

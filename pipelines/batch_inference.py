@@ -21,10 +21,10 @@ from alexnet.archives import read_image_bytes
 from alexnet.errors import UserError
 from alexnet.images import SIDE, Decoded, decode
 from alexnet.metrics import average, top_labels
-from pipelines import cluster, command_line, tracking
+from pipelines import cluster, command_line, registry, tracking
 from pipelines.predictor import Predictor
 from pipelines.progress import Progress
-from pipelines.settings import BatchInferenceSettings
+from pipelines.settings import BatchInferenceSettings, least_and_most
 from pipelines.stages import Figures
 
 SCHEMA = pa.schema(
@@ -51,7 +51,7 @@ def run(settings: BatchInferenceSettings) -> Figures:
     if storage.exists(output):
         raise UserError(f"{output}: exists already; give another --output or delete it")
     store = tracking.connect(settings)
-    model = tracking.model_facts(store, settings.model)
+    model = registry.model_facts(store, settings.model)
     storage.make_folder(settings.output)
     run_id = tracking.open_run(store, "batch_inference", resume=None, parent=None)
     with tracking.running(store, run_id) as run:
@@ -81,15 +81,16 @@ def _visible(folder: str) -> list[storage.File]:
 def _predict(
     settings: BatchInferenceSettings,
     store: tracking.Store,
-    model: tracking.ModelFacts,
+    model: registry.ModelFacts,
     files: list[storage.File],
     output: str,
 ) -> int:
     """Run the job, writing predictions as they come; returns the number of rejected files."""
     cluster.connect()
-    gpus = cluster.choose_gpus(settings.device, settings.num_workers, 1)
+    least, most = least_and_most(settings.num_workers)
+    gpus = cluster.choose_gpus(settings.device, least, 1)
     # One CPU stays free for the tasks that read and decode.
-    threads = cluster.cpus_for(settings.num_workers, gpus, reserve=1)
+    threads = cluster.cpus_for(most, gpus, reserve=1)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -102,7 +103,7 @@ def _predict(
             Labeller,
             batch_size=settings.batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=settings.num_workers),
+            compute=ActorPoolStrategy(min_size=least, max_size=most),
             fn_constructor_args=(
                 store,
                 model,
@@ -156,7 +157,7 @@ class Labeller:
     def __init__(
         self,
         store: tracking.Store,
-        model: tracking.ModelFacts,
+        model: registry.ModelFacts,
         top_k: int,
         views: int,
         threads: int,

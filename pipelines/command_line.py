@@ -26,14 +26,28 @@ from pipelines.settings import (
     FullRunSettings,
     PreprocessCommandSettings,
     S,
+    TrainCommandSettings,
 )
 
 KNOWN_KEYS = {
     field.alias or name
-    for kind in (FullRunSettings, PreprocessCommandSettings, BatchInferenceSettings)
+    for kind in (
+        FullRunSettings,
+        PreprocessCommandSettings,
+        TrainCommandSettings,
+        BatchInferenceSettings,
+    )
     for name, field in kind.model_fields.items()
 }
 """One file may serve all scripts, so a ``--config`` file may hold any script's settings."""
+
+
+class CheckFailedError(Exception):
+    """A check that was asked for found a fault; its figures are printed all the same."""
+
+    def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.figures = figures
 
 
 def script(
@@ -48,6 +62,9 @@ def script(
         _leave(2, f"{_program()}: {storage.one_line(error)}")
     except KeyboardInterrupt:
         _leave(1, f"{_program()}: interrupted; the same command goes on where this one stopped")
+    except CheckFailedError as error:
+        print(json.dumps(error.figures))
+        _leave(1, f"{_program()}: failed: {error}")
     except OSError as error:  # A full disk, a lost drive: a traceback would not help.
         _leave(1, f"{_program()}: failed: {storage.one_line(error)}")
     except Exception as error:

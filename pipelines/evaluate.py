@@ -25,10 +25,10 @@ from alexnet.errors import UserError
 from alexnet.metrics import Errors, average, confusion, top_labels
 from alexnet.provenance import code_version
 from alexnet.shards import Manifest, RowGroup, read_manifest, read_row_group
-from pipelines import cluster, command_line, stages, tracking
+from pipelines import cluster, command_line, registry, stages, tracking
 from pipelines.predictor import Predictor
 from pipelines.progress import Progress
-from pipelines.settings import EvaluateSettings
+from pipelines.settings import EvaluateSettings, least_and_most
 from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
 
 CODE = ("alexnet.augment", "alexnet.inference", "alexnet.metrics")
@@ -40,7 +40,7 @@ def run(settings: EvaluateSettings, parent: stages.Parent | None = None) -> Outc
     manifest = read_manifest(stages.require(settings.workdir, "preprocess").figures["shards"])
     store = tracking.connect(settings)
     uris = settings.model or [stages.require(settings.workdir, "train").figures["model"]]
-    models = [tracking.model_facts(store, uri) for uri in uris]
+    models = [registry.model_facts(store, uri) for uri in uris]
     for model in models:
         _check_classes(model, manifest)
     identity = Identity(
@@ -62,7 +62,7 @@ def run(settings: EvaluateSettings, parent: stages.Parent | None = None) -> Outc
     )
 
 
-def _check_classes(model: tracking.ModelFacts, manifest: Manifest) -> None:
+def _check_classes(model: registry.ModelFacts, manifest: Manifest) -> None:
     known = [wnid for wnid, _ in model.classes]
     if known != [label.wnid for label in manifest.labels]:
         raise UserError(
@@ -74,7 +74,7 @@ def _check_classes(model: tracking.ModelFacts, manifest: Manifest) -> None:
 def _work(
     settings: EvaluateSettings,
     manifest: Manifest,
-    models: list[tracking.ModelFacts],
+    models: list[registry.ModelFacts],
     store: tracking.Store,
     run: tracking.Run,
     record: Record,
@@ -117,15 +117,16 @@ def _predict(
 ) -> pa.Table:
     """Run the models over all validation row groups on a pool of Ray actors."""
     cluster.connect()
-    gpus = cluster.choose_gpus(settings.device, settings.num_workers, 1)
-    threads = cluster.cpus_for(settings.num_workers, gpus)
+    least, most = least_and_most(settings.num_workers)
+    gpus = cluster.choose_gpus(settings.device, least, 1)
+    threads = cluster.cpus_for(most, gpus)
     DataContext.get_current().enable_progress_bars = False
     groups = manifest.row_groups("val")
     items = [{"path": g.path, "number": g.number, "rows": g.rows} for g in groups]
     job = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         EvaluateGroups,
         batch_size=1,
-        compute=ActorPoolStrategy(size=settings.num_workers),
+        compute=ActorPoolStrategy(min_size=least, max_size=most),
         fn_constructor_args=(store, uris, threads),
         num_cpus=threads,
         num_gpus=gpus,

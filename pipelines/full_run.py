@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from alexnet import storage
-from pipelines import command_line, evaluate, preprocess, promote, tracking, train
+from pipelines import command_line, evaluate, preprocess, promote, server, tracking, train
 from pipelines.progress import duration
 from pipelines.settings import (
     EvaluateSettings,
@@ -38,7 +38,7 @@ def run(settings: FullRunSettings) -> Figures:
     """Run the chosen stages, each in an MLflow run nested in one for all."""
     begun = time.monotonic()
     storage.make_folder(settings.workdir)
-    tracking.knock(settings)
+    server.knock(settings.tracking_uri)
     outcomes: dict[StageName, Outcome] = {}
     with _parent_run(settings, outcomes) as parent:
         for name in _chosen(settings):
@@ -103,11 +103,12 @@ def _parent_run(
             tracking.close_run(store, record.run_id, error)
         raise
     for store, record in opened:
-        run = tracking.Run(store, record.run_id)
-        run.params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
-        run.tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
-        run.metrics(_summary(outcomes))
-        run.note(_note(outcomes))
+        with tracking.answered(store.uri):
+            run = tracking.Run(store, record.run_id)
+            run.params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
+            run.tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
+            run.metrics(_summary(outcomes))
+            run.note(_note(outcomes))
         tracking.close_run(store, record.run_id, None)
         finish(settings.workdir, record, {})
 

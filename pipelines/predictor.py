@@ -10,7 +10,7 @@ from torch import nn
 
 from alexnet.augment import CENTRE_VIEW, ten_views
 from alexnet.inference import view_probabilities
-from pipelines import tracking
+from pipelines import registry, tracking
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Predictor:
         """Load models from a tracking store or its registry."""
         torch.set_num_threads(threads)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        return cls([tracking.load_classifier(store, uri).to(device) for uri in uris], device)
+        return cls([registry.load_classifier(store, uri).to(device) for uri in uris], device)
 
     def views(self, images: NDArray[np.uint8], count: int = 10) -> NDArray[np.float32]:
         """Probabilities of the ten views, or of the centre view alone, averaged over models.

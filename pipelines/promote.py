@@ -8,7 +8,7 @@ validation images; --champion always moves the alias in any case, --champion nev
 """
 
 from alexnet.errors import UserError
-from pipelines import command_line, stages, tracking
+from pipelines import command_line, registry, stages, tracking
 from pipelines.settings import PromoteSettings
 from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
 
@@ -39,7 +39,7 @@ def run(settings: PromoteSettings, parent: stages.Parent | None = None) -> Outco
         identity,
         parent=parent,
         usable=lambda record: (
-            tracking.by_alias(store, settings.registered_model, "candidate") is not None
+            registry.by_alias(store, settings.registered_model, "candidate") is not None
         ),
         work=lambda run, record: _work(settings, store, evaluation, run),
     )
@@ -49,18 +49,18 @@ def _work(
     settings: PromoteSettings, store: tracking.Store, evaluation: Record, run: tracking.Run
 ) -> Figures:
     name, figures = settings.registered_model, evaluation.figures
-    champion = tracking.by_alias(store, name, "champion")
+    champion = registry.by_alias(store, name, "champion")
     tags = {
         VALIDATION: figures["validation"],
         ERROR: str(figures["top1_error"]),
         "top5_error": str(figures["top5_error"]),
         "evaluation.run": evaluation.run_id,
     }
-    version = tracking.register(store, name, figures["models"][0], tags)
-    tracking.set_alias(store, name, "candidate", version)
+    version = registry.register(store, name, figures["models"][0], tags)
+    registry.set_alias(store, name, "candidate", version)
     wins, reason = judge(settings, champion, version, figures)
     if wins:
-        tracking.set_alias(store, name, "champion", version)
+        registry.set_alias(store, name, "champion", version)
     verdict = f"{name} version {version} is {'' if wins else 'not '}champion: {reason}"
     print(f"promote: {verdict}", flush=True)
     run.tags({"model.version": f"{name}/{version}", "verdict": verdict})
@@ -77,7 +77,7 @@ def _work(
 
 def judge(
     settings: PromoteSettings,
-    champion: tracking.Version | None,
+    champion: registry.Version | None,
     version: str,
     figures: Figures,
 ) -> tuple[bool, str]:

@@ -37,6 +37,22 @@ def _switch(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+def _workers(value: Any) -> Any:
+    """3 or "3", or "1:4" for as many as find a place, at least 1 and at most 4."""
+    parts = str(value).split(":")
+    numbers = [int(part) for part in parts if part.isdecimal()]
+    if len(numbers) != len(parts) or len(parts) > 2 or not 1 <= numbers[0] <= numbers[-1]:
+        raise ValueError("give a number from 1 on, or the least and the most, such as 1:4")
+    return numbers[0] if numbers[0] == numbers[-1] else f"{numbers[0]}:{numbers[1]}"
+
+
+def least_and_most(workers: int | str) -> tuple[int, int]:
+    """The bounds of a number of workers."""
+    numbers = [int(part) for part in str(workers).split(":")]
+    return numbers[0], numbers[-1]
+
+
+Workers = Annotated[int | str, BeforeValidator(_workers)]
 OneOrTwo = Annotated[Literal[1, 2], BeforeValidator(_number)]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
@@ -147,8 +163,10 @@ class TrainSettings(StageSettings):
     overlapping_pooling: Switch = option(
         "on", "off: pools of 2x2 positions every 2 instead of 3x3", result=True
     )
-    precision: Literal["float32", "bf16"] = option(
-        "float32", "bf16: matrix products and convolutions of training in bfloat16", result=True
+    precision: Literal["float32", "tf32", "bf16"] = option(
+        "float32",
+        "how training multiplies: in float32 as in 2012, in TF32 (on GPUs), or in bfloat16",
+        result=True,
     )
     warmup_epochs: int = option(
         0, "epochs in which the learning rate rises to its first value", result=True, ge=0
@@ -163,14 +181,33 @@ class TrainSettings(StageSettings):
     gradient_compression: Literal["none", "fp16", "bf16"] = option(
         "none", "number format of gradients on their way between workers", result=True
     )
-    num_workers: int = option(1, "workers that share each batch", ge=1)
+    channels_last: Switch = option(
+        "off", "on: the weights' layout in memory that suits tensor cores", result=True
+    )
+    compile: Switch = option(
+        "off", "on: the towers through torch.compile, if the machine has a compiler", result=True
+    )
+    num_workers: Workers = option(
+        1, "workers that share each batch; 1:4 takes as many of these as find a place"
+    )
     device: Device = option("auto", "cuda: two GPUs for each worker; auto: GPUs if there are any")
     gpus_per_worker: OneOrTwo = option(
         2, "1 puts both towers on one GPU, for machines that have no second"
     )
     checkpoint_steps: int = option(1000, "updates between checkpoints within an epoch", ge=1)
+    checkpoint_minutes: float = option(
+        10, "minutes after which a checkpoint is due at the next point of the curves", gt=0
+    )
     log_steps: int = option(10, "updates between two points of the training curves", ge=1)
     max_failures: int = option(3, "restarts after lost workers or nodes before giving up", ge=0)
+
+
+class TrainCommandSettings(TrainSettings):
+    """Settings of ``train`` run by itself."""
+
+    check_devices: bool = option(
+        False, "print what the devices are worth to the two towers, and train nothing"
+    )
 
 
 class EvaluateSettings(StageSettings):
@@ -182,7 +219,7 @@ class EvaluateSettings(StageSettings):
         min_length=1,
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
-    num_workers: int = option(1, "models at work at the same time", ge=1)
+    num_workers: Workers = option(1, "models at work at the same time; 1:4 as many as fit")
 
 
 class PromoteSettings(StageSettings):
@@ -222,5 +259,5 @@ class BatchInferenceSettings(Settings):
         10, "patches averaged: ten as in 2012, or the central one"
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
-    num_workers: int = option(1, "models at work at the same time", ge=1)
+    num_workers: Workers = option(1, "models at work at the same time; 1:4 as many as fit")
     batch_size: int = option(32, "images given to a model at once", ge=1)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 EVERY = 0.5
 """Seconds between two looks at the board."""
@@ -34,12 +36,15 @@ class Board:
 @contextlib.contextmanager
 def board() -> Iterator[Any]:
     """A board whose lines are printed until the block ends; workers call ``say.remote``."""
-    handle = ray.remote(num_cpus=0)(Board).remote()
+    # On the driver's own node: another could be lost with the board on it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    handle = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     ended = threading.Event()
 
     def show() -> None:
-        for line in ray.get(handle.take.remote()):
-            print(line, flush=True)
+        with contextlib.suppress(RayActorError):  # Lines are lost then, but not the training.
+            for line in ray.get(handle.take.remote()):
+                print(line, flush=True)
 
     def watch() -> None:
         while not ended.wait(EVERY):

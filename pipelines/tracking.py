@@ -6,28 +6,29 @@ artifacts beside it.
 """
 
 import contextlib
+import functools
 import io
-import logging
-import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunStatus
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
+from requests import RequestException
 
 from alexnet import storage
 from alexnet.errors import UserError
+from pipelines import server
+from pipelines.curves import NoAnswerError, Point
 from pipelines.locking import alone
+from pipelines.server import redacted
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ PARENT = "mlflow.parentRunId"
 DIGEST_LENGTH = 32
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Without this tag, the UI opens the experiment as one about language models."""
-CLIENT_WARNINGS = ("mlflow", "alembic", "mlflow.store", "mlflow.models")
+StoreError = MlflowException
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,34 @@ class Store:
         """A client of this store."""
         return MlflowClient(self.uri, self.uri)
 
+    def find(self, ask: Callable[[], T]) -> T | None:
+        """What a question to the client gives, None if the store says that there is no such thing.
+
+        Raises:
+            UserError: the store does not answer.
+        """
+        with answered(self.uri):
+            try:
+                return ask()
+            except MlflowException as error:
+                if _refused(error):
+                    return None
+                raise
+
+    def load_model(self, uri: str) -> "nn.Module":
+        """A model as it was logged."""
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        return mlflow.pytorch.load_model(uri)  # type: ignore[no-any-return]
+
+    def model_info(self, uri: str) -> Any:
+        """What was recorded of a logged model."""
+        return mlflow.models.get_model_info(uri)
+
+    def register_model(self, uri: str, name: str) -> str:
+        """Make a logged model the newest version of a registered one; returns its number."""
+        return str(mlflow.register_model(uri, name).version)
+
     def how_to_open(self) -> str:
         """The command, or the address, that shows the runs in a browser."""
         if self.local:
@@ -69,67 +99,66 @@ def connect(settings: Settings) -> Store:
     Raises:
         UserError: the store does not answer.
     """
-    for name in CLIENT_WARNINGS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    knock(settings)
+    server.quieten()
+    server.knock(settings.tracking_uri)
     local = settings.tracking_uri is None
     uri = settings.tracking_uri or f"sqlite:///{settings.workdir}/mlflow.db"
+    artifacts = storage.join(settings.workdir, "mlartifacts") if local else None
     # The first to come makes the database's tables, which two can't do at once.
     with alone(settings.workdir, "tracking"):
-        experiment_id = _experiment(settings, uri, local)
-    return Store(uri, experiment_id, local)
-
-
-def _experiment(settings: Settings, uri: str, local: bool) -> str:
-    """The experiment's id; store and experiment are made where they don't exist."""
-    try:
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
-        client = MlflowClient(uri, uri)
-        experiment = client.get_experiment_by_name(settings.experiment)
-        if experiment is None:
-            artifacts = storage.join(settings.workdir, "mlartifacts") if local else None
-            created = client.create_experiment(settings.experiment, artifacts, tags=MODEL_TRAINING)
-            return str(created)
-        if experiment.lifecycle_stage == "deleted":
+        try:
+            return Store(uri, _experiment(uri, settings.experiment, artifacts), local)
+        except MlflowException as error:
             raise UserError(
-                f"experiment {settings.experiment} is deleted in {redacted(uri)}; restore it or "
-                "give another --experiment"
-            )
-        return str(experiment.experiment_id)
-    except MlflowException as error:
+                f"tracking store {redacted(uri)}: {storage.one_line(error)[:300]}; "
+                "check --tracking-uri"
+            ) from error
+
+
+def _experiment(uri: str, name: str, artifacts: str | None) -> str:
+    """The experiment's id; store and experiment are made where they don't exist."""
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client = MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return str(client.create_experiment(name, artifacts, tags=MODEL_TRAINING))
+    if experiment.lifecycle_stage == "deleted":
         raise UserError(
-            f"tracking store {redacted(uri)}: {' '.join(str(error).split())[:300]}; "
-            "check --tracking-uri"
-        ) from error
+            f"experiment {name} is deleted in {redacted(uri)}; restore it or give another "
+            "--experiment"
+        )
+    return str(experiment.experiment_id)
 
 
-def knock(settings: Settings) -> None:
-    """Find out within seconds whether a server listens; MLflow itself would try for minutes.
+def _no_answer(error: Exception) -> bool:
+    """Whether a request did not get through, whatever came of it."""
+    return (
+        not isinstance(error, MlflowException)
+        or error.get_http_status_code() == 503
+        or str(error).startswith("API request to")
+    )
+
+
+def _refused(error: MlflowException) -> bool:
+    """Whether the store answered that what was asked for can't be had."""
+    return not _no_answer(error) and error.get_http_status_code() in (400, 404)
+
+
+@contextlib.contextmanager
+def answered(uri: str) -> Iterator[None]:
+    """What is done inside needs the tracking server; it is waited for at the beginning.
 
     Raises:
-        UserError: nobody listens at ``--tracking-uri``.
+        UserError: it does not answer, now or later.
     """
-    uri = settings.tracking_uri or ""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    server.wait_for(uri)
     try:
-        socket.create_connection((parts.hostname or "", port), timeout=5).close()
-    except OSError as error:
-        raise UserError(
-            f"tracking server {redacted(uri)} does not answer ({error}); start it or correct "
-            "--tracking-uri"
-        ) from error
-
-
-def redacted(uri: str) -> str:
-    """A URI without its user name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+        yield
+    except (MlflowException, RequestException) as error:
+        if not _no_answer(error):
+            raise
+        raise server.gone(uri, storage.one_line(error)[:300]) from error
 
 
 def open_run(store: Store, name: str, *, resume: str | None, parent: str | None) -> str:
@@ -137,40 +166,86 @@ def open_run(store: Store, name: str, *, resume: str | None, parent: str | None)
     if resume and run_exists(store, resume):
         return resume
     tags = {"mlflow.runName": name} | ({PARENT: parent} if parent else {})
-    return store.client.create_run(store.experiment_id, tags=tags).info.run_id  # type: ignore[no-any-return]
+    with answered(store.uri):
+        run = store.client.create_run(store.experiment_id, tags=tags)
+    return str(run.info.run_id)
 
 
 def run_exists(store: Store, run_id: str) -> bool:
     """Whether the store holds a run that is not deleted."""
-    try:
-        return bool(store.client.get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException:
-        return False
+    run = store.find(lambda: store.client.get_run(run_id))
+    return run is not None and run.info.lifecycle_stage == "active"
 
 
 @contextlib.contextmanager
 def running(store: Store, run_id: str) -> Iterator["Run"]:
-    """A run in progress: it ends as finished, as failed, or as killed by the keyboard."""
+    """A run in progress: it ends as finished, as failed, or as killed by the keyboard.
+
+    Raises:
+        UserError: the server went away for longer than one waits.
+    """
     mlflow.set_system_metrics_sampling_interval(5)
     mlflow.set_system_metrics_samples_before_logging(1)
-    mlflow.start_run(run_id=run_id, log_system_metrics=True)
-    status = RunStatus.FAILED
-    try:
-        yield Run(store, run_id)
-        status = RunStatus.FINISHED
-    except KeyboardInterrupt:
-        status = RunStatus.KILLED
-        raise
-    finally:
-        mlflow.end_run(RunStatus.to_string(status))
+    with answered(store.uri):
+        mlflow.start_run(run_id=run_id, log_system_metrics=True)
+        try:
+            yield Run(store, run_id)
+            server.wait_for(store.uri)
+            mlflow.end_run("FINISHED")
+        except BaseException as error:
+            _end_badly(store, error, mlflow.end_run)
+            raise
 
 
 def close_run(store: Store, run_id: str, error: BaseException | None) -> None:
     """End a run that ``running`` does not manage."""
-    status = RunStatus.FINISHED if error is None else RunStatus.FAILED
-    if isinstance(error, KeyboardInterrupt):
-        status = RunStatus.KILLED
-    store.client.set_terminated(run_id, RunStatus.to_string(status))
+    end = functools.partial(store.client.set_terminated, run_id)
+    if error:
+        _end_badly(store, error, end)
+        return
+    with answered(store.uri):
+        end("FINISHED")
+
+
+def _end_badly(store: Store, error: BaseException, end: Callable[[str], None]) -> None:
+    """Say that a run broke off, if the server hears it; the error is what matters now."""
+    if server.silence(store.uri):
+        server.give_up_soon()
+    with contextlib.suppress(MlflowException):
+        end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """A run's curves in the store: a ``curves.CurveStore``."""
+
+    uri: str
+    run_id: str
+
+    def last_step(self, curve: str) -> int:
+        """The highest step of a curve."""
+        with self._asked() as client:
+            points = client.get_metric_history(self.run_id, curve)
+            return max((point.step for point in points), default=-1)
+
+    def write(self, points: Sequence[Point]) -> None:
+        """One request, one transaction."""
+        metrics = [
+            Metric(name, value, point.time, point.step)
+            for point in points
+            for name, value in point.values.items()
+        ]
+        with self._asked() as client:
+            client.log_batch(self.run_id, metrics)
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[MlflowClient]:
+        try:
+            yield MlflowClient(self.uri, self.uri)
+        except MlflowException as error:
+            if _refused(error):
+                raise
+            raise NoAnswerError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,138 +320,6 @@ class Run:
         return f"models:/{info.model_id}"
 
 
-@dataclass(slots=True)
-class MetricWriter:
-    """Metrics from a training worker: written in the background, never fatal, never twice."""
-
-    client: MlflowClient
-    run_id: str
-    written: int
-    """Steps up to this one are in the store already, from before a restart."""
-    pending: list[Any]
-    lost: int = 0
-
-    @classmethod
-    def attach(cls, uri: str, run_id: str, metric: str) -> "MetricWriter":
-        """Go on writing to a run; ``metric`` is one that every point of the curves has."""
-        mlflow.set_tracking_uri(uri)
-        client = MlflowClient(uri, uri)
-        try:
-            written = max((m.step for m in client.get_metric_history(run_id, metric)), default=-1)
-        except MlflowException:
-            written = -1
-        return cls(client, run_id, written, [])
-
-    def write(self, values: Mapping[str, float], step: int) -> None:
-        """Queue one point of several curves."""
-        if step <= self.written:
-            return
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
-        try:
-            self.pending.append(self.client.log_batch(self.run_id, metrics, synchronous=False))
-        except MlflowException:
-            self.lost += len(metrics)
-
-    def flush(self) -> int:
-        """Wait until everything is written; returns how many points could not be."""
-        for operation in self.pending:
-            try:
-                operation.wait()
-            except Exception:
-                self.lost += 1
-        self.pending.clear()
-        return self.lost
-
-
-def load_classifier(store: Store, uri: str) -> "nn.Module":
-    """A logged or registered model as a function from patches to probabilities, on the CPU.
-
-    Raises:
-        UserError: there is no such model, or it is not one of ours.
-    """
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
-    try:
-        return mlflow.pytorch.load_model(uri)  # type: ignore[no-any-return]
-    except (MlflowException, OSError, ValueError) as error:
-        raise _no_model(uri, error) from error
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the tracking store knows about a logged model."""
-
-    uri: str
-    """``models:/m-...``, which never changes its meaning, unlike an alias."""
-    run_id: str
-    classes: tuple[tuple[str, str], ...]
-    """wnid and name by class index."""
-
-
-def model_facts(store: Store, uri: str) -> ModelFacts:
-    """Resolve a model's URI and read which classes it knows.
-
-    Raises:
-        UserError: there is no such model, or it was not trained here.
-    """
-    try:
-        info = mlflow.models.get_model_info(uri)
-        classes = info.metadata["classes"]
-    except (MlflowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise _no_model(uri, error) from error
-    named = tuple((wnid, name) for wnid, name in classes)
-    return ModelFacts(f"models:/{info.model_id}", info.run_id, named)
-
-
 def _requirement(name: str) -> str:
     """The installed version of a package, without a build's suffix that no index knows."""
     return f"{name}=={version(name).partition('+')[0]}"
-
-
-def model_exists(store: Store, uri: str) -> bool:
-    """Whether a logged model (``models:/m-...``) is still in the store."""
-    try:
-        return bool(store.client.get_logged_model(uri.removeprefix("models:/")))
-    except MlflowException:
-        return False
-
-
-def _no_model(uri: str, error: Exception) -> UserError:
-    reason = storage.one_line(error)[:200]
-    return UserError(
-        f"{uri}: no AlexNet model can be loaded from there ({reason}); "
-        "train and promote one first, or give another --model"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A registered version of the model."""
-
-    version: str
-    tags: Mapping[str, str]
-
-
-def register(store: Store, name: str, model_uri: str, tags: Mapping[str, str]) -> str:
-    """Register a logged model, or find it registered; returns the version's number."""
-    known = store.client.search_model_versions(f"name = '{name}'")
-    same = [version for version in known if version.source == model_uri]
-    registered = same[0] if same else mlflow.register_model(model_uri, name)
-    for key, value in tags.items():
-        store.client.set_model_version_tag(name, registered.version, key, value)
-    return str(registered.version)
-
-
-def by_alias(store: Store, name: str, alias: str) -> Version | None:
-    """The version that an alias points at."""
-    try:
-        found = store.client.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
-    return Version(str(found.version), dict(found.tags))
-
-
-def set_alias(store: Store, name: str, alias: str, version: str) -> None:
-    """Point an alias at a version."""
-    store.client.set_registered_model_alias(name, alias, version)

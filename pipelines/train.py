@@ -5,16 +5,17 @@ CPU. A run that was killed goes on from its newest checkpoint when the same comm
 again.
 
     python pipelines/train.py --workdir /data/work --recipe source145 --num-workers 4 --device cuda
+    python pipelines/train.py --check-devices --device cuda
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from ray.train import (
-    CheckpointConfig,
-    FailureConfig,
     LoggingConfig,
     Result,
     RunConfig,
@@ -32,10 +33,22 @@ from alexnet.recipes import Recipe
 from alexnet.shards import Manifest, read_manifest
 from alexnet.statistics import Statistics, read_statistics
 from alexnet.towers import PATCH, AlexNet
-from pipelines import cluster, command_line, stages, terminal, tracking
-from pipelines.settings import TrainSettings
+from pipelines import (
+    checkpointing,
+    cluster,
+    command_line,
+    device_check,
+    registry,
+    server,
+    stages,
+    terminal,
+    tracking,
+)
+from pipelines.curves import MetricWriter
+from pipelines.settings import TrainCommandSettings, TrainSettings, least_and_most
 from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
-from pipelines.train_worker import chosen_recipe, work_on_rank
+from pipelines.train_job import chosen_recipe
+from pipelines.train_worker import work_on_rank
 
 CODE = (
     "alexnet.augment",
@@ -49,6 +62,15 @@ CODE = (
     "alexnet.towers",
     "alexnet.training",
 )
+
+CURVES_SECONDS = 60
+"""For what the worker left unwritten, if the server was away when the training ended."""
+
+
+def command(settings: TrainCommandSettings) -> Mapping[str, Any]:
+    """What the script does: look at the devices, or train."""
+    chosen = settings.part(TrainSettings)
+    return device_check.run(chosen, scaling) if settings.check_devices else run(chosen).figures
 
 
 def run(settings: TrainSettings, parent: stages.Parent | None = None) -> Outcome:
@@ -68,7 +90,7 @@ def run(settings: TrainSettings, parent: stages.Parent | None = None) -> Outcome
         store,
         identity,
         parent=parent,
-        usable=lambda record: tracking.model_exists(store, record.figures["model"]),
+        usable=lambda record: registry.model_exists(store, record.figures["model"]),
         work=lambda run, record: _work(settings, manifest, store, run, record),
     )
 
@@ -93,10 +115,14 @@ def _work(
     run.tags({"shards.digest": manifest.digest, "shards.content": manifest.content()})
     result = _train(settings, manifest, store, record)
     assert result.checkpoint
+    server.wait_for(store.uri)
     with result.checkpoint.as_directory() as folder:
         model = AlexNet(recipe, len(manifest.labels))
         position = checkpoints.load_position(folder)
         checkpoints.load_weights(folder, model, averaged=settings.ema is not None)
+    writer = MetricWriter(tracking.Curves(store.uri, record.run_id), position.unwritten)
+    if left := writer.flush(CURVES_SECONDS):
+        print(f"train: {left} points of the curves could not be written to MLflow", flush=True)
     statistics = read_statistics(storage.join(manifest.folder, "statistics.npz"))
     uri = _log_model(run, model, recipe, manifest, statistics)
     run.figure(figures.learning_curves(position.history), "learning_curves.png")
@@ -121,14 +147,12 @@ def _work(
 def _train(
     settings: TrainSettings, manifest: Manifest, store: tracking.Store, record: Record
 ) -> Result:
-    """Run the Ray Train job; it finds its own checkpoints under its name."""
+    """Run the Ray Train job, and again after a loss: it finds its checkpoints under its name."""
     cluster.connect()
-    each = min(settings.gpus_per_worker, settings.towers)
-    gpus = cluster.choose_gpus(settings.device, settings.num_workers, each)
-    cpus = cluster.cpus_for(settings.num_workers, gpus)
     place = storage.join(settings.workdir, "training")
+    folder = storage.join(place, record.key)
     if settings.force:
-        storage.delete_folder(storage.join(place, record.key))
+        storage.delete_folder(folder)
     if not storage.is_remote(place):
         os.makedirs(place, exist_ok=True)
     config = {
@@ -136,31 +160,51 @@ def _train(
         "shards": manifest.folder,
         "tracking_uri": store.uri,
         "run_id": record.run_id,
-        "threads": cpus,
     }
     run_config = RunConfig(
         name=record.key,
         storage_path=place,
-        failure_config=FailureConfig(max_failures=settings.max_failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=2),
+        checkpoint_config=checkpointing.KEEP,
         logging_config=LoggingConfig(log_level="ERROR"),
     )
-    try:
-        with terminal.board() as board:
-            return TorchTrainer(
-                work_on_rank,
-                train_loop_config=config | {"board": board},
-                scaling_config=scaling(settings.num_workers, gpus, cpus),
-                run_config=run_config,
-            ).fit()
-    except TrainingFailedError as error:
-        raise _cause(error) from error
+    for left in reversed(range(settings.max_failures + 1)):
+        try:
+            result = _attempt(settings, config, run_config)
+        except TrainingFailedError as error:
+            cause = _cause(error)
+            if isinstance(cause, UserError) or not left:
+                raise cause from error
+            print(
+                f"train: lost a worker ({storage.one_line(cause)[:200]}); going on from the newest "
+                f"checkpoint, {left} more such losses to bear (--max-failures)",
+                flush=True,
+            )
+        else:
+            checkpointing.clear_away(result, folder)
+            return result
+    raise AssertionError("the last failure is raised")
 
 
-def scaling(workers: int, gpus: int, cpus: int) -> ScalingConfig:
+def _attempt(settings: TrainSettings, config: dict[str, Any], run_config: RunConfig) -> Result:
+    """Train until the end or the first failure, on what the cluster has now."""
+    least, most = least_and_most(settings.num_workers)
+    gpus = cluster.choose_gpus(
+        settings.device, least, min(settings.gpus_per_worker, settings.towers)
+    )
+    cpus = cluster.cpus_for(most, gpus)
+    with terminal.board() as board:
+        return TorchTrainer(
+            work_on_rank,
+            train_loop_config=config | {"threads": cpus, "board": board},
+            scaling_config=scaling(least, most, gpus, cpus),
+            run_config=run_config,
+        ).fit()
+
+
+def scaling(least: int, most: int, gpus: int, cpus: int) -> ScalingConfig:
     """What each worker gets to itself: both towers' GPUs and the CPUs that feed them."""
     return ScalingConfig(
-        num_workers=workers,
+        num_workers=least if least == most else (least, most),
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
     )
@@ -200,4 +244,4 @@ def _log_model(
 
 
 if __name__ == "__main__":
-    command_line.script(TrainSettings, lambda settings: run(settings).figures, __doc__)
+    command_line.script(TrainCommandSettings, command, __doc__)

@@ -1,162 +1,53 @@
-"""What each Ray Train worker does: restore, learn, report, checkpoint.
+"""What each Ray Train worker does: learn, report, checkpoint.
 
-All workers hold the same weights; rank 0 speaks for all, to the terminal, to MLflow and to the
-checkpoints. The workers agree on when to report because it depends on the step alone.
+The workers agree on when to report because it depends on the step alone, or on what rank 0's
+clock says, which it shares with them at every point of the curves.
 """
 
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import ray.train
 import torch
-import torch.distributed as dist
-from ray.train import Checkpoint
-from ray.train.torch import get_devices
-from torch import nn
 
-from alexnet import checkpoints, storage
+from alexnet import checkpoints
 from alexnet.allocation import keep_freed_memory
-from alexnet.augment import colour_axes, mean_patch
-from alexnet.averaging import WeightAverage
-from alexnet.batches import Reader
-from alexnet.checkpoints import Position
 from alexnet.errors import UserError
 from alexnet.metrics import Errors
-from alexnet.optimizer import (
-    MomentumSGD,
-    build_optimizer,
-    rates_at,
-    set_rates,
-    warmed,
-    with_drops,
-)
-from alexnet.placement import place
-from alexnet.recipes import RECIPES, Recipe, ablated
-from alexnet.replicas import replicate
-from alexnet.shards import Manifest, read_manifest
-from alexnet.statistics import read_statistics
-from alexnet.towers import AlexNet, initialize
-from alexnet.training import Setup, Step, total, train_epoch, validate
+from alexnet.optimizer import rates_at, set_rates, warmed
+from alexnet.training import Step, total, train_epoch, validate
+from pipelines import checkpointing
 from pipelines.progress import duration
-from pipelines.settings import TrainSettings
-from pipelines.tracking import MetricWriter
+from pipelines.train_job import Job, any_worker, set_up, sum_over_workers
 
-
-@dataclass(slots=True, kw_only=True)
-class _Job:
-    """One worker's part of a run."""
-
-    settings: TrainSettings
-    recipe: Recipe
-    manifest: Manifest
-    setup: Setup
-    reader: Reader
-    network: AlexNet
-    wrapped: nn.Module
-    optimizer: MomentumSGD
-    average: WeightAverage | None
-    position: Position
-    writer: MetricWriter | None
-    """Rank 0's line to MLflow."""
-    board: Any
-    """Rank 0's line to the terminal, a ``terminal.Board`` actor."""
-
-    def say(self, line: str) -> None:
-        """Print a line in the driver's terminal."""
-        self.board.say.remote(f"train: {line}")
+FLUSH_SECONDS = 5
+"""For the last points of the curves."""
+WINDOW_CURVES = ("learning_rate", "images_per_second")
+"""What the curves have of an epoch's last step already."""
 
 
 def work_on_rank(config: Mapping[str, Any]) -> None:
     """The Ray Train loop. ``config``: settings, shards, tracking_uri, run_id, threads, board."""
     torch.set_num_threads(config["threads"])
     keep_freed_memory()
-    job = _set_up(config)
+    job = set_up(config)
     if job.writer and (step := job.position.step):
         job.say(f"going on from the checkpoint of step {step} in epoch {job.position.epoch + 1}")
+    if job.writer and job.reader.world > 1:
+        job.say(f"{job.reader.world} workers share each batch")
     while job.position.epoch < job.recipe.epochs:
         _run_epoch(job)
-    if job.writer and (lost := job.writer.flush()):
-        job.say(f"{lost} points of the curves could not be written to MLflow")
+    if job.writer:
+        # What takes longer is in the last checkpoint, and the driver writes it.
+        job.writer.flush(FLUSH_SECONDS)
+        if lost := job.writer.lost:
+            job.say(f"{lost} points of the curves are lost: the queue was full, or MLflow refused")
 
 
-def chosen_recipe(settings: TrainSettings) -> Recipe:
-    """The recipe with the settings' numbers in place of its own."""
-    recipe = ablated(
-        RECIPES[settings.recipe],
-        normalization=settings.normalization == "on",
-        overlapping_pooling=settings.overlapping_pooling == "on",
-        towers=settings.towers,
-    )
-    drops = settings.lr_drops
-    return replace(
-        recipe,
-        schedule=recipe.schedule if drops is None else with_drops(recipe.schedule, drops),
-        learning_rate=settings.learning_rate or recipe.learning_rate,
-        batch_size=settings.batch_size or recipe.batch_size,
-        epochs=settings.epochs or recipe.epochs,
-    )
-
-
-def _set_up(config: Mapping[str, Any]) -> _Job:
-    settings = TrainSettings.model_validate(config["settings"])
-    recipe = chosen_recipe(settings)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    manifest = read_manifest(config["shards"])
-    statistics = read_statistics(storage.join(manifest.folder, "statistics.npz"))
-    devices = get_devices()
-    network = AlexNet(recipe, len(manifest.labels))
-    initialize(network, recipe, settings.seed)
-    place(network, devices)
-    optimizer = build_optimizer(network, recipe)
-    average = WeightAverage(network, settings.ema) if settings.ema else None
-    position = Position()
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            position = checkpoints.load(
-                folder, network, optimizer, average.weights if average else None
-            )
-    if rank != 0:
-        position.epoch_errors = Errors()
-    mean = mean_patch(statistics.mean_image)
-    return _Job(
-        settings=settings,
-        recipe=recipe,
-        manifest=manifest,
-        setup=Setup(
-            recipe=recipe,
-            means=[mean.to(device) for device in dict.fromkeys(devices)],
-            axes=colour_axes(recipe, statistics.rgb_covariance),
-            seed=settings.seed,
-            bf16=settings.precision == "bf16",
-            warmup_rows=settings.warmup_epochs * manifest.rows("train"),
-        ),
-        reader=Reader(
-            manifest=manifest,
-            batch_size=recipe.batch_size,
-            seed=settings.seed,
-            rank=rank,
-            world=world,
-            threads=config["threads"],
-        ),
-        network=network,
-        wrapped=replicate(network, settings.gradient_compression) if world > 1 else network,
-        optimizer=optimizer,
-        average=average,
-        position=position,
-        writer=MetricWriter.attach(config["tracking_uri"], config["run_id"], "loss")
-        if rank == 0
-        else None,
-        board=config["board"],
-    )
-
-
-def _run_epoch(job: _Job) -> None:
+def _run_epoch(job: Job) -> None:
     """Learn from the rest of the present epoch, validate, report."""
     settings, position = job.settings, job.position
     past = [record["val_top1_error"] for record in position.history]
@@ -182,20 +73,22 @@ def _run_epoch(job: _Job) -> None:
             job.average.update(job.network, position.step)
         position.offset = step.offset
         last = step.offset == rows
-        due = position.step % settings.checkpoint_steps == 0 and not last
+        due = position.step % settings.checkpoint_steps == 0
         if position.step % settings.log_steps == 0 or last or due:
             speed = sum(s.rows for s in window) / (time.monotonic() - window_begun)
             seen = position.epoch * rows + position.offset
             rate = warmed(rates, seen, job.setup.warmup_rows).learning_rate
             _log_window(job, total(window), speed, rate, position.step)
+            late = time.monotonic() - job.reported > 60 * settings.checkpoint_minutes
+            due = due or any_worker(late and job.reader.rank == 0)
             window, window_begun = [], time.monotonic()
-        if due:
+        if due and not last:
             _report(job)
             window_begun = time.monotonic()
     speed = (rows - images_before) / (time.monotonic() - begun)
-    learned = _sum_over_workers(position.epoch_errors)
+    learned = sum_over_workers(position.epoch_errors)
     with job.average.in_place(job.network) if job.average else nullcontext():
-        checked = _sum_over_workers(
+        checked = sum_over_workers(
             validate(
                 job.network, job.manifest, job.setup, rank=job.reader.rank, world=job.reader.world
             )
@@ -213,9 +106,7 @@ def _run_epoch(job: _Job) -> None:
     position.history.append(record)
     position.epoch, position.offset, position.epoch_errors = position.epoch + 1, 0, Errors()
     if job.writer:
-        job.writer.write(
-            {k: v for k, v in record.items() if k != "images_per_second"}, position.step
-        )
+        job.writer.write({k: v for k, v in record.items() if k not in WINDOW_CURVES}, position.step)
         job.say(
             f"epoch {position.epoch}/{job.recipe.epochs} done, validation error "
             f"{checked.top1_error:.1f} % top-1, {checked.top5_error:.1f} % top-5 (centre view), "
@@ -225,12 +116,12 @@ def _run_epoch(job: _Job) -> None:
 
 
 def _log_window(
-    job: _Job, mine: Errors, images_per_second: float, learning_rate: float, step: int
+    job: Job, mine: Errors, images_per_second: float, learning_rate: float, step: int
 ) -> None:
     """One point of the training curves, the mean since the last one, over all workers."""
     position, recipe = job.position, job.recipe
     position.epoch_errors.add(mine)
-    seen = _sum_over_workers(mine)
+    seen = sum_over_workers(mine)
     if not np.isfinite(seen.loss):
         raise UserError(
             f"the training loss is {seen.loss} in epoch {position.epoch + 1}, step {step}: the "
@@ -255,36 +146,26 @@ def _log_window(
     )
 
 
-def _report(job: _Job) -> None:
-    """A barrier of all workers; rank 0 brings the checkpoint."""
+def _report(job: Job) -> None:
+    """Begin a checkpoint; rank 0 brings it."""
     position = job.position
-    metrics = {"epoch": position.epoch, "step": position.step}
-    whole = replace(position, epoch_errors=_sum_over_workers(position.epoch_errors))
+    whole = replace(
+        position,
+        epoch_errors=sum_over_workers(position.epoch_errors),
+        unwritten=job.writer.unwritten() if job.writer else [],
+    )
+    job.reported = time.monotonic()
     if job.reader.rank != 0:
-        ray.train.report(metrics)
+        checkpointing.report(job.writing, None, whole)
         return
-    if job.writer:
-        job.writer.flush()
-    with tempfile.TemporaryDirectory(prefix="alexnet-checkpoint-") as folder:
-        checkpoints.save(
-            folder,
+
+    def take() -> checkpoints.Snapshot:
+        return checkpoints.snapshot(
             job.network,
             job.optimizer,
             whole,
             job.setup.means[0],
             job.average.weights if job.average else None,
         )
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
-
-def _sum_over_workers(mine: Errors) -> Errors:
-    """Counts of all workers together."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return replace(mine)
-    values = [float(mine.images), mine.loss, float(mine.wrong1), float(mine.wrong5)]
-    tensor = torch.tensor(values, dtype=torch.float64)
-    if dist.get_backend() == "nccl":
-        tensor = tensor.to(get_devices()[0])
-    dist.all_reduce(tensor)
-    images, loss, wrong1, wrong5 = tensor.tolist()
-    return Errors(images=int(images), loss=loss, wrong1=int(wrong1), wrong5=int(wrong5))
+    checkpointing.report(job.writing, take, whole)

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from small import enliven, narrow_network, relative_error
 from test_inference import bytes_of
-from test_placement import GPU0, GPU1, Crossings, fake_devices
+from test_placement import GPU0, GPU1, fake_devices
 from torch import Tensor
 from torch.export import Dim, export
 from twin import ALPHA, cross_map, within_map
 
 from alexnet import checkpoints
 from alexnet.checkpoints import Position
+from alexnet.crossings import Crossings
 from alexnet.errors import UserError
 from alexnet.inference import PatchClassifier, view_probabilities
 from alexnet.optimizer import build_optimizer
@@ -22,7 +23,7 @@ from alexnet.placement import from_single, place, to_single
 from alexnet.recipes import PAPER, RECIPES, SOURCE145, Recipe, ablated
 from alexnet.towers import AlexNet, Tower
 from pipelines.settings import TrainSettings
-from pipelines.train_worker import chosen_recipe
+from pipelines.train_job import chosen_recipe
 
 ONE_TOWER = ablated(SOURCE145, towers=1)
 
@@ -181,7 +182,7 @@ def test_one_tower_is_its_own_column() -> None:
 def test_checkpoints_of_one_tower(tmp_path: Path) -> None:
     one, two = narrow_network(ONE_TOWER, seed=1), narrow_network(SOURCE145)
     optimizer, mean = build_optimizer(one, ONE_TOWER), torch.zeros(3, 224, 224)
-    checkpoints.save(str(tmp_path), one, optimizer, Position(step=3), mean)
+    checkpoints.save(str(tmp_path), checkpoints.snapshot(one, optimizer, Position(step=3), mean))
     other = narrow_network(ONE_TOWER, seed=2)
     position = checkpoints.load(str(tmp_path), other, build_optimizer(other, ONE_TOWER))
     assert position.step == 3

@@ -1,5 +1,6 @@
 """Exact pixels from NumPy slices, and chance whose distribution is known."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from alexnet.augment import (
     CENTRE_VIEW,
+    LINES,
     Draws,
+    _all_at_once,
+    _one_by_one,
     colour_axes,
     draw,
     mean_patch,
@@ -80,6 +84,45 @@ def test_the_central_mean_is_subtracted_unflipped_from_every_crop(recipe: str) -
         crop = crop[:, ::-1] if draws.flips[i] else crop
         tinted = (crop - mean_image[16:240, 16:240] + draws.colours[i]) * scale
         np.testing.assert_allclose(found[i].numpy(), tinted.transpose(2, 0, 1), atol=1e-4)
+
+
+def plain_patches(images: Tensor, draws: Draws, mean: Tensor, scale: float) -> Tensor:
+    """The formula in whole-batch operations, as it was first written: the bits that must stay."""
+    patches = torch.empty((len(images), 224, 224, 3), dtype=torch.uint8)
+    for patch, image, (top, left), flip in zip(
+        patches, images, draws.corners.tolist(), draws.flips.tolist(), strict=True
+    ):
+        crop = image[top : top + 224, left : left + 224]
+        patch.copy_(crop.flip(1) if flip else crop)
+    result = patches.permute(0, 3, 1, 2).float()
+    return result.sub_(mean).add_(torch.from_numpy(draws.colours)[:, :, None, None]).mul_(scale)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("work", [_one_by_one, _all_at_once, training_patches])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("count", [0, 1, 37])
+def test_every_way_gives_the_same_bits(
+    work: Callable[[Tensor, Draws, Tensor, float], Tensor],
+    recipe: Recipe,
+    count: int,
+    threads: int,
+) -> None:
+    images, draws = torch.from_numpy(pictures(count)), draws_of(recipe, count)
+    mean = 255 * torch.rand((3, 224, 224), generator=torch.Generator().manual_seed(5))
+    expected = plain_patches(images, draws, mean, recipe.training_scale)
+    torch.set_num_threads(threads)
+    try:
+        found = work(images, draws, mean, recipe.training_scale)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+    # Convolutions choose their way of summing by the layout.
+    assert not count or found.stride() == expected.stride()
+
+
+def test_an_operation_on_some_lines_stays_in_its_thread() -> None:
+    assert LINES * 224 * 3 < 32768
 
 
 def test_the_images_stay_as_they_are() -> None:

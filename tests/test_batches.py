@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alexnet import batches, images, shards
-from alexnet.batches import Batch, Reader
+from alexnet.batches import Batch, Reader, _Group
 from alexnet.errors import UserError
 from alexnet.order import epoch_order
 from alexnet.shards import Manifest, write_shard
@@ -100,7 +101,7 @@ def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
 
 def workers() -> list[str]:
     names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith(("batches", "decode"))]
+    return [name for name in names if name.startswith(("read", "decode"))]
 
 
 @pytest.mark.parametrize("size", [1, 48, 220, 500])
@@ -186,13 +187,13 @@ def test_a_row_group_is_read_once(wide: Manifest, monkeypatch: pytest.MonkeyPatc
 
 def test_closing_early_stops_the_threads(wide: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    original = images.decode_stored
+    original = batches.decode_into
 
-    def count(data: pa.Buffer) -> NDArray[np.uint8]:
+    def count(stored: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+        original(stored, image)
         decoded.append(1)
-        return original(data)
 
-    monkeypatch.setattr(batches, "decode_stored", count)
+    monkeypatch.setattr(batches, "decode_into", count)
     epoch = reader_of(wide, 16).epoch(0)
     assert isinstance(next(epoch), Batch)
     assert workers()
@@ -206,6 +207,136 @@ def test_closing_early_stops_the_threads(wide: Manifest, monkeypatch: pytest.Mon
     epoch.close()  # type: ignore[attr-defined]
     assert not workers()
     assert len(decoded) == ahead
+
+
+class SlowStore:
+    """Row groups of rows that hold nothing but their number; every read waits for permission."""
+
+    def __init__(self) -> None:
+        self.asked: list[shards.RowGroup] = []
+        self.under_way = self.most_at_once = 0
+        self.open = threading.Event()
+        self.changed = threading.Condition()
+
+    def read(self, group: shards.RowGroup, columns: list[str]) -> pa.Table:
+        with self.changed:
+            self.asked.append(group)
+            self.under_way += 1
+            self.most_at_once = max(self.most_at_once, self.under_way)
+            self.changed.notify_all()
+        assert self.open.wait(30)
+        with self.changed:
+            self.under_way -= 1
+        return pa.table(
+            {
+                "image": pa.array([b"x"] * group.rows, pa.binary()),
+                "label": pa.array([group.number] * group.rows, pa.int32()),
+            }
+        )
+
+    def wait_for(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.asked) >= count, 30)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowStore]:
+    slow = SlowStore()
+    monkeypatch.setattr(batches, "read_row_group", slow.read)
+    monkeypatch.setattr(batches, "decode_into", lambda stored, image: None)
+    yield slow
+    slow.open.set()
+
+
+def many_groups(manifest: Manifest, count: int) -> Manifest:
+    """A manifest that names shards of one row group each."""
+    made = tuple(shards.Shard(f"train/{number}", 64, 0, "") for number in range(count))
+    return replace(manifest, shards={"train": made, "val": ()})
+
+
+def groups_in_order(manifest: Manifest) -> list[str]:
+    """The path of the row group of each row of the epoch."""
+    groups = manifest.row_groups("train")
+    rows, _ = epoch_order([group.rows for group in groups], 11, 0)
+    return [groups[row // 64].path for row in rows.tolist()]
+
+
+def test_row_groups_of_a_slow_store_are_asked_for_together(
+    wide: Manifest, store: SlowStore
+) -> None:
+    manifest = many_groups(wide, 100)
+    epoch = reader_of(manifest, 48).epoch(0)
+    first: list[Batch] = []
+    consumer = threading.Thread(target=lambda: first.append(next(epoch)))
+    consumer.start()
+    store.wait_for(batches.READS)  # None has been answered yet.
+    assert not first
+    assert {group.path for group in store.asked} <= set(groups_in_order(manifest)[:48])
+    store.open.set()
+    consumer.join()
+    assert len(first) == 1
+    # While the first batch is in use, those of the next ones and of the next windows are read.
+    store.wait_for(batches.GROUPS_HELD)
+    assert store.most_at_once == batches.READS
+    epoch.close()  # type: ignore[attr-defined]
+    assert not workers()
+
+
+@pytest.mark.parametrize("size", [16, 128])
+def test_reading_keeps_a_bounded_distance(wide: Manifest, store: SlowStore, size: int) -> None:
+    manifest = many_groups(wide, 300)
+    last = {path: place for place, path in enumerate(groups_in_order(manifest))}
+    store.open.set()
+    for batch in reader_of(manifest, size).epoch(0):
+        seen = batch.offset + batch.rows
+        held = [group for group in list(store.asked) if last[group.path] >= seen]
+        assert len(held) <= batches.GROUPS_HELD
+    assert sorted(group.path for group in store.asked) == sorted(last)
+
+
+def test_a_batch_may_need_more_groups_than_are_held(wide: Manifest, store: SlowStore) -> None:
+    store.open.set()
+    assert [batch.rows for batch in reader_of(many_groups(wide, 150), 4200).epoch(0)] == [
+        4200,
+        4200,
+        1200,
+    ]
+
+
+def test_groups_are_let_go_after_their_last_row(
+    wide: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[NDArray[np.uint8]]] = []
+    original = batches._read
+
+    def watch(group: shards.RowGroup) -> _Group:
+        read = original(group)
+        alive.append(weakref.ref(read.data))
+        return read
+
+    monkeypatch.setattr(batches, "_read", watch)
+    epoch = reader_of(wide, 16).epoch(0)
+    order, _ = epoch_order([64, 64, 22, 64, 6], 11, 0)
+    group_of = np.searchsorted(np.cumsum([64, 64, 22, 64, 6]), order, side="right")
+    for batch in epoch:
+        left = set(group_of[batch.offset + batch.rows :].tolist())
+        deadline = time.monotonic() + 30
+        while sum(ref() is not None for ref in alive) > len(left) and time.monotonic() < deadline:
+            time.sleep(0.001)  # A thread may still be putting the last piece away.
+        assert sum(ref() is not None for ref in alive) <= len(left)
+    assert len(alive) == 5
+
+
+@pytest.mark.parametrize("stored", ["jpeg", "raw"])
+def test_pixels_are_those_of_pillow(stored: str) -> None:
+    random = np.random.default_rng(6)
+    for levels in (2, 40, 256):
+        coarse = Image.fromarray(random.integers(0, levels, (256 // 2, 128, 3), np.uint8))
+        pixels = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC))
+        data = images.encode_jpeg(pixels) if stored == "jpeg" else pixels.tobytes()
+        found = np.zeros((256, 256, 3), np.uint8)
+        batches.decode_into(np.frombuffer(data, np.uint8), found)
+        assert np.array_equal(found, images.decode_stored(data))
 
 
 def test_no_thread_survives_an_epoch(wide: Manifest) -> None:
@@ -236,5 +367,44 @@ def test_a_damaged_shard_is_named(wide: Manifest, tmp_path: Path, damage: str) -
     with pytest.raises(UserError) as caught:
         list(reader_of(copy).epoch(0))
     assert str(caught.value).startswith(str(shard))
+    assert "preprocess.py --verify" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not workers()
+
+
+@pytest.mark.parametrize("broken", ["small", "cut", "nothing"])
+def test_an_image_that_cannot_be_decoded_is_named(
+    wide: Manifest, tmp_path: Path, broken: str
+) -> None:
+    """The shard is sound Parquet: some other program wrote it."""
+    copy, shard = damaged_copy(wide, tmp_path)
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    small = images.encode_jpeg(np.zeros((64, 64, 3), np.uint8))
+    data = {"small": small, "cut": rows[70]["image"][:400], "nothing": b""}
+    rows[70]["image"] = data[broken]
+    pq.write_table(pa.Table.from_pylist(rows, schema=shards.SCHEMA), shard, row_group_size=64)
+    with pytest.raises(UserError, match="can't be decoded") as caught:
+        list(reader_of(copy).epoch(0))
+    assert str(caught.value).startswith(str(shard))
+    assert "preprocess.py --verify" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not workers()
+
+
+@pytest.mark.parametrize("change", ["no images", "other type", "fewer rows"])
+def test_a_shard_of_another_kind_is_named(wide: Manifest, tmp_path: Path, change: str) -> None:
+    copy, shard = damaged_copy(wide, tmp_path)
+    table = pq.read_table(shard)
+    if change == "no images":
+        table = table.drop_columns(["image"])
+    elif change == "other type":
+        table = table.set_column(3, "image", table["image"].cast(pa.large_binary()))
+    else:
+        table = table.slice(0, 149)
+    pq.write_table(table, shard, row_group_size=64)
+    with pytest.raises(UserError, match="can't be read") as caught:
+        list(reader_of(copy).epoch(0))
+    assert str(caught.value).startswith(str(shard))
+    assert "preprocess.py --verify" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -41,7 +41,7 @@ def trained(seed: int) -> tuple[AlexNet, MomentumSGD]:
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
+    checkpoints.save(str(tmp_path), checkpoints.snapshot(model, optimizer, POSITION, MEAN))
     other, its_optimizer = trained(2)
     assert checkpoints.load(str(tmp_path), other, its_optimizer) == POSITION
     for mine, its in zip(model.parameters(), other.parameters(), strict=True):
@@ -53,7 +53,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 def test_weights_alone(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
+    checkpoints.save(str(tmp_path), checkpoints.snapshot(model, optimizer, POSITION, MEAN))
     (tmp_path / "velocity.safetensors").unlink()
     other, _ = trained(2)
     checkpoints.load_weights(str(tmp_path), other)
@@ -63,7 +63,7 @@ def test_weights_alone(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_plain_tensors_and_json(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
+    checkpoints.save(str(tmp_path), checkpoints.snapshot(model, optimizer, POSITION, MEAN))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [
         "mean.safetensors",
@@ -90,7 +90,7 @@ def test_a_checkpoint_is_plain_tensors_and_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["half", "header", "empty", "text", "missing"])
 def test_damage_is_named(tmp_path: Path, name: str, damage: str) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
+    checkpoints.save(str(tmp_path), checkpoints.snapshot(model, optimizer, POSITION, MEAN))
     path = tmp_path / name
     data = path.read_bytes()
     contents = {
@@ -112,7 +112,7 @@ def test_damage_is_named(tmp_path: Path, name: str, damage: str) -> None:
 
 def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
+    checkpoints.save(str(tmp_path), checkpoints.snapshot(model, optimizer, POSITION, MEAN))
     other = narrow_network(PAPER, classes=5)
     before = other.fc8.weight.detach().clone()
     with pytest.raises(UserError, match="belongs to another network"):
@@ -147,7 +147,7 @@ def test_from_two_devices_to_one_and_back(tmp_path: Path, names: list[str]) -> N
     place(two, devices)
     its_optimizer = build_optimizer(two, PAPER)
     step(two, its_optimizer)
-    checkpoints.save(str(there), two, its_optimizer, POSITION, MEAN)
+    checkpoints.save(str(there), checkpoints.snapshot(two, its_optimizer, POSITION, MEAN))
 
     one, optimizer = trained(2)
     checkpoints.load(str(there), place(one, [torch.device("cpu")]), optimizer)
@@ -155,7 +155,7 @@ def test_from_two_devices_to_one_and_back(tmp_path: Path, names: list[str]) -> N
         assert torch.equal(mine, its.cpu())
         assert torch.equal(optimizer.velocity(mine), its_optimizer.velocity(its).cpu())
     step(one, optimizer)
-    checkpoints.save(str(back), one, optimizer, POSITION, MEAN)
+    checkpoints.save(str(back), checkpoints.snapshot(one, optimizer, POSITION, MEAN))
 
     again = narrow_network(PAPER, seed=3)
     place(again, devices)
@@ -172,7 +172,7 @@ def test_from_two_devices_to_one_and_back(tmp_path: Path, names: list[str]) -> N
 @pytest.mark.parametrize("change", ["cross_map", "within_map", "norm1_before_relu", "pool_size"])
 def test_another_function_with_the_same_shapes_is_refused(tmp_path: Path, change: str) -> None:
     model, optimizer = trained(1)
-    checkpoints.save(str(tmp_path), model, optimizer, POSITION, MEAN)
+    checkpoints.save(str(tmp_path), checkpoints.snapshot(model, optimizer, POSITION, MEAN))
     checkpoints.load_weights(str(tmp_path), narrow_network(replace(PAPER, learning_rate=0.5)))
     others: dict[str, Any] = {
         "cross_map": None,
@@ -187,7 +187,9 @@ def test_another_function_with_the_same_shapes_is_refused(tmp_path: Path, change
 
 def test_new_momentum_is_zero_on_disk(tmp_path: Path) -> None:
     model = narrow_network(PAPER)
-    checkpoints.save(str(tmp_path), model, build_optimizer(model, PAPER), Position(), MEAN)
+    checkpoints.save(
+        str(tmp_path), checkpoints.snapshot(model, build_optimizer(model, PAPER), Position(), MEAN)
+    )
     velocity = load_file(tmp_path / "velocity.safetensors")
     assert all(not tensor.any() for tensor in velocity.values())
     assert len(velocity) == len(list(model.parameters()))

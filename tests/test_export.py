@@ -35,7 +35,7 @@ def trained(recipe: Recipe, folder: Path) -> AlexNet:
     network = narrow_network(recipe)
     enliven(network)
     optimizer = build_optimizer(network, recipe)
-    checkpoints.save(str(folder), network, optimizer, Position(step=1), MEAN)
+    checkpoints.save(str(folder), checkpoints.snapshot(network, optimizer, Position(step=1), MEAN))
     return network
 
 
@@ -124,7 +124,9 @@ def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     network = narrow_network(PAPER)
     average = {name: torch.full_like(p, 0.25) for name, p in network.named_parameters()}
     optimizer = build_optimizer(network, PAPER)
-    checkpoints.save(str(tmp_path), network, optimizer, Position(), MEAN, average)
+    checkpoints.save(
+        str(tmp_path), checkpoints.snapshot(network, optimizer, Position(), MEAN, average)
+    )
     path = tmp_path / "column.safetensors"
     export.write(str(tmp_path), str(path))
     assert torch.equal(load_file(path)["conv3.weight"], torch.full((384, 256, 3, 3), 0.25))

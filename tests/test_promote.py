@@ -3,8 +3,8 @@
 import pytest
 
 from pipelines.promote import judge
+from pipelines.registry import Version
 from pipelines.settings import PromoteSettings
-from pipelines.tracking import Version
 
 
 def champion(error: float, validation: str = "same") -> Version:

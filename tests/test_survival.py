@@ -9,7 +9,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from attacks import Attack
 from clusters import cluster_of
 from PIL import Image
 from ray.cluster_utils import Cluster
@@ -37,7 +36,6 @@ ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("ALEXNET_KILLS", "6"))
 IMAGES = 480
 ROWS_PER_SHARD = 8
-WAIT_SECONDS = 120.0
 SMALL_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
@@ -115,68 +113,14 @@ def finished_shards(workdir: Path) -> dict[str, int]:
     return found
 
 
-class Attack:
-    """A run of the command in a workdir of its own, and ways to kill parts of it."""
-
-    def __init__(self, nodes: Cluster, source: Path, workdir: Path) -> None:
-        self.nodes, self.source, self.workdir = nodes, source, workdir
-        self.process: subprocess.Popen[str] | None = None
-        self.output = self.errors = ""
-
-    def start(self) -> None:
-        environment = os.environ | {"RAY_ADDRESS": self.nodes.address}
-        self.process = subprocess.Popen(
-            command(self.source, self.workdir),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def is_over(self) -> bool:
-        return self.process is None or self.process.poll() is not None
-
-    def wait_for_progress(self) -> bool:
-        """Until some more shards are finished; False when the run ends first."""
-        before = len(finished_shards(self.workdir))
-        until = time.monotonic() + WAIT_SECONDS
-        while len(finished_shards(self.workdir)) <= before:
-            if self.is_over():
-                return False
-            assert time.monotonic() < until, "nothing goes on any more"
-            time.sleep(0.02)
-        return True
-
-    def end(self) -> dict[str, Any] | None:
-        """Wait for the end; the figures, or None if the run failed."""
-        assert self.process is not None
-        self.output, self.errors = self.process.communicate(timeout=WAIT_SECONDS)
-        status = self.process.returncode
-        self.process = None
-        if status:
-            return None
-        figures: dict[str, Any] = json.loads(self.output.splitlines()[-1])
-        return figures
-
-    def kill_driver(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.communicate()
-        self.process = None
-
-    def kill_worker(self) -> None:
-        for node in self.nodes.list_all_nodes():
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            for worker in raylet.children():
-                if worker.name().startswith("ray::Map") or "make_shard" in str(worker.cmdline()):
-                    worker.send_signal(signal.SIGKILL)
-                    return
-
-    def kill_node(self) -> None:
-        node = self.nodes.list_all_nodes()[-1]
-        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-        self.nodes.remove_node(node, allow_graceful=False)
-        self.nodes.add_node(**SMALL_NODE)
+def attack_on(nodes: Cluster, source: Path, workdir: Path) -> Attack:
+    return Attack(
+        nodes,
+        SMALL_NODE,
+        command(source, workdir),
+        worker="ray::Map",
+        progress=lambda: len(finished_shards(workdir)),
+    )
 
 
 def test_killed_at_random_moments_the_bytes_are_those_of_an_unbroken_run(
@@ -187,7 +131,8 @@ def test_killed_at_random_moments_the_bytes_are_those_of_an_unbroken_run(
     kills = lost = run = 0
     while kills < KILLS:
         run += 1
-        attack = Attack(nodes, source, tmp_path / str(run))
+        workdir = tmp_path / str(run)
+        attack = attack_on(nodes, source, workdir)
         kept: dict[str, int] = {}
         figures = None
         while figures is None:
@@ -208,12 +153,12 @@ def test_killed_at_random_moments_the_bytes_are_those_of_an_unbroken_run(
             getattr(attack, f"kill_{victim}")()
             kills += 1
             if victim == "driver":
-                now = finished_shards(attack.workdir)
+                now = finished_shards(workdir)
                 assert all(now[name] == made for name, made in kept.items()), "made again"
                 kept = now
         assert figures["shards_kept"] >= len(kept)
         assert figures["shards_made"] + figures["shards_kept"] == len(unbroken) - 2
-        (folder,) = (attack.workdir / "shards").iterdir()
+        (folder,) = (workdir / "shards").iterdir()
         for name, made in kept.items():
             (shard,) = [p for p in folder.glob("*/*") if p.name + p.parent.name == name]
             assert shard.stat().st_mtime_ns == made, "a finished shard was made again"
@@ -224,7 +169,7 @@ def test_killed_at_random_moments_the_bytes_are_those_of_an_unbroken_run(
 def test_two_runs_at_once_make_one_data_set(
     nodes: Cluster, source: Path, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
-    runs = [Attack(nodes, source, tmp_path / "work") for _ in range(2)]
+    runs = [attack_on(nodes, source, tmp_path / "work") for _ in range(2)]
     for run in runs:
         run.start()
     figures = [run.end() for run in runs]

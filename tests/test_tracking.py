@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from alexnet.errors import UserError
-from pipelines import tracking
+from pipelines import registry, tracking
 from pipelines.settings import Settings
 
 
@@ -65,28 +65,6 @@ def test_data_sets_are_inputs_with_their_digest(store: tracking.Store) -> None:
     assert found.tags[0].value == "training"
 
 
-def test_metrics_are_not_written_twice_after_a_restart(store: tracking.Store) -> None:
-    run_id = tracking.open_run(store, "train", resume=None, parent=None)
-    first = tracking.MetricWriter.attach(store.uri, run_id, "loss")
-    for step in (5, 10, 15):
-        first.write({"loss": float(step)}, step)
-    assert first.flush() == 0
-    again = tracking.MetricWriter.attach(store.uri, run_id, "loss")
-    for step in (10, 15, 20):
-        again.write({"loss": float(step)}, step)
-    assert again.flush() == 0
-    history = store.client.get_metric_history(run_id, "loss")
-    assert sorted(point.step for point in history) == [5, 10, 15, 20]
-
-
-def test_lost_metrics_are_counted_and_not_fatal(store: tracking.Store) -> None:
-    run_id = tracking.open_run(store, "train", resume=None, parent=None)
-    writer = tracking.MetricWriter.attach(store.uri, run_id, "loss")
-    store.client.delete_run(run_id)
-    writer.write({"loss": 1.0}, 1)
-    assert writer.flush() == 1
-
-
 def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
     uri = "http://user:secret@127.0.0.1:9/"
     with pytest.raises(UserError, match="does not answer") as caught:
@@ -98,7 +76,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: P
 @pytest.mark.parametrize("uri", ["models:/alexnet@champion", "models:/nothing/1", "runs:/0/model"])
 def test_a_model_that_does_not_exist_is_named(store: tracking.Store, uri: str) -> None:
     with pytest.raises(UserError, match="no AlexNet model") as caught:
-        tracking.model_facts(store, uri)
+        registry.model_facts(store, uri)
     assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
 

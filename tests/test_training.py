@@ -108,7 +108,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     unbroken, optimizer = start(SOURCE145)
     before = steps_of(dataset, unbroken, optimizer, SOURCE145, count=2)
     position = Position(epoch=1, offset=before[-1].offset, step=2)
-    checkpoints.save(str(tmp_path), unbroken, optimizer, position, MEAN)
+    checkpoints.save(str(tmp_path), checkpoints.snapshot(unbroken, optimizer, position, MEAN))
     after = steps_of(dataset, unbroken, optimizer, SOURCE145, offset=position.offset)
 
     # Another process, whose network begins with other weights.

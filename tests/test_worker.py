@@ -1,11 +1,11 @@
 """The loop of one worker, with Ray's part played by the test: no cluster is started."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.fs as fs
 import pytest
 import ray.train
 import torch
@@ -21,9 +21,8 @@ from alexnet.shards import Manifest
 from alexnet.statistics import read_statistics
 from alexnet.towers import AlexNet, initialize
 from alexnet.training import Setup, validate
-from pipelines import train_worker
+from pipelines import train_job
 from pipelines.settings import TrainSettings
-from pipelines.tracking import MetricWriter
 from pipelines.train_worker import work_on_rank
 
 NARROW = replace(SOURCE145, hidden=48)
@@ -34,25 +33,32 @@ class Runs:
 
     def __init__(self, dataset: Manifest, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.dataset, self.folder, self.patch = dataset, folder, patch
-        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        self.said: list[str] = []
+        self.board = SimpleNamespace(say=SimpleNamespace(remote=self.said.append))
+        self.storage = SimpleNamespace(
+            storage_filesystem=fs.LocalFileSystem(), experiment_fs_path=str(folder)
+        )
+        context = SimpleNamespace(
+            get_world_rank=lambda: 0, get_world_size=lambda: 1, get_storage=lambda: self.storage
+        )
         patch.setitem(RECIPES, "source145", NARROW)
         patch.setattr(ray.train, "get_context", lambda: context)
-        patch.setattr(train_worker, "get_devices", lambda: [torch.device("cpu")])
-        patch.setattr(MetricWriter, "attach", lambda *_: None)
+        patch.setattr(train_job, "get_devices", lambda: [torch.device("cpu")])
+        patch.setattr(train_job, "curve_writer", lambda *_: None)
 
     def run(self, name: str, since: Path | None = None, **settings: Any) -> dict[int, Path]:
         """Two epochs of 5 updates, from the start or from a checkpoint."""
         found: dict[int, Path] = {}
 
-        def report(metrics: dict[str, int], checkpoint: Checkpoint) -> None:
-            place = self.folder / name / str(metrics["step"])
-            with checkpoint.as_directory() as folder:
-                shutil.copytree(folder, place)
-            found[metrics["step"]] = place
+        def report(metrics: dict[str, int], **options: Any) -> None:
+            written = options["checkpoint_upload_fn"](None, options["checkpoint_dir_name"])
+            found[metrics["step"]] = Path(written.path)
 
         checkpoint = Checkpoint.from_directory(str(since)) if since else None
+        self.storage.experiment_fs_path = str(self.folder / name)
         self.patch.setattr(ray.train, "report", report)
         self.patch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
+        self.patch.setattr(ray.train, "get_all_reported_checkpoints", list)
         values = {"epochs": 2, "batch_size": 8, "learning_rate": 0.001, "checkpoint_steps": 3}
         work_on_rank(
             {
@@ -61,7 +67,7 @@ class Runs:
                 "tracking_uri": "",
                 "run_id": "",
                 "threads": 1,
-                "board": None,
+                "board": self.board,
             }
         )
         return found
