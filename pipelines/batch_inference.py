@@ -24,7 +24,7 @@ from alexnet.metrics import average, top_labels
 from pipelines import cluster, command_line, registry, tracking
 from pipelines.predictor import Predictor
 from pipelines.progress import Progress
-from pipelines.settings import BatchInferenceSettings, least_and_most
+from pipelines.settings import BatchInferenceSettings
 from pipelines.stages import Figures
 
 SCHEMA = pa.schema(
@@ -87,10 +87,9 @@ def _predict(
 ) -> int:
     """Run the job, writing predictions as they come; returns the number of rejected files."""
     cluster.connect()
-    least, most = least_and_most(settings.num_workers)
-    gpus = cluster.choose_gpus(settings.device, least, 1)
+    gpus = cluster.choose_gpus(settings.device, settings.num_workers, 1)
     # One CPU stays free for the tasks that read and decode.
-    threads = cluster.cpus_for(most, gpus, reserve=1)
+    threads = cluster.cpus_for(settings.num_workers, gpus, reserve=1)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -103,7 +102,7 @@ def _predict(
             Labeller,
             batch_size=settings.batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=least, max_size=most),
+            compute=ActorPoolStrategy(size=settings.num_workers),
             fn_constructor_args=(
                 store,
                 model,

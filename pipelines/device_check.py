@@ -21,7 +21,7 @@ from alexnet.device_check import CLASSES, Machine, Place
 from alexnet.device_comparison import TOLERANCE, Comparison, compare
 from pipelines import cluster, terminal
 from pipelines.command_line import CheckFailedError
-from pipelines.settings import TrainSettings, least_and_most
+from pipelines.settings import TrainSettings
 from pipelines.stages import Figures
 from pipelines.train_job import chosen_recipe
 
@@ -45,12 +45,12 @@ class Answer:
         return self.figures
 
 
-def run(settings: TrainSettings, scaling: Callable[[int, int, int, int], ScalingConfig]) -> Figures:
+def run(settings: TrainSettings, scaling: Callable[[int, int, int], ScalingConfig]) -> Figures:
     """Measure, print in words, return the figures.
 
     Args:
         settings: as for training.
-        scaling: training's own, of the least and most workers, GPUs and CPUs.
+        scaling: training's own, of workers, GPUs and CPUs.
 
     Raises:
         UserError: there are too few GPUs.
@@ -58,17 +58,16 @@ def run(settings: TrainSettings, scaling: Callable[[int, int, int, int], Scaling
     """
     begun = time.monotonic()
     cluster.connect()
-    least, most = least_and_most(settings.num_workers)
     each = min(settings.gpus_per_worker, settings.towers)
-    gpus = cluster.choose_gpus(settings.device, least, each)
-    cpus = cluster.cpus_for(most, gpus)
+    gpus = cluster.choose_gpus(settings.device, settings.num_workers, each)
+    cpus = cluster.cpus_for(settings.num_workers, gpus)
     answer = ray.remote(num_cpus=0)(Answer).remote()
     config = {"settings": settings.model_dump(), "threads": cpus, "answer": answer}
     with tempfile.TemporaryDirectory(prefix="alexnet-check-") as folder, terminal.board() as board:
         TorchTrainer(
             work,
             train_loop_config=config | {"board": board},
-            scaling_config=scaling(1, 1, gpus, cpus),
+            scaling_config=scaling(1, gpus, cpus),
             run_config=RunConfig(
                 name="check", storage_path=folder, logging_config=LoggingConfig(log_level="ERROR")
             ),
@@ -97,8 +96,7 @@ def work(config: Mapping[str, Any]) -> None:
 def look(settings: TrainSettings, devices: list[torch.device], say: Say) -> Figures:
     """Everything about some devices, in words and figures."""
     recipe = chosen_recipe(settings)
-    least, _ = least_and_most(settings.num_workers)
-    images = math.ceil(recipe.batch_size / least)
+    images = math.ceil(recipe.batch_size / settings.num_workers)
     machine = Machine(
         recipe,
         devices,

@@ -28,7 +28,7 @@ from alexnet.shards import Manifest, RowGroup, read_manifest, read_row_group
 from pipelines import cluster, command_line, registry, stages, tracking
 from pipelines.predictor import Predictor
 from pipelines.progress import Progress
-from pipelines.settings import EvaluateSettings, least_and_most
+from pipelines.settings import EvaluateSettings
 from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
 
 CODE = ("alexnet.augment", "alexnet.inference", "alexnet.metrics")
@@ -117,16 +117,15 @@ def _predict(
 ) -> pa.Table:
     """Run the models over all validation row groups on a pool of Ray actors."""
     cluster.connect()
-    least, most = least_and_most(settings.num_workers)
-    gpus = cluster.choose_gpus(settings.device, least, 1)
-    threads = cluster.cpus_for(most, gpus)
+    gpus = cluster.choose_gpus(settings.device, settings.num_workers, 1)
+    threads = cluster.cpus_for(settings.num_workers, gpus)
     DataContext.get_current().enable_progress_bars = False
     groups = manifest.row_groups("val")
     items = [{"path": g.path, "number": g.number, "rows": g.rows} for g in groups]
     job = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         EvaluateGroups,
         batch_size=1,
-        compute=ActorPoolStrategy(min_size=least, max_size=most),
+        compute=ActorPoolStrategy(size=settings.num_workers),
         fn_constructor_args=(store, uris, threads),
         num_cpus=threads,
         num_gpus=gpus,

@@ -37,22 +37,6 @@ def _switch(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
-def _workers(value: Any) -> Any:
-    """3 or "3", or "1:4" for as many as find a place, at least 1 and at most 4."""
-    parts = str(value).split(":")
-    numbers = [int(part) for part in parts if part.isdecimal()]
-    if len(numbers) != len(parts) or len(parts) > 2 or not 1 <= numbers[0] <= numbers[-1]:
-        raise ValueError("give a number from 1 on, or the least and the most, such as 1:4")
-    return numbers[0] if numbers[0] == numbers[-1] else f"{numbers[0]}:{numbers[1]}"
-
-
-def least_and_most(workers: int | str) -> tuple[int, int]:
-    """The bounds of a number of workers."""
-    numbers = [int(part) for part in str(workers).split(":")]
-    return numbers[0], numbers[-1]
-
-
-Workers = Annotated[int | str, BeforeValidator(_workers)]
 OneOrTwo = Annotated[Literal[1, 2], BeforeValidator(_number)]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
@@ -187,9 +171,7 @@ class TrainSettings(StageSettings):
     compile: Switch = option(
         "off", "on: the towers through torch.compile, if the machine has a compiler", result=True
     )
-    num_workers: Workers = option(
-        1, "workers that share each batch; 1:4 takes as many of these as find a place"
-    )
+    num_workers: int = option(1, "workers that share each batch", ge=1)
     device: Device = option("auto", "cuda: two GPUs for each worker; auto: GPUs if there are any")
     gpus_per_worker: OneOrTwo = option(
         2, "1 puts both towers on one GPU, for machines that have no second"
@@ -219,7 +201,7 @@ class EvaluateSettings(StageSettings):
         min_length=1,
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
-    num_workers: Workers = option(1, "models at work at the same time; 1:4 as many as fit")
+    num_workers: int = option(1, "models at work at the same time", ge=1)
 
 
 class PromoteSettings(StageSettings):
@@ -259,5 +241,5 @@ class BatchInferenceSettings(Settings):
         10, "patches averaged: ten as in 2012, or the central one"
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
-    num_workers: Workers = option(1, "models at work at the same time; 1:4 as many as fit")
+    num_workers: int = option(1, "models at work at the same time", ge=1)
     batch_size: int = option(32, "images given to a model at once", ge=1)

@@ -45,7 +45,7 @@ from pipelines import (
     tracking,
 )
 from pipelines.curves import MetricWriter
-from pipelines.settings import TrainCommandSettings, TrainSettings, least_and_most
+from pipelines.settings import TrainCommandSettings, TrainSettings
 from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
 from pipelines.train_job import chosen_recipe
 from pipelines.train_worker import work_on_rank
@@ -187,24 +187,22 @@ def _train(
 
 def _attempt(settings: TrainSettings, config: dict[str, Any], run_config: RunConfig) -> Result:
     """Train until the end or the first failure, on what the cluster has now."""
-    least, most = least_and_most(settings.num_workers)
-    gpus = cluster.choose_gpus(
-        settings.device, least, min(settings.gpus_per_worker, settings.towers)
-    )
-    cpus = cluster.cpus_for(most, gpus)
+    each = min(settings.gpus_per_worker, settings.towers)
+    gpus = cluster.choose_gpus(settings.device, settings.num_workers, each)
+    cpus = cluster.cpus_for(settings.num_workers, gpus)
     with terminal.board() as board:
         return TorchTrainer(
             work_on_rank,
             train_loop_config=config | {"threads": cpus, "board": board},
-            scaling_config=scaling(least, most, gpus, cpus),
+            scaling_config=scaling(settings.num_workers, gpus, cpus),
             run_config=run_config,
         ).fit()
 
 
-def scaling(least: int, most: int, gpus: int, cpus: int) -> ScalingConfig:
+def scaling(workers: int, gpus: int, cpus: int) -> ScalingConfig:
     """What each worker gets to itself: both towers' GPUs and the CPUs that feed them."""
     return ScalingConfig(
-        num_workers=least if least == most else (least, most),
+        num_workers=workers,
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
     )

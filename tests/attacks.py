@@ -88,9 +88,8 @@ class Attack:
                     process.send_signal(signal.SIGKILL)
                     return
 
-    def kill_node(self, *, replace: bool = True) -> None:
+    def kill_node(self) -> None:
         node = self.nodes.list_all_nodes()[-1]
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         self.nodes.remove_node(node, allow_graceful=False)
-        if replace:
-            self.nodes.add_node(**self.node)
+        self.nodes.add_node(**self.node)

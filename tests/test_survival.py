@@ -33,7 +33,7 @@ from pipelines import preprocess
 from pipelines.settings import PreprocessCommandSettings
 
 ROOT = Path(__file__).parents[1]
-KILLS = int(os.environ.get("ALEXNET_KILLS", "6"))
+KILLS = int(os.environ.get("ALEXNET_KILLS", "3"))
 IMAGES = 480
 ROWS_PER_SHARD = 8
 SMALL_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}

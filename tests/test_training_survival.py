@@ -41,7 +41,7 @@ from pipelines.checkpointing import Writing
 from pipelines.settings import PreprocessSettings
 
 ROOT = Path(__file__).parents[1]
-KILLS = int(os.environ.get("ALEXNET_KILLS", "3"))
+KILLS = int(os.environ.get("ALEXNET_KILLS", "1"))
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
@@ -105,7 +105,7 @@ def test_killed_at_random_steps_the_weights_are_those_of_an_unbroken_run(
 
     attack = attack_on(nodes, prepared, tmp_path / "attacked", "2")
     moments = random.Random(2012)
-    victims = itertools.cycle(["worker", "node", "driver"])
+    victims = itertools.cycle(["node", "driver", "worker"])
     kills = 0
     figures = None
     while figures is None:
@@ -127,25 +127,6 @@ def test_killed_at_random_steps_the_weights_are_those_of_an_unbroken_run(
     left = sorted(path.name for path in (tmp_path / "attacked").glob("training/*/step_*"))
     assert len(left) <= 2, "the best and the newest"
     assert left[-1] == "step_000000020"
-
-
-def test_with_fewer_nodes_fewer_workers_go_on(
-    nodes: Cluster, prepared: Path, tmp_path: Path
-) -> None:
-    attack = attack_on(nodes, prepared, tmp_path / "work", "2:3")
-    attack.start()
-    assert attack.wait_for_progress()
-    attack.kill_node(replace=False)
-    figures = attack.end()
-    nodes.add_node(**NODE)
-    if figures is None:  # The driver had joined through the killed node.
-        attack.start()
-        figures = attack.end()
-    assert figures, attack.errors
-    assert figures["steps"] == 20
-    points = curve(tmp_path / "work")
-    assert [step for step, _ in points] == list(range(1, 21))
-    assert "2 workers" in attack.output
 
 
 class Storage:
