@@ -90,7 +90,7 @@ def test_one_device(towers: int) -> None:
 
 
 def test_a_workers_share_of_the_batch() -> None:
-    _, figures = look_at([CPU], batch_size=5, num_workers="3:4", channels_last="on")
+    _, figures = look_at([CPU], batch_size=5, num_workers=3, channels_last="on")
     assert figures["images"] == 2
     assert figures["passed"] is True
 
