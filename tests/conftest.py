@@ -2,12 +2,18 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import small
 import torch
 
 from alexnet import sharding
 from alexnet.shards import Manifest
+
+
+# No test is timed: a machine with other work may take a second for what takes a hundredth alone.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
