@@ -10,7 +10,6 @@ import torch
 from alexnet import sharding
 from alexnet.shards import Manifest
 
-
 # No test is timed: a machine with other work may take a second for what takes a hundredth alone.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
