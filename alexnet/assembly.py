@@ -4,7 +4,6 @@ Every finished unit has left a shard and a report, in ``parts/``. When all are t
 added up: rejects, statistics, and the manifest last, which declares the data set complete.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +17,6 @@ from alexnet.shards import SPLITS, Manifest, Shard
 
 # Reports are small and shards are hashed outside Python's lock; object stores answer slowly.
 _THREADS = 16
-_HASHED_AT_ONCE = 2**23
 
 
 def finished(folder: str, units: Sequence[Unit]) -> dict[Unit, Report]:
@@ -122,11 +120,7 @@ def damaged(manifest: Manifest) -> list[Shard]:
 
 def _sha256(path: str) -> str:
     """Of a file's bytes; empty when it is gone or can't be read."""
-    digest = hashlib.sha256()
     try:
-        with storage.open_input(path) as file:
-            while piece := file.read(_HASHED_AT_ONCE):
-                digest.update(piece)
+        return storage.sha256(path)
     except OSError:
         return ""
-    return digest.hexdigest()

@@ -14,7 +14,6 @@ There is no generator's state: every random number is drawn from (seed, epoch, o
 Weights are named by tower, not by device, so a checkpoint of two GPUs loads on one CPU.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -99,7 +98,8 @@ def save(folder: str, taken: Snapshot) -> None:
         _write(folder, "mean", {"mean": taken.mean})
     except SafetensorError as error:  # What it says of a full disk.
         raise OSError(str(error)) from error
-    files = {name: _sha256(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    names = sorted(os.listdir(folder))
+    files = {name: storage.sha256(os.path.join(folder, name)) for name in names}
     with open(os.path.join(folder, "position.json"), "w") as file:
         json.dump(taken.position | {"files": files}, file, indent=2)
 
@@ -117,7 +117,8 @@ def load(
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
-    _verify(folder)
+    position, files = _read_position(folder)
+    _verify(folder, files)
     load_weights(folder, model)
     velocity = _read_like(folder, "velocity.safetensors", model)
     for name, parameter in model.named_parameters():
@@ -126,7 +127,7 @@ def load(
         stored = _read_like(folder, "average.safetensors", model)
         for name, tensor in average.items():
             tensor.copy_(stored[name])
-    return load_position(folder)
+    return position
 
 
 def load_position(folder: str) -> Position:
@@ -199,21 +200,15 @@ def _read_position(folder: str) -> tuple[Position, dict[str, str]]:
         raise _damaged(path, storage.one_line(error)) from error
 
 
-def _verify(folder: str) -> None:
-    _, files = _read_position(folder)
+def _verify(folder: str, files: Mapping[str, str]) -> None:
     for name, sha256 in files.items():
         path = os.path.join(folder, name)
         try:
-            found = _sha256(path)
+            found = storage.sha256(path)
         except OSError as error:
             raise _damaged(path, storage.one_line(error)) from error
         if found != sha256:
             raise _damaged(path, "its bytes are not those that were written")
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_like(folder: str, name: str, model: AlexNet) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ object stores publish an object when it closes.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,8 @@ from pyarrow import fs
 
 from alexnet import object_store
 from alexnet.errors import UserError
+
+_HASHED_AT_ONCE = 2**23
 
 
 class File(NamedTuple):
@@ -169,6 +172,19 @@ def read_bytes(path: str) -> bytes:
     """A whole file."""
     with open_input(path) as file:
         return cast(bytes, file.read())
+
+
+def sha256(path: str) -> str:
+    """Of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file is missing or can't be read.
+    """
+    digest = hashlib.sha256()
+    with open_input(path) as file:
+        while piece := file.read(_HASHED_AT_ONCE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_json(path: str) -> Any:

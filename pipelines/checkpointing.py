@@ -8,9 +8,8 @@ a half-written one is never found. Ray keeps the newest and the best by validati
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from threading import Semaphore
 
 import pyarrow.fs as fs
 import ray.train
@@ -36,42 +35,32 @@ PART = ".part"
 """Ends the name of a folder that is not complete."""
 
 
-@dataclass(slots=True)
-class Writing:
-    """The checkpoint in the making. One at a time: each holds a copy of all weights."""
-
-    ended: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self.ended.set()
-
-
-def report(writing: Writing, take: Callable[[], Snapshot] | None, position: Position) -> None:
+def report(idle: Semaphore, take: Callable[[], Snapshot] | None, position: Position) -> None:
     """Hand over a checkpoint and go on; called by all workers, at the same steps.
 
     Args:
-        writing: what this worker began before.
+        idle: held while a checkpoint of this worker is written. One at a time: each has a copy of
+            all weights.
         take: copies the tensors; None on the workers that bring none.
         position: of the training.
     """
-    last = position.history[-1][SCORE] if position.history and not position.offset else None
+    validated = position.history and not position.offset
     metrics = {
         "epoch": position.epoch,
         "step": position.step,
-        SCORE: NOT_VALIDATED if last is None else last,
+        SCORE: position.history[-1][SCORE] if validated else NOT_VALIDATED,
     }
     if take is None:
         ray.train.report(metrics, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
-    writing.ended.wait()
-    writing.ended.clear()
+    idle.acquire()
     snapshot = take()
 
     def write(_: Checkpoint, name: str) -> Checkpoint:
         try:
             return _write(snapshot, name)
         finally:
-            writing.ended.set()
+            idle.release()
 
     ray.train.report(
         metrics,
@@ -136,7 +125,7 @@ def restore(
             with checkpoint.as_directory() as folder:
                 return checkpoints.load(folder, network, optimizer, average)
         except (UserError, OSError) as error:
-            problems.append(f"{storage.one_line(error)}")
+            problems.append(storage.one_line(error))
             say(f"{problems[-1]}; looking for an older checkpoint")
     raise UserError(f"{problems[0]}; no older one can be read: begin again with --force")
 

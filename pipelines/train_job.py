@@ -7,6 +7,7 @@ checkpoints.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from threading import Semaphore
 from typing import Any
 
 import ray.train
@@ -31,7 +32,7 @@ from alexnet.statistics import read_statistics
 from alexnet.towers import AlexNet, initialize
 from alexnet.training import Setup
 from pipelines import server
-from pipelines.checkpointing import Writing, restore
+from pipelines.checkpointing import restore
 from pipelines.curves import MetricWriter
 from pipelines.settings import TrainSettings
 from pipelines.tracking import Curves
@@ -55,7 +56,8 @@ class Job:
     """Rank 0's line to MLflow."""
     reported: float = field(default_factory=time.monotonic)
     """When the last checkpoint was begun, by the monotonic clock."""
-    writing: Writing = field(default_factory=Writing)
+    idle: Semaphore = field(default_factory=Semaphore)
+    """Held while a checkpoint is written."""
     board: Any
     """Rank 0's line to the terminal, a ``terminal.Board`` actor."""
 

@@ -156,7 +156,7 @@ def _report(job: Job) -> None:
     )
     job.reported = time.monotonic()
     if job.reader.rank != 0:
-        checkpointing.report(job.writing, None, whole)
+        checkpointing.report(job.idle, None, whole)
         return
 
     def take() -> checkpoints.Snapshot:
@@ -168,4 +168,4 @@ def _report(job: Job) -> None:
             job.average.weights if job.average else None,
         )
 
-    checkpointing.report(job.writing, take, whole)
+    checkpointing.report(job.idle, take, whole)

@@ -5,13 +5,35 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+from clusters import cluster_of
 from ray.cluster_utils import Cluster
 
 WAIT_SECONDS = 120.0
+SMALL_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+
+
+@contextmanager
+def three_nodes() -> Iterator[Cluster]:
+    """A cluster of one CPU a node on this machine."""
+    with cluster_of(SMALL_NODE, SMALL_NODE, SMALL_NODE) as found:
+        yield found
+
+
+@contextmanager
+def small_file_system(folder: Path, megabytes: int) -> Iterator[Path]:
+    """Little room in a folder; only root can make one."""
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("file systems can't be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 class Attack:
@@ -20,7 +42,6 @@ class Attack:
     def __init__(
         self,
         nodes: Cluster,
-        node: dict[str, Any],
         command: list[str],
         *,
         worker: str,
@@ -29,13 +50,12 @@ class Attack:
         """Prepare.
 
         Args:
-            nodes: the cluster the command joins.
-            node: options of the node that takes a killed one's place.
+            nodes: the cluster the command joins, of small nodes.
             command: program and arguments.
             worker: what the titles of the processes that do the work begin with.
             progress: a number that grows while the work goes on.
         """
-        self.nodes, self.node, self.command = nodes, node, command
+        self.nodes, self.command = nodes, command
         self.worker, self.progress = worker, progress
         self.process: subprocess.Popen[str] | None = None
         self.output = self.errors = ""
@@ -92,4 +112,4 @@ class Attack:
         node = self.nodes.list_all_nodes()[-1]
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         self.nodes.remove_node(node, allow_graceful=False)
-        self.nodes.add_node(**self.node)
+        self.nodes.add_node(**SMALL_NODE)

@@ -20,8 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from attacks import Attack
-from clusters import cluster_of
+from attacks import Attack, small_file_system, three_nodes
 from PIL import Image
 from ray.cluster_utils import Cluster
 
@@ -36,13 +35,11 @@ ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("ALEXNET_KILLS", "3"))
 IMAGES = 480
 ROWS_PER_SHARD = 8
-SMALL_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    """Three nodes of one CPU each on this machine."""
-    with cluster_of(SMALL_NODE, SMALL_NODE, SMALL_NODE) as found:
+    with three_nodes() as found:
         yield found
 
 
@@ -116,7 +113,6 @@ def finished_shards(workdir: Path) -> dict[str, int]:
 def attack_on(nodes: Cluster, source: Path, workdir: Path) -> Attack:
     return Attack(
         nodes,
-        SMALL_NODE,
         command(source, workdir),
         worker="ray::Map",
         progress=lambda: len(finished_shards(workdir)),
@@ -242,12 +238,8 @@ def test_too_many_rejects_stop_the_run_with_a_list(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few megabytes; only root can make one."""
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)]
-    if os.geteuid() or subprocess.run(mounted, check=False, capture_output=True).returncode:
-        pytest.skip("file systems can't be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    with small_file_system(tmp_path, 6) as folder:
+        yield folder
 
 
 def test_a_full_disk_is_one_line_and_leaves_a_workdir_to_go_on_with(

@@ -10,11 +10,11 @@ import itertools
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Semaphore
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +22,7 @@ import pyarrow.fs as fs
 import pytest
 import ray.train
 import torch
-from attacks import Attack
-from clusters import cluster_of
+from attacks import Attack, small_file_system, three_nodes
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from ray.train import Checkpoint
@@ -37,18 +36,15 @@ from alexnet.optimizer import build_optimizer
 from alexnet.recipes import SOURCE145
 from alexnet.towers import AlexNet
 from pipelines import checkpointing, preprocess
-from pipelines.checkpointing import Writing
 from pipelines.settings import PreprocessSettings
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("ALEXNET_KILLS", "1"))
-NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    """Three nodes of one CPU each on this machine."""
-    with cluster_of(NODE, NODE, NODE) as found:
+    with three_nodes() as found:
         yield found
 
 
@@ -71,7 +67,6 @@ def attack_on(nodes: Cluster, prepared: Path, workdir: Path, workers: str) -> At
     more = f"--num-workers {workers} --checkpoint-steps 2 --log-steps 1 --max-failures 9"
     return Attack(
         nodes,
-        NODE,
         [sys.executable, str(ROOT / "pipelines" / "train.py"), *options.split(), *more.split()],
         worker="ray::RayTrainWorker",
         progress=lambda: max(
@@ -158,7 +153,7 @@ def snapshot_at(network: AlexNet, step: int) -> Snapshot:
 def write(network: AlexNet, *steps: int) -> None:
     for step in steps:
         position = Position(step=step, offset=1)
-        checkpointing.report(Writing(), lambda step=step: snapshot_at(network, step), position)  # type: ignore[misc]
+        checkpointing.report(Semaphore(), lambda step=step: snapshot_at(network, step), position)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "flipped"])
@@ -191,12 +186,8 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of some megabytes; only root can make one."""
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(tmp_path)]
-    if os.geteuid() or subprocess.run(mounted, check=False, capture_output=True).returncode:
-        pytest.skip("file systems can't be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    with small_file_system(tmp_path, 60) as folder:
+        yield folder
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_intact(
