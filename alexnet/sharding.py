@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alexnet import shards, statistics, storage
 from alexnet.archives import read_image_bytes
 from alexnet.errors import UserError
-from alexnet.images import Rejection, decode, encode_jpeg
+from alexnet.images import Decoded, Rejection, decode, encode_jpeg
 from alexnet.planning import Encoding, Unit, read_plan
 from alexnet.shards import Shard
 
@@ -48,18 +48,23 @@ def make_shard(unit: Unit) -> Report:
         UserError: the source can't be read any more; single unreadable images are rejects.
         OSError: the shard can't be written.
     """
-    sums = statistics.Sums.zero()
+    # Needs torch, which takes seconds to import, and not everyone who reads reports makes shards.
+    from alexnet.summing import Summing
+
+    summing = Summing()
     rejects: list[dict[str, str]] = []
 
     def row_groups() -> Iterator[pa.Table]:
         rows: list[dict[str, Any]] = []
         for planned, data in _read_ahead(read_plan(unit)):
-            row = data if isinstance(data, Rejection) else _row(planned, data, unit.encoding, sums)
-            if isinstance(row, Rejection):
-                found = {"reason": row.reason, "detail": row.detail}
+            decoded = data if isinstance(data, Rejection) else decode(data)
+            if isinstance(decoded, Rejection):
+                found = {"reason": decoded.reason, "detail": decoded.detail}
                 rejects.append({"key": planned["key"], "split": unit.split} | found)
                 continue
-            rows.append(row)
+            assert isinstance(data, bytes)
+            summing.add(decoded.pixels)
+            rows.append(_row(planned, data, decoded, unit.encoding))
             if len(rows) == shards.ROW_GROUP_ROWS:
                 yield pa.Table.from_pylist(rows, schema=shards.SCHEMA)
                 rows = []
@@ -68,9 +73,17 @@ def make_shard(unit: Unit) -> Report:
 
     shard = shards.write_shard(unit.folder, unit.file, row_groups())
     if unit.split == "train":
-        statistics.write_sums(unit.sums, sums)
+        statistics.write_sums(unit.sums, summing.sums())
     storage.write_json(unit.report, asdict(shard) | {"rejects": rejects})
     return Report(shard, tuple(rejects))
+
+
+def is_made(unit: Unit) -> bool:
+    """Whether the unit's report exists and its shard has the size that the report says."""
+    if not storage.is_file(unit.report):
+        return False
+    shard = read_report(unit).shard
+    return not shard.rows or storage.size(storage.join(unit.folder, unit.file)) == shard.bytes
 
 
 def read_report(unit: Unit) -> Report:
@@ -130,13 +143,9 @@ def encode(pixels: NDArray[np.uint8], encoding: Encoding) -> bytes:
 
 
 def _row(
-    planned: Mapping[str, Any], data: bytes, encoding: Encoding, sums: statistics.Sums
-) -> dict[str, Any] | Rejection:
-    """One row of the shard, counted in the sums; or why there is none."""
-    decoded = decode(data)
-    if isinstance(decoded, Rejection):
-        return decoded
-    sums.add(decoded.pixels)
+    planned: Mapping[str, Any], data: bytes, decoded: Decoded, encoding: Encoding
+) -> dict[str, Any]:
+    """One row of the shard."""
     return {
         "key": planned["key"],
         "label": planned["label"],

@@ -7,7 +7,7 @@ noise its principal components (paper, sections 2 and 4.1).
 
 import io
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -27,29 +27,11 @@ class Sums:
     products: NDArray[np.int64]
     """(3, 3): sum over all pixels of the products of two channels' values."""
     count: int
-    channels: NDArray[np.float64] = field(
-        default_factory=lambda: np.empty((3, SIDE * SIDE)), repr=False, compare=False
-    )
-    """Room to work in."""
 
     @classmethod
     def zero(cls) -> Self:
         """Sums over no image."""
         return cls(np.zeros((SIDE, SIDE, 3), np.int64), np.zeros((3, 3), np.int64), 0)
-
-    def add(self, image: NDArray[np.uint8]) -> None:
-        """Count one image, (256, 256, 3)."""
-        self.pixels += image
-        # Exact: a sum of 65,536 products of bytes is far below 2^53. Six dot products in memory
-        # that is there already take a third of the time of one product of narrow matrices.
-        for channel, values in enumerate(self.channels):
-            values[:] = image[..., channel].ravel()
-        for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
-            product = int(self.channels[i] @ self.channels[j])
-            self.products[i, j] += product
-            if i != j:
-                self.products[j, i] += product
-        self.count += 1
 
     def merge(self, other: "Sums") -> None:
         """Count all that another one has counted."""

@@ -50,6 +50,7 @@ CODE = (
     "alexnet.sources",
     "alexnet.spool",
     "alexnet.statistics",
+    "alexnet.summing",
 )
 
 MB = 10**6
@@ -211,6 +212,7 @@ def _verify(settings: PreprocessCommandSettings, outcome: Outcome) -> Figures:
         for file in damaged:
             print(f"preprocess: {file} is gone or damaged; making it again", flush=True)
         if damaged:
+            storage.delete_folder(storage.join(manifest.folder, "parts"))
             source = _read(settings, _source_place(settings))
             units = _plan(settings, manifest.folder, source)
             again = [unit for unit in units if unit.file in damaged]

@@ -20,6 +20,7 @@ from alexnet.statistics import (
     write_statistics,
     write_sums,
 )
+from alexnet.summing import Summing
 
 
 def pictures(count: int) -> NDArray[np.uint8]:
@@ -32,10 +33,10 @@ def pictures(count: int) -> NDArray[np.uint8]:
 
 
 def sums_of(images: NDArray[np.uint8]) -> Sums:
-    sums = Sums.zero()
+    summing = Summing()
     for image in images:
-        sums.add(image)
-    return sums
+        summing.add(image)
+    return summing.sums()
 
 
 def expected(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -55,12 +56,28 @@ def test_against_all_images_at_once() -> None:
     assert np.linalg.eigvalsh(statistics.rgb_covariance).min() > 0
 
 
-def test_white_images_are_summed_exactly() -> None:
-    # The largest products there are; a 32-bit sum would overflow.
-    sums = sums_of(np.full((3, 256, 256, 3), 255, np.uint8))
-    assert (sums.products == 3 * 256 * 256 * 255 * 255).all()
-    assert (sums.pixels == 765).all()
+def test_many_white_images_are_summed_exactly() -> None:
+    # The largest products there are, and more of them than single precision adds up exactly.
+    sums = sums_of(
+        np.broadcast_to(np.full((256, 256, 3), 255, np.uint8), (600, 256, 256, 3)).copy()
+    )
+    assert (sums.products == 600 * 256 * 256 * 255 * 255).all()
+    assert (sums.pixels == 600 * 255).all()
     np.testing.assert_allclose(finish(sums).rgb_covariance, 0, atol=1e-9)
+
+
+def test_sums_can_be_looked_at_and_gone_on_with() -> None:
+    images = pictures(5)
+    summing = Summing()
+    for image in images[:2]:
+        summing.add(image)
+    assert summing.sums().count == 2
+    for image in images[2:]:
+        summing.add(image)
+    exact = images.astype(np.int64)
+    np.testing.assert_array_equal(summing.sums().pixels, exact.sum(axis=0))
+    flat = exact.reshape(-1, 3)
+    np.testing.assert_array_equal(summing.sums().products, flat.T @ flat)
 
 
 PARTS = [sums_of(part) for part in np.split(pictures(6), [1, 3])]
