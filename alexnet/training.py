@@ -3,7 +3,7 @@
 Nothing in a step waits for a device: results stay tensors until somebody asks for numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -62,7 +62,7 @@ def train_epoch(
     *,
     epoch: int,
     offset: int = 0,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Learn from one epoch's batches from an offset on; one ``Step`` for each update.
 
     ``model`` is an ``AlexNet`` whose towers lie where ``setup.means`` do, or its wrapper that

@@ -5,6 +5,7 @@ them, and then Ray Train registers the checkpoint. A folder gets its name when i
 a half-written one is never found. Ray keeps the newest and the best by validation error.
 """
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -66,11 +67,27 @@ def report(idle: Semaphore, take: Callable[[], Snapshot] | None, position: Posit
         metrics,
         # Ray asks for a folder; ours does not exist before it is written where it stays.
         checkpoint=Checkpoint(tempfile.gettempdir()),
-        checkpoint_dir_name=f"step_{position.step:09d}",
+        checkpoint_dir_name=_new_name(position.step),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=write,
         delete_local_checkpoint_after_upload=False,
     )
+
+
+def _new_name(step: int) -> str:
+    """A folder for the checkpoint of a step, with a number added where there is one already.
+
+    A training that fell back past a damaged checkpoint comes to its step again, and Ray, which
+    knows the old one by its path, would delete the new one in its place.
+    """
+    context = ray.train.get_context().get_storage()
+    name = f"step_{step:09d}"
+    for number in itertools.count(1):
+        path = f"{context.experiment_fs_path}/{name}"
+        if context.storage_filesystem.get_file_info(path).type == fs.FileType.NotFound:
+            return name
+        name = f"step_{step:09d}_{number}"
+    raise AssertionError("there are endless numbers")
 
 
 def _write(snapshot: Snapshot, name: str) -> Checkpoint:
@@ -87,9 +104,7 @@ def _write(snapshot: Snapshot, name: str) -> Checkpoint:
             fs.copy_files(folder, path, destination_filesystem=filesystem)
         return Checkpoint(path, filesystem)
     part = path + PART
-    # A run that was killed may have left either.
-    for old in (part, path):
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)  # A run that was killed may have left it.
     try:
         os.makedirs(part)
         checkpoints.save(part, snapshot)

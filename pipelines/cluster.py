@@ -5,13 +5,16 @@ import os
 import re
 import secrets
 import socket
+import sys
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray._private.services import find_bootstrap_address
 
 from alexnet.errors import UserError
-from pipelines.settings import Device
+from pipelines.settings import Device, Workers
 
 GIB = 2**30
 
@@ -103,6 +106,32 @@ def choose_gpus(device: Device, workers: int, each: int) -> int:
     return 1 if present >= workers else 0
 
 
+def choose_workers(
+    workers: Workers, device: Device, each: int, mine: Mapping[str, float] | None = None
+) -> int:
+    """How many workers of a range find a place in what is free now; a fixed number as it is.
+
+    Args:
+        workers: the least and the most.
+        device: as for ``choose_gpus``.
+        each: GPUs that a worker wants.
+        mine: resources in use that would be free, by name.
+
+    Raises:
+        UserError: GPUs are asked for and the cluster has too few for the least number.
+    """
+    least, most = workers
+    if least == most:
+        return most
+    gpus = choose_gpus(device, least, each)
+    free, held = ray.available_resources(), mine or {}
+    wanted = {"CPU": 1} | ({"GPU": gpus} if gpus else {})
+    room = min(
+        int((free.get(name, 0) + held.get(name, 0)) // count) for name, count in wanted.items()
+    )
+    return max(least, min(most, room, _places(1, gpus)))
+
+
 def cpus_for(workers: int, gpus: int = 0, reserve: int = 0) -> int:
     """The most CPUs that each worker can have when all run at once, at least 1.
 
@@ -111,16 +140,22 @@ def cpus_for(workers: int, gpus: int = 0, reserve: int = 0) -> int:
         gpus: that each worker needs beside its CPUs.
         reserve: CPUs of each node to leave to others.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most = int(max((node.get("CPU", 0) for node in nodes), default=1))
+    most = int(max((node.get("CPU", 0) for node in _nodes()), default=1))
+    fitting = (c for c in range(most, 1, -1) if _places(c, gpus, reserve) >= workers)
+    return next(fitting, 1)
 
-    def places(cpus: int) -> int:
-        return sum(
-            min(
-                int((node.get("CPU", 0) - reserve) // cpus),
-                int(node.get("GPU", 0) // gpus) if gpus else workers,
-            )
-            for node in nodes
+
+def _nodes() -> list[dict[str, Any]]:
+    """The resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(cpus: int, gpus: int = 0, reserve: int = 0) -> int:
+    """How many workers of so many CPUs and GPUs the nodes have room for when nothing else runs."""
+    return sum(
+        min(
+            int((node.get("CPU", 0) - reserve) // cpus),
+            int(node.get("GPU", 0) // gpus) if gpus else sys.maxsize,
         )
-
-    return next((cpus for cpus in range(most, 1, -1) if places(cpus) >= workers), 1)
+        for node in _nodes()
+    )

@@ -59,8 +59,9 @@ def run(settings: TrainSettings, scaling: Callable[[int, int, int], ScalingConfi
     begun = time.monotonic()
     cluster.connect()
     each = min(settings.gpus_per_worker, settings.towers)
-    gpus = cluster.choose_gpus(settings.device, settings.num_workers, each)
-    cpus = cluster.cpus_for(settings.num_workers, gpus)
+    workers = cluster.choose_workers(settings.num_workers, settings.device, each)
+    gpus = cluster.choose_gpus(settings.device, workers, each)
+    cpus = cluster.cpus_for(workers, gpus)
     answer = ray.remote(num_cpus=0)(Answer).remote()
     config = {"settings": settings.model_dump(), "threads": cpus, "answer": answer}
     with tempfile.TemporaryDirectory(prefix="alexnet-check-") as folder, terminal.board() as board:
@@ -96,7 +97,7 @@ def work(config: Mapping[str, Any]) -> None:
 def look(settings: TrainSettings, devices: list[torch.device], say: Say) -> Figures:
     """Everything about some devices, in words and figures."""
     recipe = chosen_recipe(settings)
-    images = math.ceil(recipe.batch_size / settings.num_workers)
+    images = math.ceil(recipe.batch_size / settings.num_workers[0])
     machine = Machine(
         recipe,
         devices,

@@ -117,15 +117,16 @@ def _predict(
 ) -> pa.Table:
     """Run the models over all validation row groups on a pool of Ray actors."""
     cluster.connect()
-    gpus = cluster.choose_gpus(settings.device, settings.num_workers, 1)
-    threads = cluster.cpus_for(settings.num_workers, gpus)
+    workers = cluster.choose_workers(settings.num_workers, settings.device, 1)
+    gpus = cluster.choose_gpus(settings.device, workers, 1)
+    threads = cluster.cpus_for(workers, gpus)
     DataContext.get_current().enable_progress_bars = False
     groups = manifest.row_groups("val")
     items = [{"path": g.path, "number": g.number, "rows": g.rows} for g in groups]
     job = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         EvaluateGroups,
         batch_size=1,
-        compute=ActorPoolStrategy(size=settings.num_workers),
+        compute=ActorPoolStrategy(size=workers),
         fn_constructor_args=(store, uris, threads),
         num_cpus=threads,
         num_gpus=gpus,

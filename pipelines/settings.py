@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     model_validator,
 )
 
@@ -36,6 +37,34 @@ def _switch(value: Any) -> Any:
     """YAML reads a bare ``on`` and ``off`` as true and false."""
     return ("on" if value else "off") if isinstance(value, bool) else value
 
+
+def _range(value: Any) -> Any:
+    """``4`` and ``"4"`` are four at least and at most, ``"1:4"`` is one to four."""
+    if isinstance(value, int | str):
+        ends = str(value).split(":")
+        if len(ends) > 2 or not all(end.isdecimal() for end in ends):
+            raise ValueError("a number, or the least and the most, as in 1:4")
+        return int(ends[0]), int(ends[-1])
+    return value
+
+
+def _least_first(value: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError("at least 1, and the smaller number first, as in 1:4")
+    return value
+
+
+def _range_text(value: tuple[int, int]) -> int | str:
+    return value[0] if value[0] == value[1] else f"{value[0]}:{value[1]}"
+
+
+Workers = Annotated[
+    tuple[int, int],
+    BeforeValidator(_range),
+    AfterValidator(_least_first),
+    PlainSerializer(_range_text),
+]
+"""The least and the most workers; as text, ``4`` or ``1:4``."""
 
 OneOrTwo = Annotated[Literal[1, 2], BeforeValidator(_number)]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
@@ -171,7 +200,9 @@ class TrainSettings(StageSettings):
     compile: Switch = option(
         "off", "on: the towers through torch.compile, if the machine has a compiler", result=True
     )
-    num_workers: int = option(1, "workers that share each batch", ge=1)
+    num_workers: Workers = option(
+        1, "workers that share each batch; 1:4: as many of one to four as find a place"
+    )
     device: Device = option("auto", "cuda: two GPUs for each worker; auto: GPUs if there are any")
     gpus_per_worker: OneOrTwo = option(
         2, "1 puts both towers on one GPU, for machines that have no second"
@@ -201,7 +232,7 @@ class EvaluateSettings(StageSettings):
         min_length=1,
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
-    num_workers: int = option(1, "models at work at the same time", ge=1)
+    num_workers: Workers = option(1, "models at work at the same time; 1:4: as for training")
 
 
 class PromoteSettings(StageSettings):

@@ -9,6 +9,7 @@ again.
 """
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from ray.train import (
+    FailureConfig,
     LoggingConfig,
     Result,
     RunConfig,
@@ -62,6 +64,9 @@ CODE = (
     "alexnet.towers",
     "alexnet.training",
 )
+
+SETTLE_SECONDS = 5.0
+"""For a lost or ended worker's place to be free again."""
 
 CURVES_SECONDS = 60
 """For what the worker left unwritten, if the server was away when the training ended."""
@@ -161,42 +166,62 @@ def _train(
         "tracking_uri": store.uri,
         "run_id": record.run_id,
     }
+    least, most = settings.num_workers
     run_config = RunConfig(
         name=record.key,
         storage_path=place,
         checkpoint_config=checkpointing.KEEP,
+        # Of a range of workers, another number may find the place that this one waits for.
+        failure_config=FailureConfig(controller_failure_limit=0 if least < most else -1),
         logging_config=LoggingConfig(log_level="ERROR"),
     )
-    for left in reversed(range(settings.max_failures + 1)):
+    left = settings.max_failures
+    while True:
         try:
             result = _attempt(settings, config, run_config)
         except TrainingFailedError as error:
             cause = _cause(error)
             if isinstance(cause, UserError) or not left:
                 raise cause from error
+            left -= 1
             print(
                 f"train: lost a worker ({storage.one_line(cause)[:200]}); going on from the newest "
                 f"checkpoint, {left} more such losses to bear (--max-failures)",
                 flush=True,
             )
-        else:
+            continue
+        assert result.metrics
+        assert settings.epochs
+        if result.metrics["epoch"] >= settings.epochs:
             checkpointing.clear_away(result, folder)
             return result
-    raise AssertionError("the last failure is raised")
+        # Else the workers ended because there is room for more of them.
 
 
 def _attempt(settings: TrainSettings, config: dict[str, Any], run_config: RunConfig) -> Result:
     """Train until the end or the first failure, on what the cluster has now."""
     each = min(settings.gpus_per_worker, settings.towers)
-    gpus = cluster.choose_gpus(settings.device, settings.num_workers, each)
-    cpus = cluster.cpus_for(settings.num_workers, gpus)
+    workers = _settled(settings, each)
+    gpus = cluster.choose_gpus(settings.device, workers, each)
+    cpus = cluster.cpus_for(workers, gpus)
     with terminal.board() as board:
         return TorchTrainer(
             work_on_rank,
-            train_loop_config=config | {"threads": cpus, "board": board},
-            scaling_config=scaling(settings.num_workers, gpus, cpus),
+            train_loop_config=config | {"threads": cpus, "gpus": gpus, "board": board},
+            scaling_config=scaling(workers, gpus, cpus),
             run_config=run_config,
         ).fit()
+
+
+def _settled(settings: TrainSettings, each: int) -> int:
+    """The number of workers, once what an earlier attempt held has had time to become free."""
+    most = settings.num_workers[1]
+    until = time.monotonic() + SETTLE_SECONDS
+    while (
+        workers := cluster.choose_workers(settings.num_workers, settings.device, each)
+    ) < most and time.monotonic() < until:
+        time.sleep(SETTLE_SECONDS / 10)
+    return workers
 
 
 def scaling(workers: int, gpus: int, cpus: int) -> ScalingConfig:

@@ -31,7 +31,7 @@ from alexnet.shards import Manifest, read_manifest
 from alexnet.statistics import read_statistics
 from alexnet.towers import AlexNet, initialize
 from alexnet.training import Setup
-from pipelines import server
+from pipelines import cluster, server
 from pipelines.checkpointing import restore
 from pipelines.curves import MetricWriter
 from pipelines.settings import TrainSettings
@@ -60,6 +60,10 @@ class Job:
     """Held while a checkpoint is written."""
     board: Any
     """Rank 0's line to the terminal, a ``terminal.Board`` actor."""
+    held: Mapping[str, float]
+    """What the cluster gives to all workers of the run together."""
+    make_room: bool = False
+    """Whether these workers end before the training does, since more of them find a place."""
 
     def say(self, line: str) -> None:
         """Print a line in the driver's terminal."""
@@ -141,6 +145,7 @@ def set_up(config: Mapping[str, Any]) -> Job:
         position=position,
         writer=curve_writer(config, position) if rank == 0 else None,
         board=config["board"],
+        held={"CPU": world * config["threads"], "GPU": world * config["gpus"]},
     )
 
 
@@ -161,6 +166,18 @@ def sum_over_workers(mine: Errors) -> Errors:
     dist.all_reduce(tensor)
     images, loss, wrong1, wrong5 = tensor.tolist()
     return Errors(images=int(images), loss=loss, wrong1=int(wrong1), wrong5=int(wrong5))
+
+
+def more_could_work(job: Job) -> bool:
+    """Whether a range of workers was asked for and more of it would find a place now."""
+    settings, world = job.settings, job.reader.world
+    if world == settings.num_workers[1]:
+        return False
+    each = min(settings.gpus_per_worker, settings.towers)
+    return any_worker(
+        job.reader.rank == 0
+        and cluster.choose_workers(settings.num_workers, settings.device, each, job.held) > world
+    )
 
 
 def any_worker(here: bool) -> bool:

@@ -21,7 +21,7 @@ from alexnet.optimizer import rates_at, set_rates, warmed
 from alexnet.training import Step, total, train_epoch, validate
 from pipelines import checkpointing
 from pipelines.progress import duration
-from pipelines.train_job import Job, any_worker, set_up, sum_over_workers
+from pipelines.train_job import Job, any_worker, more_could_work, set_up, sum_over_workers
 
 FLUSH_SECONDS = 5
 """For the last points of the curves."""
@@ -30,7 +30,10 @@ WINDOW_CURVES = ("learning_rate", "images_per_second")
 
 
 def work_on_rank(config: Mapping[str, Any]) -> None:
-    """The Ray Train loop. ``config``: settings, shards, tracking_uri, run_id, threads, board."""
+    """The Ray Train loop.
+
+    ``config``: settings, shards, tracking_uri, run_id, threads, gpus, board.
+    """
     torch.set_num_threads(config["threads"])
     keep_freed_memory()
     job = set_up(config)
@@ -38,7 +41,7 @@ def work_on_rank(config: Mapping[str, Any]) -> None:
         job.say(f"going on from the checkpoint of step {step} in epoch {job.position.epoch + 1}")
     if job.writer and job.reader.world > 1:
         job.say(f"{job.reader.world} workers share each batch")
-    while job.position.epoch < job.recipe.epochs:
+    while job.position.epoch < job.recipe.epochs and not job.make_room:
         _run_epoch(job)
     if job.writer:
         # What takes longer is in the last checkpoint, and the driver writes it.
@@ -84,6 +87,9 @@ def _run_epoch(job: Job) -> None:
             window, window_begun = [], time.monotonic()
         if due and not last:
             _report(job)
+            if job.make_room:
+                steps.close()
+                return
             window_begun = time.monotonic()
     speed = (rows - images_before) / (time.monotonic() - begun)
     learned = sum_over_workers(position.epoch_errors)
@@ -147,7 +153,7 @@ def _log_window(
 
 
 def _report(job: Job) -> None:
-    """Begin a checkpoint; rank 0 brings it."""
+    """Begin a checkpoint; rank 0 brings it. Then find out whether more workers could go on."""
     position = job.position
     whole = replace(
         position,
@@ -157,15 +163,18 @@ def _report(job: Job) -> None:
     job.reported = time.monotonic()
     if job.reader.rank != 0:
         checkpointing.report(job.idle, None, whole)
-        return
+    else:
 
-    def take() -> checkpoints.Snapshot:
-        return checkpoints.snapshot(
-            job.network,
-            job.optimizer,
-            whole,
-            job.setup.means[0],
-            job.average.weights if job.average else None,
-        )
+        def take() -> checkpoints.Snapshot:
+            return checkpoints.snapshot(
+                job.network,
+                job.optimizer,
+                whole,
+                job.setup.means[0],
+                job.average.weights if job.average else None,
+            )
 
-    checkpointing.report(job.idle, take, whole)
+        checkpointing.report(job.idle, take, whole)
+    job.make_room = more_could_work(job)
+    if job.make_room and job.writer and position.epoch < job.recipe.epochs:
+        job.say("there is room for more workers; going on with them")

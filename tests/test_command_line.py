@@ -146,6 +146,30 @@ def test_on_and_off_are_words_also_in_yaml(tmp_path: Path) -> None:
         read(["--normalization", "none"])
 
 
+@pytest.mark.parametrize(
+    ("text", "least", "most"), [("4", 4, 4), ("1:4", 1, 4), ("2:2", 2, 2), (3, 3, 3)]
+)
+def test_workers_are_a_number_or_a_range(
+    tmp_path: Path, text: str | int, least: int, most: int
+) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text(json.dumps({"num_workers": text}))
+    settings = read(["--config", str(config)])
+    assert settings.num_workers == (least, most)
+    for kind in (TrainSettings, EvaluateSettings):
+        part = settings.part(kind)
+        assert kind.model_validate(part.model_dump()) == part
+    shown = settings.model_dump()["num_workers"]
+    assert shown == (least if least == most else text)
+
+
+@pytest.mark.parametrize("text", ["0", "4:1", "0:2", "1:", ":2", "1:2:3", "two", "1.5", "-1"])
+def test_other_ranges_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(UserError, match=r"--num-workers: .*as in 1:4") as caught:
+        read([f"--num-workers={text}"])
+    assert "\n" not in str(caught.value)
+
+
 def test_several_models_are_a_list() -> None:
     settings = read_settings(EvaluateSettings, ["--model", "models:/a/1", "models:/a/2"], "text")
     assert settings.model == ["models:/a/1", "models:/a/2"]

@@ -74,7 +74,7 @@ def steps_of(
     setup = setup_of(dataset, recipe, seed)
     steps = train_epoch(model, optimizer, reader, setup, Rates(0.001), epoch=epoch, offset=offset)
     assert isinstance(steps, Iterator)
-    with closing(steps):  # type: ignore[type-var]
+    with closing(steps):
         return list(itertools.islice(steps, count))
 
 

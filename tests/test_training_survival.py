@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import pyarrow.fs as fs
 import pytest
 import ray.train
 import torch
-from attacks import Attack, small_file_system, three_nodes
+from attacks import SMALL_NODE, Attack, small_file_system, three_nodes
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from ray.train import Checkpoint
@@ -70,7 +71,7 @@ def attack_on(nodes: Cluster, prepared: Path, workdir: Path, workers: str) -> At
         [sys.executable, str(ROOT / "pipelines" / "train.py"), *options.split(), *more.split()],
         worker="ray::RayTrainWorker",
         progress=lambda: max(
-            (int(path.name.partition("_")[2]) for path in workdir.glob("training/*/step_*[0-9]")),
+            (int(path.name.split("_")[1]) for path in workdir.glob("training/*/step_*[0-9]")),
             default=0,
         ),
     )
@@ -123,6 +124,27 @@ def test_killed_at_random_steps_the_weights_are_those_of_an_unbroken_run(
     left = sorted(path.name for path in (tmp_path / "attacked").glob("training/*/step_*"))
     assert len(left) <= 2, "the best and the newest"
     assert left[-1] == "step_000000020"
+
+
+@pytest.mark.skipif("ALEXNET_KILLS" not in os.environ, reason="takes a minute: set ALEXNET_KILLS=1")
+def test_a_run_shrinks_and_grows_with_the_cluster(
+    nodes: Cluster, prepared: Path, tmp_path: Path
+) -> None:
+    attack = attack_on(nodes, prepared, tmp_path / "elastic", "1:3")
+    attack.start()
+    assert attack.wait_for_progress()
+    node = nodes.list_all_nodes()[-1]
+    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    nodes.remove_node(node, allow_graceful=False)
+    assert attack.wait_for_progress(), attack.errors
+    nodes.add_node(**SMALL_NODE)
+    figures = attack.end()
+    assert figures, attack.errors
+    said = [line for line in attack.output.splitlines() if "share each batch" in line]
+    assert [line.split()[1] for line in said] == ["3", "2", "3"]
+    assert "there is room for more workers" in attack.output
+    assert figures["steps"] == 20
+    assert [step for step, _ in curve(tmp_path / "elastic")] == list(range(1, 21))
 
 
 class Storage:
@@ -206,6 +228,16 @@ def test_a_full_disk_leaves_the_checkpoint_before_intact(
     fresh = narrow_network(SOURCE145)
     optimizer = build_optimizer(fresh, SOURCE145)
     assert checkpointing.restore(fresh, optimizer, None, print).step == 6
+
+
+def test_a_step_that_comes_again_gets_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path, monkeypatch)
+    write(narrow_network(SOURCE145), 3, 3, 3)
+    names = [os.path.basename(checkpoint.path) for checkpoint in storage.kept]
+    assert names == ["step_000000003", "step_000000003_1", "step_000000003_2"]
+    assert sorted(os.listdir(tmp_path)) == names
 
 
 def test_what_killed_runs_left_is_cleared_away(tmp_path: Path) -> None:

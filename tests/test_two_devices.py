@@ -68,7 +68,7 @@ class Run:
             self.network, self.optimizer, reader, self.setup, RATES, epoch=0, offset=offset
         )
         assert isinstance(steps, Iterator)
-        with closing(steps):  # type: ignore[type-var]
+        with closing(steps):
             return list(itertools.islice(steps, count))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -222,7 +222,7 @@ def test_a_changed_setting_runs_what_depends_on_it(
     first: dict[str, Any], settings: FullRunSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two workers share the batches of the one epoch."""
-    changed = settings.model_copy(update={"epochs": 1, "num_workers": 2})
+    changed = settings.model_copy(update={"epochs": 1, "num_workers": (2, 2)})
     figures = full_run.run(changed)
     assert figures["skipped"] == ["preprocess"]
     assert "train: running, setting epochs changed from 2 to 1" in capsys.readouterr().out
@@ -331,6 +331,38 @@ def test_gpus_are_chosen_by_what_the_cluster_has(
     nodes: Cluster, device: Any, workers: int, each: int, gpus: int
 ) -> None:
     assert cluster.choose_gpus(device, workers, each) == gpus
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "each", "chosen"),
+    [
+        ("cpu", (3, 3), 2, 3),
+        ("cuda", (1, 4), 2, 2),
+        ("cuda", (1, 9), 1, 4),
+        ("auto", (1, 4), 2, 2),
+        ("cpu", (1, 2), 2, 2),
+        ("cpu", (2, 99), 2, 6),
+    ],
+)
+def test_a_range_of_workers_takes_what_finds_a_place(
+    nodes: Cluster, device: Any, workers: tuple[int, int], each: int, chosen: int
+) -> None:
+    assert cluster.choose_workers(workers, device, each) == chosen
+
+
+def test_what_the_workers_hold_counts_as_room(nodes: Cluster) -> None:
+    class Worker:
+        def here(self) -> None:
+            pass
+
+    worker = ray.remote(num_cpus=1, num_gpus=2)(Worker).remote()
+    ray.get(worker.here.remote())
+    until = time.monotonic() + 10
+    while (found := cluster.choose_workers((1, 4), "cuda", 2)) > 1 and time.monotonic() < until:
+        time.sleep(0.1)  # Free resources are told with a delay.
+    assert found == 1
+    assert cluster.choose_workers((1, 4), "cuda", 2, {"CPU": 1, "GPU": 2}) == 2
+    ray.kill(worker)
 
 
 def test_too_few_gpus_are_a_clear_error(nodes: Cluster) -> None:
