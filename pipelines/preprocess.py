@@ -73,7 +73,7 @@ def run(settings: PreprocessSettings, parent: Parent | None = None) -> Outcome:
     place = _source_place(settings)
     source = _read(settings, place)
     if stages.latest(settings.workdir, "preprocess") is None:
-        shard_job.warm_up()
+        shard_job.start_early()
     identity = Identity(
         stage="preprocess",
         settings=settings.results(),

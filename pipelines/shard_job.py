@@ -1,5 +1,6 @@
-"""The Ray Data job that makes shards, and stops when too much goes wrong."""
+"""The Ray Data job that makes shards, one to a task, and stops when too much goes wrong."""
 
+import contextlib
 import math
 import threading
 import time
@@ -7,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
-from ray.data import DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext
 
 from alexnet import storage
 from alexnet.errors import UserError
@@ -17,7 +17,7 @@ from alexnet.planning import Unit
 from alexnet.sharding import Report, read_report
 from pipelines import cluster
 from pipelines.progress import Progress
-from pipelines.shard_worker import make_shard, prepare
+from pipelines.shard_worker import ShardMaker
 
 SHOWN = 20
 """Rejects that are listed when there are too many."""
@@ -53,26 +53,17 @@ class Rejects:
         )
 
 
-DataContext.get_current().enable_progress_bars = False
-
-
-def warm_up() -> None:
-    """Begin to start Ray and its workers in the background; there is surely work for them."""
+def start_early() -> None:
+    """Begin to start Ray in the background; there is surely work for it."""
 
     def start() -> None:
-        try:
+        # Otherwise ``make_shards`` will find out too, and can say so.
+        with contextlib.suppress(UserError):
             cluster.connect()
-        except UserError:
-            return  # ``make_shards`` will find out too, and can say so.
-        # A job of Ray Data, so that its own actors are there too when the real one comes.
-        cores = range(int(ray.cluster_resources().get("CPU", 1)))
-        job = ray.data.from_items(list(cores), override_num_blocks=len(cores)).map(prepare)
-        job.set_name("preprocess: warm up")
-        job.materialize()
         # Ray's processes end with the thread that started them.
         threading.Event().wait()
 
-    threading.Thread(target=start, name="warm-up", daemon=True).start()
+    threading.Thread(target=start, name="start-early", daemon=True).start()
 
 
 def make_shards(missing: Sequence[Unit], rejects: Rejects) -> tuple[dict[Unit, Report], float]:
@@ -88,10 +79,16 @@ def make_shards(missing: Sequence[Unit], rejects: Rejects) -> tuple[dict[Unit, R
     if not missing:
         return {}, 0.0
     cluster.connect()
+    DataContext.get_current().enable_progress_bars = False
     begun = time.monotonic()
     progress = Progress("preprocess", sum(unit.rows for unit in missing), "images")
     items = [{"number": number, "unit": asdict(unit)} for number, unit in enumerate(missing)]
-    job = _in_pieces(items, int(ray.cluster_resources().get("CPU", 1))).map(make_shard)
+    workers = min(len(items), int(ray.cluster_resources().get("CPU", 1)))
+    # Actors with a queue of their own: between two tasks Ray Data would leave a core idle for a
+    # fifth of a second, which is a sixth of the time that a shard of 512 images takes.
+    compute = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=3)
+    units = ray.data.from_items(items, override_num_blocks=len(items))
+    job = units.map(ShardMaker, compute=compute)
     job.set_name("preprocess")
     reports = {}
     for outcome in job.iter_rows():
@@ -102,23 +99,6 @@ def make_shards(missing: Sequence[Unit], rejects: Rejects) -> tuple[dict[Unit, R
         progress.add(unit.rows, f"{len(rejects.found)} rejected")
     progress.end()
     return reports, time.monotonic() - begun
-
-
-def _in_pieces(items: Sequence[Mapping[str, Any]], cores: int) -> Dataset:
-    """Units of work as a data set with a block for each task: large ones first, single ones last.
-
-    Between two tasks of a core Ray Data leaves it idle for a fifth of a second, as long as a
-    hundred images take; so a task makes several shards where there are few for many images.
-    """
-    pieces = []
-    while items:
-        size = math.ceil(len(items) / (2 * cores))
-        pieces.append(pa.Table.from_pylist(list(items[:size])))
-        items = items[size:]
-    units = ray.data.from_arrow(pieces)
-    # Every row that comes out is a block of its own, so a shard is reported when it is made.
-    units.context.target_max_block_size = 1
-    return units
 
 
 def _stop_on_error(unit: Unit, outcome: Mapping[str, Any]) -> None:

@@ -13,26 +13,27 @@ from alexnet.planning import Encoding, Unit
 from alexnet.storage import one_line
 
 
-def make_shard(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One unit of work in, what became of it out.
+class ShardMaker:
+    """The Ray Data actor: one unit of work in, what became of it out."""
 
-    A unit that a lost worker had finished is not made again. Errors that a person can do something
-    about are returned as text: Ray would try them again and print a traceback.
-    """
-    unit = Unit(**(row["unit"] | {"encoding": Encoding(**row["unit"]["encoding"])}))
-    outcome = {"number": row["number"], "source_error": "", "write_error": ""}
-    try:
-        if not sharding.is_made(unit):
-            sharding.make_shard(unit)
-    except UserError as error:
-        outcome["source_error"] = one_line(error)
-    except OSError as error:
-        outcome["write_error"] = one_line(error)
-    return outcome
+    def __init__(self) -> None:
+        # What decoding needs, so that the first images do not wait for it.
+        for module in ("alexnet.resizing", "alexnet.summing"):
+            importlib.import_module(module)
 
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Make one shard, unless an actor that was lost has made it.
 
-def prepare(row: dict[str, Any]) -> dict[str, Any]:
-    """Import what decoding needs, so that the first images of a worker do not wait for it."""
-    for module in ("alexnet.resizing", "alexnet.summing"):
-        importlib.import_module(module)
-    return row
+        Errors that a person can do something about are returned as text: Ray would try them
+        again and print a traceback.
+        """
+        unit = Unit(**(row["unit"] | {"encoding": Encoding(**row["unit"]["encoding"])}))
+        outcome = {"number": row["number"], "source_error": "", "write_error": ""}
+        try:
+            if not sharding.is_made(unit):
+                sharding.make_shard(unit)
+        except UserError as error:
+            outcome["source_error"] = one_line(error)
+        except OSError as error:
+            outcome["write_error"] = one_line(error)
+        return outcome

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from alexnet.images import Decoded, decode
 from alexnet.planning import Encoding, Unit
 from alexnet.shards import Manifest, read_manifest
 from alexnet.sources import read_source
+from pipelines.shard_worker import ShardMaker
 
 RAW = Encoding(kind="raw", jpeg_quality=95)
 
@@ -192,6 +193,25 @@ def test_finished_shards_are_kept(raw_images: Path, tmp_path: Path) -> None:
             sharding.make_shard(unit)
     assert all(os.stat(tmp_path / name).st_mtime_ns == time for name, time in times.items())
     assert small.assemble(raw_images, tmp_path, units).rows("train") == 39
+
+
+def test_a_lost_actors_shard_is_not_made_again(raw_images: Path, tmp_path: Path) -> None:
+    source = read_source(str(raw_images))
+    unit = planning.write_plan(str(tmp_path), source, RAW, rows_per_shard=16, seed=0)[0]
+    row = {"number": 7, "unit": asdict(unit)}
+    done = {"number": 7, "source_error": "", "write_error": ""}
+    path = tmp_path / unit.file
+    assert ShardMaker()(row) == done
+    made = path.stat().st_mtime_ns
+    assert ShardMaker()(row) == done
+    assert path.stat().st_mtime_ns == made
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert ShardMaker()(row) == done
+    assert path.read_bytes() == whole
+    path.unlink()
+    assert ShardMaker()(row) == done
+    assert path.read_bytes() == whole
 
 
 def test_nothing_half_written_is_left(raw_images: Path, tmp_path: Path) -> None:
