@@ -63,6 +63,8 @@ class Reader:
     rank: int = 0
     world: int = 1
     threads: int = 2
+    pinned: bool = False
+    """Whether batches lie in memory that a GPU copies from while the program goes on."""
 
     def epoch(self, epoch: int, offset: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from an offset on: all workers yield equally many.
@@ -78,7 +80,7 @@ class Reader:
         mine = [rows[part][places] for part, places in zip(parts, positions, strict=True)]
         readers = ThreadPoolExecutor(READS, "read")
         decoders = ThreadPoolExecutor(self.threads, "decode")
-        source = _Rows(groups, mine, readers)
+        source = _Rows(groups, mine, readers, self.pinned)
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         try:
             for number in range(len(parts)):
@@ -149,11 +151,16 @@ class _Rows:
     """Rows by number; each row group is read ahead of its first use and held until its last."""
 
     def __init__(
-        self, groups: list[RowGroup], uses: list[NDArray[np.int64]], readers: ThreadPoolExecutor
+        self,
+        groups: list[RowGroup],
+        uses: list[NDArray[np.int64]],
+        readers: ThreadPoolExecutor,
+        pinned: bool,
     ) -> None:
         """``uses`` are the rows of each batch."""
         self.groups = groups
         self.readers = readers
+        self.pinned = pinned
         ends = np.cumsum([group.rows for group in groups])
         starts = ends - [group.rows for group in groups]
         sizes = [len(part) for part in uses]
@@ -184,7 +191,14 @@ class _Rows:
             self.held[group] = self.readers.submit(_read, self.groups[group])
             self.reads += 1
         groups, places = self.group_of[number].tolist(), self.place_of[number].tolist()
-        images = np.empty((len(groups), SIDE, SIDE, 3), np.uint8)
+        shape = (len(groups), SIDE, SIDE, 3)
+        # Torch keeps pinned memory for the next batch; getting it anew is slow.
+        images = (
+            torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            if self.pinned
+            else torch.from_numpy(np.empty(shape, np.uint8))
+        )
+        pixels = images.numpy()
         labels = np.empty(len(groups), np.int64)
         held = {group: self.held[group] for group in set(groups)}
 
@@ -193,7 +207,7 @@ class _Rows:
                 group = held[groups[index]].result()
                 begin, end = group.bounds[places[index] : places[index] + 2]
                 try:
-                    decode_into(group.data[begin:end], images[index])
+                    decode_into(group.data[begin:end], pixels[index])
                 except ValueError as error:
                     raise UserError(
                         f"{self.groups[groups[index]].path}: one of the images can't be decoded "
@@ -202,7 +216,7 @@ class _Rows:
                 labels[index] = group.labels[places[index]]
 
         work = [decoders.submit(fill, start) for start in range(0, len(groups), PIECE)]
-        return torch.from_numpy(images), torch.from_numpy(labels), work
+        return images, torch.from_numpy(labels), work
 
     def drop(self, number: int) -> None:
         """Forget the groups that no batch after this one needs."""

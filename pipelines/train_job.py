@@ -137,6 +137,7 @@ def set_up(config: Mapping[str, Any]) -> Job:
             rank=rank,
             world=world,
             threads=config["threads"],
+            pinned=devices[0].type == "cuda",
         ),
         network=network,
         wrapped=replicate(network, settings.gradient_compression) if world > 1 else network,

@@ -47,6 +47,7 @@ from numpy.typing import NDArray
 from preprocess import jpegs, make_source
 
 from alexnet import planning, sharding, shards
+from alexnet.allocation import keep_freed_memory
 from alexnet.augment import colour_axes, draw, training_patches
 from alexnet.batches import Reader
 from alexnet.order import epoch_order
@@ -124,6 +125,7 @@ def clock(epoch: Callable[[int], Iterable[int]], epochs: int) -> None:
 
 def ours(folder: str, epochs: int, repeat: int, *, crop: bool) -> None:
     """The contestant of this project, as ``alexnet.training`` uses it."""
+    keep_freed_memory()  # As every training worker does.
     manifest = shards.read_manifest(folder)
     repeated = {"train": manifest.shards["train"] * repeat, "val": ()}
     reader = Reader(manifest=replace(manifest, shards=repeated), batch_size=BATCH, seed=0)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/step.py --output step.json
 
-Each contestant is a process of its own that holds the two-tower network of 1000 classes and makes
+Each contestant is a process of its own that holds the two-tower network and makes
 one step when it is told to: forward, backward, update, from patches in memory. They take turns.
 
 ``source145``, ``paper``: the project's training step. ``none``: the same without normalization.
@@ -56,13 +56,13 @@ RATIOS = {
 }
 
 
-def stepper(name: str, batch: int, threads: int) -> Callable[[], None]:
+def stepper(name: str, batch: int, threads: int, classes: int) -> Callable[[], None]:
     """A function that makes one training step."""
     recipe, manner = (CONTESTANTS | MORE)[name]
     torch.set_num_threads(threads)
     if manner != "torch":
         keep_freed_memory()
-    network = AlexNet(recipe, 1000)
+    network = AlexNet(recipe, classes)
     initialize(network, recipe, 0)
     if "torch" in manner:
         for tower in network.towers:
@@ -78,7 +78,7 @@ def stepper(name: str, batch: int, threads: int) -> Callable[[], None]:
     random = torch.Generator().manual_seed(0)
     # Channels last in memory, as the augmentation leaves them.
     patches = 60 * torch.randn((batch, PATCH, PATCH, 3), generator=random).permute(0, 3, 1, 2)
-    labels = torch.randint(0, 1000, (batch,), generator=random)
+    labels = torch.randint(0, classes, (batch,), generator=random)
     nothing: Any = None
     given = Batch(nothing, labels, nothing, 0, batch)
 
@@ -88,9 +88,9 @@ def stepper(name: str, batch: int, threads: int) -> Callable[[], None]:
     return step
 
 
-def contestant(name: str, batch: int, threads: int) -> None:
+def contestant(name: str, batch: int, threads: int, classes: int) -> None:
     """Make a step for each line of standard input; print its seconds."""
-    step = stepper(name, batch, threads)
+    step = stepper(name, batch, threads, classes)
     for _ in range(2):
         step()
     print("ready", flush=True)
@@ -105,14 +105,14 @@ def main() -> None:
     parser.add_argument("--output")
     parser.add_argument("--contestant")
     parser.add_argument("--more", action="store_true")
-    for name, default in (("batch", 128), ("threads", 2), ("rounds", 7)):
+    for name, default in (("batch", 128), ("threads", 2), ("classes", 1000), ("rounds", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     if given.contestant:
-        contestant(given.contestant, given.batch, given.threads)
+        contestant(given.contestant, given.batch, given.threads, given.classes)
         return
     names = ["source145", *MORE] if given.more else list(CONTESTANTS)
-    options = [f"--batch={given.batch}", f"--threads={given.threads}"]
+    options = [f"--{name}={getattr(given, name)}" for name in ("batch", "threads", "classes")]
     running = {}
     for name in names:
         command = [sys.executable, __file__, f"--contestant={name}", *options]
