@@ -10,6 +10,7 @@ killed goes on with the missing ones. The result lies in <workdir>/shards/<diges
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -54,6 +55,8 @@ CODE = (
 )
 
 MB = 10**6
+COPIES = 4
+"""Parquet files that are copied at once; each takes some 100 MB of memory."""
 
 
 def command(settings: PreprocessCommandSettings) -> Mapping[str, Any]:
@@ -192,12 +195,24 @@ def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[Uni
     """Write the plan; images inside Parquet files are first copied to where they can be reached."""
     if source.form == "parquet":
         place = storage.join(folder, "parts", "spool")
-        for path in spool.files(source.index):
-            spool.copy(path, place)
+        _copy_images(spool.files(source.index), place)
         source = replace(source, index=spool.locate(source.index, place))
     return planning.write_plan(
         folder, source, _encoding(settings), settings.rows_per_shard, settings.seed
     )
+
+
+def _copy_images(paths: list[str], place: str) -> None:
+    """Copy the images of Parquet files into a folder, some files at a time."""
+    sizes = [storage.size(path) for path in paths]
+    progress = Progress("preprocess: images copied from Parquet files", sum(sizes) // MB, "MB")
+    done = 0
+    with ThreadPoolExecutor(COPIES) as threads:
+        copies = threads.map(partial(spool.copy, folder=place), paths)
+        for size, _ in zip(sizes, copies, strict=True):
+            done += size
+            progress.add(done // MB - progress.done)
+    progress.end()
 
 
 def _encoding(settings: PreprocessSettings) -> Encoding:

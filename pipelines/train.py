@@ -27,6 +27,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from alexnet import checkpoints, figures, storage
+from alexnet.allocation import KEEP_FREED_MEMORY
 from alexnet.augment import mean_patch
 from alexnet.errors import UserError
 from alexnet.inference import PatchClassifier
@@ -174,6 +175,7 @@ def _train(
         # Of a range of workers, another number may find the place that this one waits for.
         failure_config=FailureConfig(controller_failure_limit=0 if least < most else -1),
         logging_config=LoggingConfig(log_level="ERROR"),
+        worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
     )
     left = settings.max_failures
     while True:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from alexnet import checkpoints
-from alexnet.allocation import keep_freed_memory
 from alexnet.errors import UserError
 from alexnet.metrics import Errors
 from alexnet.optimizer import rates_at, set_rates, warmed
@@ -35,7 +34,6 @@ def work_on_rank(config: Mapping[str, Any]) -> None:
     ``config``: settings, shards, tracking_uri, run_id, threads, gpus, board.
     """
     torch.set_num_threads(config["threads"])
-    keep_freed_memory()
     job = set_up(config)
     if job.writer and (step := job.position.step):
         job.say(f"going on from the checkpoint of step {step} in epoch {job.position.epoch + 1}")

@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from preprocess import jpegs, make_source
 
 from alexnet import planning, sharding, shards
-from alexnet.allocation import keep_freed_memory
+from alexnet.allocation import KEEP_FREED_MEMORY
 from alexnet.augment import colour_axes, draw, training_patches
 from alexnet.batches import Reader
 from alexnet.order import epoch_order
@@ -125,7 +125,6 @@ def clock(epoch: Callable[[int], Iterable[int]], epochs: int) -> None:
 
 def ours(folder: str, epochs: int, repeat: int, *, crop: bool) -> None:
     """The contestant of this project, as ``alexnet.training`` uses it."""
-    keep_freed_memory()  # As every training worker does.
     manifest = shards.read_manifest(folder)
     repeated = {"train": manifest.shards["train"] * repeat, "val": ()}
     reader = Reader(manifest=replace(manifest, shards=repeated), batch_size=BATCH, seed=0)
@@ -147,6 +146,8 @@ def ours(folder: str, epochs: int, repeat: int, *, crop: bool) -> None:
 def run(script: str, *arguments: str) -> dict[str, float]:
     """A contestant's figures."""
     environment = {name: v for name, v in os.environ.items() if name != "RAY_ADDRESS"}
+    if "--ours" in arguments:
+        environment |= KEEP_FREED_MEMORY  # As in every training worker.
     command = [sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

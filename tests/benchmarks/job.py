@@ -11,6 +11,7 @@ bare runs, whose mean it is compared with.
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 from preprocess import jpegs, make_source
+
+from alexnet.allocation import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -42,7 +45,14 @@ def bare(classes: int, steps: int) -> float:
     """Images a second of the step alone."""
     command = [sys.executable, str(HERE / "step.py"), "--contestant=source145"]
     command += [f"--batch={BATCH}", f"--classes={classes}"]
-    done = subprocess.run(command, input="\n" * steps, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command,
+        env=os.environ | KEEP_FREED_MEMORY,
+        input="\n" * steps,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     ready, *seconds = done.stdout.splitlines()
     assert (ready, len(seconds)) == ("ready", steps)
     return float(BATCH / statistics.median(map(float, seconds)))

@@ -22,7 +22,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from alexnet.allocation import keep_freed_memory
 from alexnet.augment import colour_axes, mean_patch
 from alexnet.batches import Reader
 from alexnet.optimizer import build_optimizer, rates_at, set_rates, with_drops
@@ -115,7 +114,6 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.002)
     given = parser.parse_args()
     torch.set_num_threads(2)
-    keep_freed_memory()
     manifest = read_manifest(stages.require(given.workdir, "preprocess").figures["shards"])
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory(prefix="alexnet-learning-") as scratch:

@@ -15,6 +15,7 @@ Each contestant takes some 2.5 GB.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alexnet.allocation import keep_freed_memory
+from alexnet.allocation import KEEP_FREED_MEMORY
 from alexnet.batches import Batch
 from alexnet.compilation import compile_towers
 from alexnet.optimizer import Rates, build_optimizer, set_rates
@@ -60,8 +61,6 @@ def stepper(name: str, batch: int, threads: int, classes: int) -> Callable[[], N
     """A function that makes one training step."""
     recipe, manner = (CONTESTANTS | MORE)[name]
     torch.set_num_threads(threads)
-    if manner != "torch":
-        keep_freed_memory()
     network = AlexNet(recipe, classes)
     initialize(network, recipe, 0)
     if "torch" in manner:
@@ -116,8 +115,14 @@ def main() -> None:
     running = {}
     for name in names:
         command = [sys.executable, __file__, f"--contestant={name}", *options]
+        kept = {} if name == "torch" else KEEP_FREED_MEMORY
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            command,
+            env=os.environ | kept,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
         )
         assert process.stdout
         assert process.stdout.readline() == "ready\n", name
