@@ -16,10 +16,11 @@ of workers. ``ratios`` are medians over rounds of ours over the peer's. ``uncrop
 alone, which is what feeds a GPU: cropping and the rest happen there. FFCV is no contestant: it
 needs OpenCV's headers.
 
-As measured with 4,096 images of 24 kB on two cores, epoch: 3.0 times the DataLoader, 4.1 and 3.4
-times Ray Data over JPEG and raw shards. Raw shards are 1.8 times JPEG ones in the reader alone,
-and no faster with cropping on the same two cores. So Ray Data's iterator, which would also need
-an exact position to resume from, is not used for training.
+As measured with 9,216 images of 24 kB on two cores, epoch and steady: 2.6 and 2.7 times the
+DataLoader, 3.0 and 1.8 times Ray Data over JPEG shards, 3.4 and 2.5 times over raw ones. Raw
+shards are 1.7 and 2.0 times as fast as JPEG ones in the reader alone, 1.2 and 1.3 times with
+cropping on the same two cores. So Ray Data's iterator, which would also need an exact position to
+resume from, is not used for training.
 
 ``memory`` compares peak resident memory (MB) over manifests that name the same shards once and
 several times; ``mixing`` says how many row groups and shards the rows of one batch of 128 come
