@@ -88,22 +88,23 @@ def choose_gpus(device: Device, workers: int, each: int) -> int:
     """GPUs for each worker, 0 for none.
 
     ``auto`` takes ``each`` if the cluster has that many for every worker, one if it has one for
-    every worker, else none.
+    every worker, else none. A worker's GPUs are those of one node.
 
     Raises:
         UserError: ``cuda`` is asked for and the cluster has too few GPUs.
     """
-    present = int(ray.cluster_resources().get("GPU", 0))
     if device == "cpu":
         return 0
-    if present >= workers * each:
+    if _places(1, each) >= workers:
         return each
     if device == "cuda":
+        by_node = ", ".join(f"{node.get('GPU', 0):g}" for node in _nodes())
         raise UserError(
-            f"--device cuda: {workers} workers of {each} GPUs need {workers * each}, the cluster "
-            f"has {present}; give fewer --num-workers, --gpus-per-worker 1 or --device cpu"
+            f"--device cuda: {workers} workers of {each} GPUs need {workers * each}, each worker's "
+            f"in one node, and the cluster's nodes have {by_node}; give fewer --num-workers, "
+            "--gpus-per-worker 1 or --device cpu"
         )
-    return 1 if present >= workers else 0
+    return 1 if _places(1, 1) >= workers else 0
 
 
 def choose_workers(

@@ -67,6 +67,7 @@ class Runs:
                 "tracking_uri": "",
                 "run_id": "",
                 "threads": 1,
+                "gpus": 0,
                 "board": self.board,
             }
         )

@@ -366,8 +366,18 @@ def test_what_the_workers_hold_counts_as_room(nodes: Cluster) -> None:
 
 
 def test_too_few_gpus_are_a_clear_error(nodes: Cluster) -> None:
-    with pytest.raises(UserError, match=r"3 workers of 2 GPUs need 6, the cluster has 4"):
+    with pytest.raises(UserError, match=r"3 workers of 2 GPUs need 6.* nodes have (0, 4|4, 0);"):
         cluster.choose_gpus("cuda", 3, 2)
+
+
+def test_a_workers_gpus_lie_in_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node, node, node | {"Alive": False}])
+    assert cluster.choose_gpus("auto", 1, 2) == 1
+    assert cluster.choose_gpus("auto", 2, 2) == 1
+    assert cluster.choose_gpus("auto", 3, 2) == 0
+    with pytest.raises(UserError, match=r"1 workers of 2 GPUs need 2.* nodes have 1, 1;"):
+        cluster.choose_gpus("cuda", 1, 2)
 
 
 @pytest.mark.parametrize(
