@@ -131,9 +131,10 @@ def test_lost_maps_and_lost_gradients_are_found(
 
 def test_too_few_gpus_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    node = {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
     settings = TrainCommandSettings(check_devices=True, device="cuda")
-    with pytest.raises(UserError, match=r"^--device cuda: 1 workers of 2 GPUs need 2, .* has 1;"):
+    with pytest.raises(UserError, match=r"^--device cuda: 1 workers of 2 GPUs need 2, .* have 1;"):
         train.command(settings)
 
 
