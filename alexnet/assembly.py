@@ -32,8 +32,7 @@ def finished(folder: str, units: Sequence[Unit]) -> dict[Unit, Report]:
     return {
         unit: report
         for unit, report in reports.items()
-        if not report.shard.rows
-        or sizes.get(storage.join(folder, report.shard.file)) == report.shard.bytes
+        if report.agrees(sizes.get(storage.join(folder, unit.file)))
     }
 
 

@@ -40,6 +40,10 @@ class Report:
     rejects: tuple[dict[str, str], ...]
     """``key``, ``split``, ``reason`` and ``detail`` of each."""
 
+    def agrees(self, size: int | None) -> bool:
+        """Whether the shard's file has its bytes; a shard of rejects alone has no file."""
+        return not self.shard.rows or size == self.shard.bytes
+
 
 def make_shard(unit: Unit) -> Report:
     """Make a unit's shard; its report, written last, says that it is done.
@@ -82,8 +86,7 @@ def is_made(unit: Unit) -> bool:
     """Whether the unit's report exists and its shard has the size that the report says."""
     if not storage.is_file(unit.report):
         return False
-    shard = read_report(unit).shard
-    return not shard.rows or storage.size(storage.join(unit.folder, unit.file)) == shard.bytes
+    return read_report(unit).agrees(storage.size(storage.join(unit.folder, unit.file)))
 
 
 def read_report(unit: Unit) -> Report:

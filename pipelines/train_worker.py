@@ -159,20 +159,17 @@ def _report(job: Job) -> None:
         unwritten=job.writer.unwritten() if job.writer else [],
     )
     job.reported = time.monotonic()
-    if job.reader.rank != 0:
-        checkpointing.report(job.idle, None, whole)
-    else:
 
-        def take() -> checkpoints.Snapshot:
-            return checkpoints.snapshot(
-                job.network,
-                job.optimizer,
-                whole,
-                job.setup.means[0],
-                job.average.weights if job.average else None,
-            )
+    def take() -> checkpoints.Snapshot:
+        return checkpoints.snapshot(
+            job.network,
+            job.optimizer,
+            whole,
+            job.setup.means[0],
+            job.average.weights if job.average else None,
+        )
 
-        checkpointing.report(job.idle, take, whole)
-    job.make_room = more_could_work(job)
-    if job.make_room and job.writer and position.epoch < job.recipe.epochs:
+    checkpointing.report(job.idle, take if job.reader.rank == 0 else None, whole)
+    job.make_room = position.epoch < job.recipe.epochs and more_could_work(job)
+    if job.make_room and job.writer:
         job.say("there is room for more workers; going on with them")

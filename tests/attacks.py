@@ -109,7 +109,10 @@ class Attack:
                     return
 
     def kill_node(self) -> None:
+        self.lose_node()
+        self.nodes.add_node(**SMALL_NODE)
+
+    def lose_node(self) -> None:
         node = self.nodes.list_all_nodes()[-1]
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         self.nodes.remove_node(node, allow_graceful=False)
-        self.nodes.add_node(**SMALL_NODE)

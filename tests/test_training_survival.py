@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -133,9 +132,7 @@ def test_a_run_shrinks_and_grows_with_the_cluster(
     attack = attack_on(nodes, prepared, tmp_path / "elastic", "1:3")
     attack.start()
     assert attack.wait_for_progress()
-    node = nodes.list_all_nodes()[-1]
-    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-    nodes.remove_node(node, allow_graceful=False)
+    attack.lose_node()
     assert attack.wait_for_progress(), attack.errors
     nodes.add_node(**SMALL_NODE)
     figures = attack.end()
