@@ -1,5 +1,7 @@
 """What several test modules need."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -19,6 +21,13 @@ hypothesis.settings.load_profile("untimed")
 def _one_thread() -> None:
     """The networks here are too small for more, and other work may be running beside the tests."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_stays_frozen() -> Iterator[None]:
+    """Scripts and workers freeze what they hold; a library of the tests' own complains of that."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
