@@ -6,7 +6,8 @@ secret gets into a record. For S3: ``AWS_ACCESS_KEY_ID`` with ``AWS_SECRET_ACCES
 server other than Amazon's. For Google: ``GOOGLE_APPLICATION_CREDENTIALS``, or the machine's
 account; a public bucket is ``gs://anonymous@bucket``.
 
-The tests run S3 against a server on this machine; ``gs://`` has none to be tested against.
+The tests run both against servers on one machine, for Google's found by
+``CLOUD_STORAGE_EMULATOR_ENDPOINT``.
 """
 
 import functools

@@ -139,9 +139,15 @@ def list_files(folder: str, *, recursive: bool = True) -> list[File]:
 def list_folders(folder: str) -> list[str]:
     """Names of the folders directly below a folder, sorted."""
     filesystem, inner = locate(folder)
-    selector = fs.FileSelector(inner, allow_not_found=True)
-    infos = filesystem.get_file_info(selector)
-    return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+    # Google's store knows no folders: they show in the names of the files below them.
+    deep = filesystem.type_name == "gcs"
+    selector = fs.FileSelector(inner, allow_not_found=True, recursive=deep)
+    found = set()
+    for info in filesystem.get_file_info(selector):
+        name, slash, _ = info.path[len(inner.rstrip("/")) + 1 :].partition("/")
+        if slash or info.type == fs.FileType.Directory:
+            found.add(name)
+    return sorted(found)
 
 
 def make_folder(path: str) -> None:
@@ -238,7 +244,9 @@ def delete_folder(path: str) -> None:
     """Remove a folder and all that is in it; nothing happens when there is none."""
     filesystem, inner = locate(path)
     if filesystem.get_file_info(inner).type == fs.FileType.Directory:
-        filesystem.delete_dir(inner)
+        # In Google's store nothing of a folder is left once its files are gone.
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(inner)
 
 
 def one_line(error: BaseException) -> str:

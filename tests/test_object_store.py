@@ -1,4 +1,4 @@
-"""Places in an object store: a real S3 server on this machine, its faults included."""
+"""Places in object stores: servers on this machine that speak S3's and Google's protocols."""
 
 import os
 import socket
@@ -35,6 +35,41 @@ def server() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def google() -> Iterator[str]:
+    """The URL of a server of Google's kind with one bucket, known to this module's tests only.
+
+    It has a process of its own: pyarrow holds Python's lock while it closes a file there.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory", "--quiet"]
+    command += ["--host=127.0.0.1", f"--port={port}", "--default-bucket=bucket"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        url = f"http://127.0.0.1:{port}"
+        monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", url)
+        until = time.monotonic() + 30
+        while not answers(port):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        yield url
+        process.terminate()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def store(request: pytest.FixtureRequest) -> str:
+    """An empty bucket of either kind."""
+    if request.param == "s3":
+        found: str = request.getfixturevalue("bucket")
+        return found
+    send("GET", f"{request.getfixturevalue('google')}/wipe?keep-buckets=true", None)
+    return "gs://anonymous@bucket"
+
+
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket, reached as a user would reach it: by environment variables."""
@@ -54,12 +89,18 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One attempt of one second, so that the tests of faults don't wait."""
     monkeypatch.setattr(object_store, "_ATTEMPTS", 1)
     monkeypatch.setattr(object_store, "_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(object_store, "_GIVE_UP_SECONDS", 1)
     object_store._connect.cache_clear()
     yield
     object_store._connect.cache_clear()
 
 
-def send(method: str, url: str, body: bytes = b"") -> bytes:
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def send(method: str, url: str, body: bytes | None = b"") -> bytes:
     kind = {"Content-Type": "application/octet-stream"}
     with urlopen(Request(url, body, kind, method=method)) as answer:
         content: bytes = answer.read()
@@ -78,15 +119,15 @@ def names(place: str) -> list[str]:
     return [file.path[len(place) + 1 :] for file in storage.list_files(place)]
 
 
-def test_what_lies_where(bucket: str) -> None:
-    place = storage.join(bucket, "x")
+def test_what_lies_where(store: str) -> None:
+    place = storage.join(store, "x")
     file = storage.join(place, "b", "two")
     storage.write_bytes(file, b"22")
     storage.write_json(storage.join(place, "a"), [1])
-    storage.write_bytes(storage.join(bucket, "xy"), b"beside")
+    storage.write_bytes(storage.join(store, "xy"), b"beside")
     assert storage.read_bytes(file) == b"22"
     assert storage.read_json(storage.join(place, "a")) == [1]
-    for folder in (bucket, place, storage.join(place, "b")):
+    for folder in (store, place, storage.join(place, "b")):
         assert storage.exists(folder)
         assert storage.is_folder(folder)
         assert not storage.is_file(folder)
@@ -103,11 +144,11 @@ def test_what_lies_where(bucket: str) -> None:
     assert storage.list_folders(place) == ["b"]
     storage.delete_folder(place)
     storage.delete_folder(place)
-    assert names(bucket) == ["xy"]
+    assert names(store) == ["xy"]
 
 
-def test_what_is_missing(bucket: str) -> None:
-    place = storage.join(bucket, "none")
+def test_what_is_missing(store: str) -> None:
+    place = storage.join(store, "none")
     assert not storage.exists(place)
     assert storage.size(place) == -1
     assert storage.list_files(place) == []
@@ -118,8 +159,8 @@ def test_what_is_missing(bucket: str) -> None:
             missing(place)
 
 
-def test_a_name_is_any_text(bucket: str) -> None:
-    place = storage.join(bucket, "odd names")
+def test_a_name_is_any_text(store: str) -> None:
+    place = storage.join(store, "odd names")
     for name in ODD_NAMES:
         storage.write_bytes(storage.join(place, name), name.encode())
     found = storage.list_files(place)
@@ -136,8 +177,8 @@ def test_a_folder_made_in_the_web_console_is_no_file(bucket: str, server: str) -
     assert storage.list_files(storage.join(bucket, "x")) == []
 
 
-def test_an_object_appears_whole_or_not_at_all(bucket: str, server: str) -> None:
-    path = storage.join(bucket, "folder", "object")
+def test_an_object_appears_whole_or_not_at_all(store: str) -> None:
+    path = storage.join(store, "folder", "object")
     storage.write_bytes(path, b"old")
 
     def write_half() -> None:
@@ -154,30 +195,35 @@ def test_an_object_appears_whole_or_not_at_all(bucket: str, server: str) -> None
         assert storage.read_bytes(path) == b"old"
         file.write(content[7_000_000:])
     assert storage.read_bytes(path) == content
+    assert names(store) == ["folder/object"]
+
+
+def test_no_part_of_an_upload_is_left(bucket: str, server: str) -> None:
+    storage.write_bytes(storage.join(bucket, "object"), bytes(12_000_000))
     assert b"<UploadId>" not in send("GET", f"{server}/bucket?uploads")
-    assert names(bucket) == ["folder/object"]
 
 
-def test_making_a_folder_proves_that_it_can_be_written(bucket: str, hurried: None) -> None:
-    place = storage.join(bucket, "work", "dir")
+def test_making_a_folder_proves_that_it_can_be_written(store: str, hurried: None) -> None:
+    place = storage.join(store, "work", "dir")
     storage.make_folder(place)
-    assert names(bucket) == []
-    with pytest.raises(UserError, match=r"s3://no-such-bucket/work: can't be written .*bucket"):
-        storage.make_folder("s3://no-such-bucket/work")
+    assert names(store) == []
+    elsewhere = store.replace("bucket", "no-such-bucket") + "/work"
+    with pytest.raises(UserError, match=rf"^{elsewhere}: can't be written "):
+        storage.make_folder(elsewhere)
 
 
-def test_one_connection_serves_many_threads(bucket: str) -> None:
+def test_one_connection_serves_many_threads(store: str) -> None:
     object_store._connect.cache_clear()
 
     def work(number: int) -> bytes:
-        place = storage.join(bucket, f"{number}")
+        place = storage.join(store, f"{number}")
         storage.write_bytes(place, b"%d" % number)
         return storage.read_bytes(place)
 
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(work, range(40))) == [b"%d" % number for number in range(40)]
-    first = storage.locate(storage.join(bucket, "a"))[0]
-    assert storage.locate(storage.join(bucket, "b", "c"))[0] is first
+    first = storage.locate(storage.join(store, "a"))[0]
+    assert storage.locate(storage.join(store, "b", "c"))[0] is first
 
 
 def test_each_server_and_each_process_has_its_own_connection(
@@ -192,21 +238,21 @@ def test_each_server_and_each_process_has_its_own_connection(
     assert storage.locate(bucket)[0] == here, "the variable for S3 goes before the general one"
 
 
-def test_a_process_that_uses_a_store_ends_in_peace(bucket: str) -> None:
-    storage.write_bytes(storage.join(bucket, "x"), b"content")
+def test_a_process_that_uses_a_store_ends_in_peace(store: str) -> None:
+    storage.write_bytes(storage.join(store, "x"), b"content")
     script = (
         "from alexnet import storage, archives\n"
-        "assert storage.read_bytes('s3://bucket/x') == b'content'\n"
-        "assert archives.read_image_bytes('s3://bucket/x', 1, 2) == b'on'\n"
+        f"assert storage.read_bytes('{store}/x') == b'content'\n"
+        f"assert archives.read_image_bytes('{store}/x', 1, 2) == b'on'\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_every_form_is_read_from_a_store(bucket: str, tmp_path: Path, form: str) -> None:
+def test_every_form_is_read_from_a_store(store: str, tmp_path: Path, form: str) -> None:
     WRITERS[form](tmp_path)
-    place = storage.join(bucket, "raw images")
+    place = storage.join(store, "raw images")
     upload(tmp_path, place)
     source = read_source(place)
     assert source.form == form
@@ -222,12 +268,12 @@ def images() -> DataSet:
 
 @pytest.mark.parametrize("form", ["archives", "folders", "parquet"])
 def test_shards_from_store_to_store_have_the_bytes_of_local_ones(
-    bucket: str, tmp_path: Path, images: DataSet, form: str
+    store: str, tmp_path: Path, images: DataSet, form: str
 ) -> None:
     WRITERS[form](tmp_path / "raw", images)
-    upload(tmp_path / "raw", storage.join(bucket, "raw"))
+    upload(tmp_path / "raw", storage.join(store, "raw"))
     made = {}
-    for place in (str(tmp_path), bucket):
+    for place in (str(tmp_path), store):
         source = read_source(storage.join(place, "raw"))
         folder = storage.join(place, "shards")
         if form == "parquet":
@@ -242,20 +288,20 @@ def test_shards_from_store_to_store_have_the_bytes_of_local_ones(
         assert sum(report.shard.rows for report in reports) == len(source.index) - 1
         assert [sharding.read_report(unit) for unit in units] == reports
         made[place] = {unit.file: storage.read_bytes(f"{folder}/{unit.file}") for unit in units}
-    assert made[bucket] == made[str(tmp_path)]
-    with storage.open_input(storage.join(bucket, "shards", "val/part-00000.parquet")) as file:
+    assert made[store] == made[str(tmp_path)]
+    with storage.open_input(storage.join(store, "shards", "val/part-00000.parquet")) as file:
         assert pq.read_table(file).num_rows > 0
 
 
-def test_a_range_past_the_end_or_of_nothing_raises(bucket: str) -> None:
-    place = storage.join(bucket, "image")
+def test_a_range_past_the_end_or_of_nothing_raises(store: str) -> None:
+    place = storage.join(store, "image")
     storage.write_bytes(place, b"12345")
     assert read_image_bytes(place, 0, 5) == b"12345"
     assert read_image_bytes(place, 2, 2) == b"34"
     with pytest.raises(EOFError, match="2 bytes"):
         read_image_bytes(place, 3, 4)
     with pytest.raises(FileNotFoundError):
-        read_image_bytes(storage.join(bucket, "none"), 0, 5)
+        read_image_bytes(storage.join(store, "none"), 0, 5)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +370,17 @@ def test_a_server_that_does_not_answer_is_one_clear_line(
         with pytest.raises(OSError, match="NETWORK_CONNECTION"):
             storage.read_bytes("s3://bucket/raw/x")
     assert time.monotonic() - begun < 20
+
+
+def test_googles_server_that_does_not_answer_is_one_clear_line(
+    hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", refused())
+    with pytest.raises(UserError, match="gs://anonymous@bucket/raw: can't be reached") as caught:
+        read_source("gs://anonymous@bucket/raw")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="gs://anonymous@bucket/work: can't be written"):
+        storage.make_folder("gs://anonymous@bucket/work")
 
 
 def test_a_bucket_of_googles_is_a_place_too() -> None:
