@@ -87,9 +87,9 @@ def _predict(
 ) -> int:
     """Run the job, writing predictions as they come; returns the number of rejected files."""
     cluster.connect()
-    gpus = cluster.choose_gpus(settings.device, settings.num_workers, 1)
     # One CPU stays free for the tasks that read and decode.
-    threads = cluster.cpus_for(settings.num_workers, gpus, reserve=1)
+    workers = (settings.num_workers, settings.num_workers)
+    share = cluster.share_out(workers, settings.device, 1, reserve=1)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -102,16 +102,16 @@ def _predict(
             Labeller,
             batch_size=settings.batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=settings.num_workers),
+            compute=ActorPoolStrategy(size=share.workers),
             fn_constructor_args=(
                 store,
                 model,
                 settings.top_k,
                 settings.views,
-                threads,
+                share.cpus,
             ),
-            num_cpus=threads,
-            num_gpus=gpus,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
         )
     )
     progress, rejected = Progress("batch_inference", len(files), "images"), 0

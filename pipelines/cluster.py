@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray._private.services import find_bootstrap_address
@@ -82,6 +82,31 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+class Share(NamedTuple):
+    """How many workers there are, and what each of them has to itself."""
+
+    workers: int
+    gpus: int
+    cpus: int
+
+
+def share_out(workers: Workers, device: Device, each: int, reserve: int = 0) -> Share:
+    """Divide the cluster among as many workers of a range as find a place now.
+
+    Args:
+        workers: the least and the most.
+        device: as for ``choose_gpus``.
+        each: GPUs that a worker wants.
+        reserve: CPUs of each node to leave to others.
+
+    Raises:
+        UserError: GPUs are asked for and the cluster has too few for the least number.
+    """
+    count = choose_workers(workers, device, each)
+    gpus = choose_gpus(device, count, each)
+    return Share(count, gpus, cpus_for(count, gpus, reserve))
 
 
 def choose_gpus(device: Device, workers: int, each: int) -> int:

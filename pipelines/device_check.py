@@ -45,12 +45,12 @@ class Answer:
         return self.figures
 
 
-def run(settings: TrainSettings, scaling: Callable[[int, int, int], ScalingConfig]) -> Figures:
+def run(settings: TrainSettings, scaling: Callable[[cluster.Share], ScalingConfig]) -> Figures:
     """Measure, print in words, return the figures.
 
     Args:
         settings: as for training.
-        scaling: training's own, of workers, GPUs and CPUs.
+        scaling: training's own, of the workers' share.
 
     Raises:
         UserError: there are too few GPUs.
@@ -58,17 +58,14 @@ def run(settings: TrainSettings, scaling: Callable[[int, int, int], ScalingConfi
     """
     begun = time.monotonic()
     cluster.connect()
-    each = min(settings.gpus_per_worker, settings.towers)
-    workers = cluster.choose_workers(settings.num_workers, settings.device, each)
-    gpus = cluster.choose_gpus(settings.device, workers, each)
-    cpus = cluster.cpus_for(workers, gpus)
+    share = cluster.share_out(settings.num_workers, settings.device, settings.gpus_wanted)
     answer = ray.remote(num_cpus=0)(Answer).remote()
-    config = {"settings": settings.model_dump(), "threads": cpus, "answer": answer}
+    config = {"settings": settings.model_dump(), "threads": share.cpus, "answer": answer}
     with tempfile.TemporaryDirectory(prefix="alexnet-check-") as folder, terminal.board() as board:
         TorchTrainer(
             work,
             train_loop_config=config | {"board": board},
-            scaling_config=scaling(1, gpus, cpus),
+            scaling_config=scaling(share._replace(workers=1)),
             run_config=RunConfig(
                 name="check", storage_path=folder, logging_config=LoggingConfig(log_level="ERROR")
             ),

@@ -117,19 +117,17 @@ def _predict(
 ) -> pa.Table:
     """Run the models over all validation row groups on a pool of Ray actors."""
     cluster.connect()
-    workers = cluster.choose_workers(settings.num_workers, settings.device, 1)
-    gpus = cluster.choose_gpus(settings.device, workers, 1)
-    threads = cluster.cpus_for(workers, gpus)
+    share = cluster.share_out(settings.num_workers, settings.device, 1)
     DataContext.get_current().enable_progress_bars = False
     groups = manifest.row_groups("val")
     items = [{"path": g.path, "number": g.number, "rows": g.rows} for g in groups]
     job = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         EvaluateGroups,
         batch_size=1,
-        compute=ActorPoolStrategy(size=workers),
-        fn_constructor_args=(store, uris, threads),
-        num_cpus=threads,
-        num_gpus=gpus,
+        compute=ActorPoolStrategy(size=share.workers),
+        fn_constructor_args=(store, uris, share.cpus),
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
     )
     progress = Progress("evaluate", manifest.rows("val"), "images")
     tables = []

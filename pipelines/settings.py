@@ -214,6 +214,11 @@ class TrainSettings(StageSettings):
     log_steps: int = option(10, "updates between two points of the training curves", ge=1)
     max_failures: int = option(3, "restarts after lost workers or nodes before giving up", ge=0)
 
+    @property
+    def gpus_wanted(self) -> int:
+        """GPUs that a worker can use: one for each tower, if it may have two."""
+        return min(self.gpus_per_worker, self.towers)
+
 
 class TrainCommandSettings(TrainSettings):
     """Settings of ``train`` run by itself."""

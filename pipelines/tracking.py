@@ -50,8 +50,6 @@ class Store:
 
     uri: str
     experiment_id: str
-    local: bool
-    """Whether it is the SQLite file in the workdir."""
 
     @property
     def client(self) -> MlflowClient:
@@ -88,9 +86,9 @@ class Store:
 
     def how_to_open(self) -> str:
         """The command, or the address, that shows the runs in a browser."""
-        if self.local:
-            return f"mlflow ui --backend-store-uri {self.uri}"
-        return f"open {redacted(self.uri)}"
+        if self.uri.startswith("http"):
+            return f"open {redacted(self.uri)}"
+        return f"mlflow ui --backend-store-uri {redacted(self.uri)}"
 
 
 def connect(settings: Settings) -> Store:
@@ -107,7 +105,7 @@ def connect(settings: Settings) -> Store:
     # The first to come makes the database's tables, which two can't do at once.
     with alone(settings.workdir, "tracking"):
         try:
-            return Store(uri, _experiment(uri, settings.experiment, artifacts), local)
+            return Store(uri, _experiment(uri, settings.experiment, artifacts))
         except MlflowException as error:
             raise UserError(
                 f"tracking store {redacted(uri)}: {storage.one_line(error)[:300]}; "

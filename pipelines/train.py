@@ -9,6 +9,7 @@ again.
 """
 
 import os
+import posixpath
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -120,9 +121,10 @@ def _work(
     run.data("shards", manifest.content(), manifest.folder, "training", f"{manifest.digest}")
     run.tags({"shards.digest": manifest.digest, "shards.content": manifest.content()})
     result = _train(settings, manifest, store, record)
-    assert result.checkpoint
+    checkpoint = result.checkpoint
+    assert checkpoint
     server.wait_for(store.uri)
-    with result.checkpoint.as_directory() as folder:
+    with checkpoint.as_directory() as folder:
         model = AlexNet(recipe, len(manifest.labels))
         position = checkpoints.load_position(folder)
         checkpoints.load_weights(folder, model, averaged=settings.ema is not None)
@@ -145,7 +147,7 @@ def _work(
         "train_loss": round(last["train_loss"], 4),
         "val_top1_error": round(last["val_top1_error"], 3),
         "val_top5_error": round(last["val_top5_error"], 3),
-        "checkpoint": result.checkpoint.path,
+        "checkpoint": storage.join(_place(settings, record), posixpath.basename(checkpoint.path)),
         "model": uri,
     }
 
@@ -156,7 +158,7 @@ def _train(
     """Run the Ray Train job, and again after a loss: it finds its checkpoints under its name."""
     cluster.connect()
     place = storage.join(settings.workdir, "training")
-    folder = storage.join(place, record.key)
+    folder = _place(settings, record)
     if settings.force:
         storage.delete_folder(folder)
     if not storage.is_remote(place):
@@ -200,38 +202,40 @@ def _train(
         # Else the workers ended because there is room for more of them.
 
 
+def _place(settings: TrainSettings, record: Record) -> str:
+    """The folder of a run's checkpoints."""
+    return storage.join(settings.workdir, "training", record.key)
+
+
 def _attempt(settings: TrainSettings, config: dict[str, Any], run_config: RunConfig) -> Result:
     """Train until the end or the first failure, on what the cluster has now."""
-    each = min(settings.gpus_per_worker, settings.towers)
-    workers = _settled(settings, each)
-    gpus = cluster.choose_gpus(settings.device, workers, each)
-    cpus = cluster.cpus_for(workers, gpus)
+    share = _settled(settings)
     with terminal.board() as board:
         return TorchTrainer(
             work_on_rank,
-            train_loop_config=config | {"threads": cpus, "gpus": gpus, "board": board},
-            scaling_config=scaling(workers, gpus, cpus),
+            train_loop_config=config | {"threads": share.cpus, "gpus": share.gpus, "board": board},
+            scaling_config=scaling(share),
             run_config=run_config,
         ).fit()
 
 
-def _settled(settings: TrainSettings, each: int) -> int:
-    """The number of workers, once what an earlier attempt held has had time to become free."""
-    most = settings.num_workers[1]
+def _settled(settings: TrainSettings) -> cluster.Share:
+    """The workers' share, once what an earlier attempt held has had time to become free."""
+    wanted = (settings.num_workers, settings.device, settings.gpus_wanted)
     until = time.monotonic() + SETTLE_SECONDS
-    while (
-        workers := cluster.choose_workers(settings.num_workers, settings.device, each)
-    ) < most and time.monotonic() < until:
+    while (share := cluster.share_out(*wanted)).workers < settings.num_workers[1]:
+        if time.monotonic() > until:
+            break
         time.sleep(SETTLE_SECONDS / 10)
-    return workers
+    return share
 
 
-def scaling(workers: int, gpus: int, cpus: int) -> ScalingConfig:
-    """What each worker gets to itself: both towers' GPUs and the CPUs that feed them."""
+def scaling(share: cluster.Share) -> ScalingConfig:
+    """The share as Ray Train takes it: both towers' GPUs and the CPUs that feed them."""
     return ScalingConfig(
-        num_workers=workers,
-        use_gpu=gpus > 0,
-        resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        num_workers=share.workers,
+        use_gpu=share.gpus > 0,
+        resources_per_worker={"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}),
     )
 
 

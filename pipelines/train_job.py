@@ -174,10 +174,9 @@ def more_could_work(job: Job) -> bool:
     settings, world = job.settings, job.reader.world
     if world == settings.num_workers[1]:
         return False
-    each = min(settings.gpus_per_worker, settings.towers)
+    wanted = (settings.num_workers, settings.device, settings.gpus_wanted)
     return any_worker(
-        job.reader.rank == 0
-        and cluster.choose_workers(settings.num_workers, settings.device, each, job.held) > world
+        job.reader.rank == 0 and cluster.choose_workers(*wanted, mine=job.held) > world
     )
 
 

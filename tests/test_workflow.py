@@ -314,7 +314,7 @@ def test_every_worker_holds_two_gpus_and_shares_none(nodes: Cluster, tmp_path: P
     TorchTrainer(
         loop,
         train_loop_config={"folder": str(tmp_path)},
-        scaling_config=train.scaling(2, 2, cluster.cpus_for(2, 2)),
+        scaling_config=train.scaling(cluster.share_out((2, 2), "cuda", 2)),
         torch_config=TorchConfig(backend="gloo"),
         run_config=ray.train.RunConfig(storage_path=str(tmp_path / "ray")),
     ).fit()
