@@ -114,6 +114,7 @@ def _predict(
             num_gpus=share.gpus,
         )
     )
+    job.set_name("batch_inference")
     progress, rejected = Progress("batch_inference", len(files), "images"), 0
     with storage.atomic_output(output) as file, pq.ParquetWriter(file, SCHEMA) as writer:
         for rows in job.iter_batches(batch_size=None, batch_format="pyarrow"):

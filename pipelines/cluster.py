@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import ray
 from ray._private.services import find_bootstrap_address
+from ray.exceptions import AuthenticationError
 
+from alexnet import storage
 from alexnet.errors import UserError
 from pipelines.settings import Device, Workers
 
@@ -31,7 +33,7 @@ def connect() -> None:
     gigabyte and some seconds; ``ray start --head`` gives one with a dashboard.
 
     Raises:
-        UserError: RAY_ADDRESS names a cluster that does not answer.
+        UserError: RAY_ADDRESS names a cluster that does not answer or lets nobody in.
     """
     with _CONNECTING:
         if not ray.is_initialized():
@@ -43,7 +45,14 @@ def _join_or_start() -> None:
     # What workers have to say to a person comes through ``terminal``.
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, AuthenticationError) as error:
+            raise UserError(
+                f"the Ray cluster at {address} can't be joined ({storage.one_line(error)}); if it "
+                "asks for a token, which newer versions of Ray do where ~/.ray/auth_token exists, "
+                "`export RAY_AUTH_MODE=token`"
+            ) from error
     else:
         # Ray would leave a token in the home directory, with which a later `ray start --head`
         # asks for it and a plain `ray job submit` no longer gets in.

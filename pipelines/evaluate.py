@@ -129,6 +129,7 @@ def _predict(
         num_cpus=share.cpus,
         num_gpus=share.gpus,
     )
+    job.set_name("evaluate")
     progress = Progress("evaluate", manifest.rows("val"), "images")
     tables = []
     for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -1,0 +1,47 @@
+"""Joining and dividing a cluster, without one."""
+
+import socket
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import AuthenticationError
+
+from alexnet.errors import UserError
+from pipelines import cluster
+
+
+def test_a_cluster_that_is_gone_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=rf"RAY_ADDRESS={address}: .*ray start --head"):
+        cluster.connect()
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, AuthenticationError])
+def test_a_cluster_that_lets_nobody_in_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def init(**_: Any) -> None:
+        raise kind("Failed to\nconnect")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=rf"{address} can't .*RAY_AUTH_MODE=token") as caught:
+            cluster.connect()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_workers_gpus_lie_in_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node, node, node | {"Alive": False}])
+    assert cluster.choose_gpus("auto", 1, 2) == 1
+    assert cluster.choose_gpus("auto", 2, 2) == 1
+    assert cluster.choose_gpus("auto", 3, 2) == 0
+    with pytest.raises(UserError, match=r"1 workers of 2 GPUs need 2.* nodes have 1, 1;"):
+        cluster.choose_gpus("cuda", 1, 2)
