@@ -144,12 +144,23 @@ def run_stage(
             run.params(settings.model_dump(exclude={"tracking_uri", "force"}))
             run.tags({"stage": identity.stage, "stage.key": identity.key, "stage.reason": reason})
             figures = work(run, record)
+            run.note(_note(figures))
             seconds = round(time.time() - record.begun, 1)
             figures = figures | {"seconds": seconds, "run_id": record.run_id, "skipped": False}
             run.metrics({"seconds": seconds})
         finish(settings.workdir, record, figures)
         print(f"{identity.stage}: done in {duration(seconds)}", flush=True)
         return Outcome(figures, record.run_id, skipped=False)
+
+
+def _note(figures: Figures) -> str:
+    """What came of a stage and where it lies, as the first thing that the run's page says."""
+    words = []
+    for name, value in figures.items():
+        text = f"{value:,}" if type(value) in (int, float) else value
+        text = ", ".join(text) if isinstance(text, list) else str(text)
+        words.append(f"{name.replace('_', ' ')} `{text}`")
+    return " · ".join(words)
 
 
 def begin(workdir: str, identity: Identity, new_run: Callable[[str | None], str]) -> Record:

@@ -9,7 +9,9 @@ import pytest
 
 from alexnet.errors import UserError
 from alexnet.provenance import code_version
-from pipelines.stages import Identity, begin, decide, finish, latest, require
+from pipelines import tracking
+from pipelines.settings import StageSettings
+from pipelines.stages import Identity, begin, decide, finish, latest, require, run_stage
 
 IDENTITY = Identity(
     stage="train",
@@ -80,6 +82,17 @@ def test_an_unfinished_stage_goes_on_in_its_run(tmp_path: Path) -> None:
     assert latest(workdir, "train") is None
     complete(workdir, IDENTITY)
     assert begin(workdir, IDENTITY, lambda old: old or "third").run_id == "third"
+
+
+def test_a_stages_page_opens_with_what_came_of_it(tmp_path: Path) -> None:
+    settings = StageSettings(workdir=str(tmp_path))
+    store = tracking.connect(settings)
+    figures = {"images": 12000, "seconds_each": 0.25, "models": ["m-1", "m-2"], "skipped": False}
+    outcome = run_stage(
+        settings, store, IDENTITY, parent=None, usable=lambda _: True, work=lambda *_: figures
+    )
+    note = store.client.get_run(outcome.run_id).data.tags["mlflow.note.content"]
+    assert note == "images `12,000` · seconds each `0.25` · models `m-1, m-2` · skipped `False`"
 
 
 def test_a_stage_that_is_needed_is_named(tmp_path: Path) -> None:
