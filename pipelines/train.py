@@ -157,8 +157,8 @@ def _train(
 ) -> Result:
     """Run the Ray Train job, and again after a loss: it finds its checkpoints under its name."""
     cluster.connect()
-    place = storage.join(settings.workdir, "training")
     folder = _place(settings, record)
+    place = posixpath.dirname(folder)
     if settings.force:
         storage.delete_folder(folder)
     if not storage.is_remote(place):
