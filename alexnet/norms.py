@@ -7,29 +7,22 @@ and only if j is in i's), so the derivative needs no other sum than the forward 
     dx = g · q - 1.5 · alpha · x · W(g · x · q / d)
 
 The backward pass keeps only x and computes d again, which costs less than the memory traffic of
-saving it. On a CPU the batch is worked off in blocks of so few images that all the passes over a
-block find it in the cache; main memory is read once and written once. A window sum is a few sums
-of a padded block and itself, shifted.
+saving it. On a CPU the loops of ``norm_loops`` read main memory once and write it once. Elsewhere
+a window sum is a few sums of the padded tensor and itself, shifted. Both are one operation to
+torch, ``alexnet::normalize``, of which it chooses the form by where the data lies.
 
 The paper's section 3.3 gives the cross-map form with alpha = 1e-4 on the plain sum;
 ``torch.nn.LocalResponseNorm`` and the 2012 source divide alpha by the window's size.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet.native import in_parts
 from alexnet.recipes import Normalization
-
-Axes = tuple[int, ...]
-MAPS: Axes = (1,)
-POSITIONS: Axes = (2, 3)
-
-BLOCK = 300_000
-"""Elements of a block: of the sizes measured on CPUs with 1 MB of cache a core, the fastest."""
 
 
 class CrossMapNorm(nn.Module):
@@ -44,7 +37,7 @@ class CrossMapNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (N, C, H, W)."""
-        return _normalize(x, MAPS, self.norm)
+        return _normalize(x, False, self.norm)
 
 
 class WithinMapNorm(nn.Module):
@@ -59,11 +52,89 @@ class WithinMapNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (N, C, H, W)."""
-        return _normalize(x, POSITIONS, self.norm)
+        return _normalize(x, True, self.norm)
 
 
-def _window_sums(terms: Tensor, axes: Axes, size: int) -> Tensor:
-    """Of each window of ``size`` along each of ``axes``; cut off at the borders."""
+def _normalize(x: Tensor, within: bool, norm: Normalization) -> Tensor:
+    settings = within, norm.size, norm.bias, norm.alpha
+    if torch.compiler.is_compiling():  # The compiler finds the loops and the derivative itself.
+        root = _root(x, *settings)
+        return root.sqrt() * root * x
+    result: Tensor = _forward(x, *settings)
+    return result
+
+
+def _normalized(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
+    root = _root(x, within, size, bias, alpha)
+    return root.sqrt().mul_(root).mul_(x)
+
+
+def _derivative(
+    grad: Tensor, x: Tensor, within: bool, size: int, bias: float, alpha: float
+) -> Tensor:
+    root = _root(x, within, size, bias, alpha)
+    direct = root.sqrt().mul_(root).mul_(grad)
+    through = _window_sums(root.square_().mul_(direct).mul_(x), within, size)
+    return direct.addcmul_(through, x, value=-1.5 * alpha)
+
+
+_forward = torch.library.custom_op("alexnet::normalize", _normalized, mutates_args=())
+_backward = torch.library.custom_op("alexnet::normalize_backward", _derivative, mutates_args=())
+
+
+@_forward.register_kernel("cpu")
+def _forward_on_cpu(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
+    from alexnet import norm_loops  # Its compiler takes a second to load, and GPUs don't need it.
+
+    given = _maps_last(x)
+    result = torch.empty_like(given)
+    arrays = [given.numpy(), result.numpy()]
+    real = arrays[0].dtype.type
+    in_parts(norm_loops.forward, arrays, within, size, real(bias), real(alpha))
+    return _laid_out_like(x, result)
+
+
+@_backward.register_kernel("cpu")
+def _backward_on_cpu(
+    grad: Tensor, x: Tensor, within: bool, size: int, bias: float, alpha: float
+) -> Tensor:
+    from alexnet import norm_loops
+
+    given, upstream = _maps_last(x), _maps_last(grad)
+    result = torch.empty_like(given)
+    arrays = [given.numpy(), upstream.numpy(), result.numpy()]
+    real = arrays[0].dtype.type
+    settings = within, size, real(bias), real(alpha), real(1.5 * alpha)
+    in_parts(norm_loops.backward, arrays, *settings)
+    return _laid_out_like(x, result)
+
+
+@_forward.register_fake
+def _shape_forward(x: Tensor, *_: Any) -> Tensor:
+    return _laid_out_like(x, torch.empty_like(_maps_last(x)))
+
+
+@_backward.register_fake
+def _shape_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return _laid_out_like(x, torch.empty_like(_maps_last(x)))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *ctx.settings = inputs
+    ctx.save_for_backward(x)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    (x,) = ctx.saved_tensors
+    return _backward(grad, x, *ctx.settings), None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _window_sums(terms: Tensor, within: bool, size: int) -> Tensor:
+    """Of each window of ``size`` maps, or rows and columns; cut off at the borders."""
+    axes = (2, 3) if within else (1,)
     # Innermost in memory are the columns, or the maps if the layout is channels-last.
     order = (0, 1, 2, 3) if terms.is_contiguous() else (0, 2, 3, 1)
     border = [size // 2 if axis in axes else 0 for axis in order]
@@ -92,47 +163,20 @@ def _neighbours(line: Tensor, count: int, stride: int) -> Tensor:
     return sums
 
 
-def _normalize(x: Tensor, axes: Axes, norm: Normalization) -> Tensor:
-    if torch.compiler.is_compiling():  # The compiler finds blocks and derivative by itself.
-        root = _root(x, axes, norm)
-        return root.sqrt() * root * x
-    return _Normalize.apply(x, axes, norm)  # type: ignore[no-any-return]
-
-
-class _Normalize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axes: Axes, norm: Normalization) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.settings = axes, norm
-        result = torch.empty_like(x)
-        for inputs, out in _blocks(x, result):
-            root = _root(inputs, axes, norm)
-            torch.mul(root.sqrt().mul_(root), inputs, out=out)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        axes, norm = ctx.settings
-        result = torch.empty_like(x)
-        for inputs, grads, out in _blocks(x, grad, result):
-            root = _root(inputs, axes, norm)
-            direct = root.sqrt().mul_(root).mul_(grads)
-            through = _window_sums(root.square_().mul_(direct).mul_(inputs), axes, norm.size)
-            torch.addcmul(direct, through, inputs, value=-1.5 * norm.alpha, out=out)
-        return result, None, None
-
-
-def _root(x: Tensor, axes: Axes, norm: Normalization) -> Tensor:
+def _root(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
     """d ^ -.5; the power that is wanted is its square root times itself, and cheap."""
-    sums = _window_sums(x.square(), axes, norm.size)
+    sums = _window_sums(x.square(), within, size)
     # bias + alpha · sums in one pass, without a tensor that would tie a graph to a device.
-    return torch.rsub(sums, norm.bias, alpha=-norm.alpha).rsqrt()
+    return torch.rsub(sums, bias, alpha=-alpha).rsqrt()
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of some images at a time; of all at once where there is no cache to think of."""
-    count = len(tensors[0])
-    blocks = count and tensors[0].device.type == "cpu"
-    size = max(1, BLOCK // tensors[0][0].numel()) if blocks else max(1, count)
-    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+def _maps_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) → (N, H, W, C), contiguous; a copy unless it lies like this in memory."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _laid_out_like(x: Tensor, result: Tensor) -> Tensor:
+    """(N, H, W, C) → (N, C, H, W), in memory as ``x``."""
+    maps_second = result.permute(0, 3, 1, 2)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return maps_second if last else maps_second.contiguous()

@@ -10,7 +10,7 @@ from small import relative_error
 from torch import Tensor, nn
 from twin import cross_map, within_map
 
-from alexnet import norms
+from alexnet import norm_loops, norms
 from alexnet.norms import CrossMapNorm, WithinMapNorm
 from alexnet.recipes import PAPER, SOURCE145
 
@@ -148,19 +148,41 @@ def test_fewer_maps_than_the_window_is_wide(maps: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_blocks_change_no_bit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = activations().repeat(4, 1, 1, 1)[:7].float()
+def test_threads_change_no_bit(case: str) -> None:
+    # More maps than a tile holds, the last tile smaller.
+    x = activations(2 * norm_loops.MAPS + 5).repeat(4, 1, 1, 1)[:7].float()
     results = []
-    for images in (1, 2, 7):
-        monkeypatch.setattr(norms, "BLOCK", images * x[0].numel())
-        leaf = x.clone().requires_grad_()
-        y = CASES[case][0]()(leaf)
-        y.backward(x)
-        assert leaf.grad is not None
-        results.append((y.detach(), leaf.grad))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5, 8):
+            torch.set_num_threads(threads)
+            leaf = x.clone().requires_grad_()
+            y = CASES[case][0]()(leaf)
+            y.backward(x)
+            assert leaf.grad is not None
+            results.append((y.detach(), leaf.grad))
+    finally:
+        torch.set_num_threads(before)
     for y, gradient in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_form_for_other_devices_is_the_same_function(case: str) -> None:
+    norm, x = CASES[case][0]().double(), activations(2 * norm_loops.MAPS + 5)
+    assert isinstance(norm, CrossMapNorm | WithinMapNorm)
+    numbers = norm.norm
+    settings = isinstance(norm, WithinMapNorm), numbers.size, numbers.bias, numbers.alpha
+    upstream = torch.randn_like(x)
+    leaf = x.clone().requires_grad_()
+    y = norm(leaf)
+    (gradient,) = torch.autograd.grad(y, leaf, upstream)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given, above = x.to(memory_format=layout), upstream.to(memory_format=layout)
+        assert relative_error(norms._normalized(given, *settings), y.detach()) < 1e-14
+        found = norms._derivative(above, given, *settings)
+        assert relative_error(found, gradient) < 1e-13
 
 
 @pytest.mark.parametrize("case", CASES)

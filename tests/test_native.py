@@ -1,0 +1,54 @@
+"""Compiled loops: with or without a place to keep them, on any number of threads."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alexnet.native import compiled, in_parts
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give torch its threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_loop_without_a_file_is_compiled_although_it_cannot_be_kept() -> None:
+    space: dict[str, Any] = {}
+    exec("def twice(x):\n    return x + x", space)
+    twice = compiled(space["twice"])
+    assert twice(21) == 42
+    assert twice.signatures, "it ran as Python"  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("threads")
+@given(count=st.integers(0, 40), threads=st.integers(1, 9))
+def test_every_row_is_worked_on_once(count: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    rows, seen = np.arange(count), np.zeros(count, np.int64)
+
+    def visit(some: Any, visits: Any, more: int) -> None:
+        visits += some + more
+
+    in_parts(visit, [rows, seen], 1)
+    assert seen.tolist() == [row + 1 for row in range(count)]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("row", [0, 9])
+def test_an_error_in_any_thread_arrives(row: int) -> None:
+    torch.set_num_threads(3)
+
+    def fail(rows: Any) -> None:
+        if row in rows:
+            raise ValueError("this one")
+
+    with pytest.raises(ValueError, match="this one"):
+        in_parts(fail, [np.arange(10)])
