@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet.images import SIDE
+from alexnet.native import in_parts
 from alexnet.recipes import Recipe
 from alexnet.towers import PATCH
 
@@ -24,11 +25,6 @@ VIEW_CORNERS = ((0, 0), (0, BORDER), (BORDER // 2, BORDER // 2), (BORDER, 0), (B
 VIEWS = 2 * len(VIEW_CORNERS)
 CENTRE_VIEW = 2
 """Number of the unflipped central patch among the ten."""
-
-LINES = 48
-"""Lines of a patch that a CPU works on at once. Below 32,768 numbers torch uses the calling thread
-alone, which is wanted: other cores decode meanwhile, and an operation that is shared out waits for
-the last of its threads. On two busy cores that has made a batch twenty times slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,30 +105,21 @@ def training_patches(images: Tensor, draws: Draws, mean: Tensor, scale: float) -
         (B, 3, 224, 224) float32, channels last in memory. Both ways of working, and any number
         of threads, give the same bits.
     """
-    work = _one_by_one if images.device.type == "cpu" else _all_at_once
+    work = _in_one_pass if images.device.type == "cpu" else _all_at_once
     return work(images, draws, mean, scale)
 
 
-def _one_by_one(images: Tensor, draws: Draws, mean: Tensor, scale: float) -> Tensor:
-    """For CPUs: some lines at a time, which every pass after the first finds in the cache."""
+def _in_one_pass(images: Tensor, draws: Draws, mean: Tensor, scale: float) -> Tensor:
+    """For CPUs: each image is read and each patch written once, by all threads."""
+    from alexnet import augment_loops  # Its compiler takes a second to load; GPUs don't need it.
+
     # NumPy asks the system for huge pages and torch does not: with small ones, touching fresh
     # memory for the first time takes longer than all the arithmetic.
-    result = torch.from_numpy(np.empty((len(images), PATCH, PATCH, 3), np.float32))
-    average = torch.from_numpy(np.ascontiguousarray(mean.numpy().transpose(1, 2, 0)))
-    averages = torch.split(average.flatten(1), LINES)
-    tints = torch.from_numpy(np.tile(draws.colours, PATCH))
-    for patch, image, (top, left), flip, tint in zip(
-        result, images, draws.corners.tolist(), draws.flips.tolist(), tints, strict=True
-    ):
-        crop = image[top : top + PATCH, left : left + PATCH]
-        parts = zip(torch.split(patch, LINES), torch.split(crop, LINES), averages, strict=True)
-        for part, pixels, central in parts:
-            part.copy_(pixels.flip(1) if flip else pixels)
-            line = part.flatten(1)  # (LINES, 672), a view: longer loops than over three colours.
-            line.sub_(central).add_(tint)
-            if scale != 1:
-                line.mul_(scale)
-    return result.permute(0, 3, 1, 2)
+    patches = np.empty((len(images), PATCH, PATCH, 3), np.float32)
+    lines = np.ascontiguousarray(mean.numpy().transpose(1, 2, 0)).reshape(PATCH, -1)
+    batch = [images.numpy(), draws.corners, draws.flips, draws.colours, patches]
+    in_parts(augment_loops.crop, batch, lines, np.float32(scale))
+    return torch.from_numpy(patches).permute(0, 3, 1, 2)
 
 
 def _all_at_once(images: Tensor, draws: Draws, mean: Tensor, scale: float) -> Tensor:

@@ -25,7 +25,7 @@ def test_a_loop_without_a_file_is_compiled_although_it_cannot_be_kept() -> None:
     exec("def twice(x):\n    return x + x", space)
     twice = compiled(space["twice"])
     assert twice(21) == 42
-    assert twice.signatures, "it ran as Python"  # type: ignore[attr-defined]
+    assert twice.signatures, "it ran as Python"
 
 
 @pytest.mark.usefixtures("threads")
