@@ -57,6 +57,8 @@ def _join_or_start() -> None:
         # Ray would leave a token in the home directory, with which a later `ray start --head`
         # asks for it and a plain `ray job submit` no longer gets in.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Nobody takes this machine back with a warning, and to watch for it is a process more.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",
             include_dashboard=False,
