@@ -56,8 +56,11 @@ from pipelines.train_worker import work_on_rank
 
 CODE = (
     "alexnet.augment",
+    "alexnet.augment_loops",
     "alexnet.averaging",
     "alexnet.batches",
+    "alexnet.native",
+    "alexnet.norm_loops",
     "alexnet.norms",
     "alexnet.optimizer",
     "alexnet.order",

@@ -1,15 +1,17 @@
 """Skip or run: identities, records, and the reasons given."""
 
+import ast
 import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from alexnet.errors import UserError
 from alexnet.provenance import code_version
-from pipelines import tracking
+from pipelines import evaluate, preprocess, tracking, train
 from pipelines.settings import StageSettings
 from pipelines.stages import Identity, begin, decide, finish, latest, require, run_stage
 
@@ -120,3 +122,24 @@ def test_the_code_version_follows_the_source(
     importlib.invalidate_caches()
     assert "science_b" not in sys.modules, "nothing is imported to know its version"
     assert code_version(["science_a", "science_b"]) != before
+
+
+HARMLESS = {
+    train: {"errors", "images", "metrics", "shards"},  # Shards have a digest of their own.
+    evaluate: {"augment_loops", "images", "native", "recipes", "towers"},  # Of training only.
+    preprocess: {"errors", "provenance", "storage"},
+}
+"""What a stage's code imports of the science without an effect on its numbers."""
+
+
+@pytest.mark.parametrize("stage", HARMLESS, ids=lambda stage: stage.__name__)
+def test_a_stage_is_done_again_when_anything_that_counts_changes(stage: ModuleType) -> None:
+    imported = set()
+    for name in stage.CODE:
+        source = Path(str(importlib.import_module(name).__file__)).read_text()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module == "alexnet":
+                imported |= {f"alexnet.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("alexnet."):
+                imported.add(str(node.module))
+    assert imported - set(stage.CODE) == {f"alexnet.{name}" for name in HARMLESS[stage]}

@@ -16,10 +16,10 @@ of workers. ``ratios`` are medians over rounds of ours over the peer's. ``uncrop
 alone, which is what feeds a GPU: cropping and the rest happen there. FFCV is no contestant: it
 needs OpenCV's headers.
 
-As measured with 9,216 images of 24 kB on two cores, epoch and steady: 2.6 and 2.7 times the
-DataLoader, 3.0 and 1.8 times Ray Data over JPEG shards, 3.4 and 2.5 times over raw ones. Raw
-shards are 1.7 and 2.0 times as fast as JPEG ones in the reader alone, 1.2 and 1.3 times with
-cropping on the same two cores. So Ray Data's iterator, which would also need an exact position to
+As measured with 9,216 images of 24 kB on two cores, epoch and steady: 4.4 and 4.5 times the
+DataLoader, 4.2 and 2.7 times Ray Data over JPEG shards, 6.4 and 5.2 times over raw ones. Raw
+shards are 1.5 and 1.9 times as fast as JPEG ones, and 2.3 and 3.1 times in the reader alone.
+So Ray Data's iterator, which would also need an exact position to
 resume from, is not used for training.
 
 ``memory`` compares peak resident memory (MB) over manifests that name the same shards once and

@@ -7,9 +7,10 @@ Ray Train, shards, augmentation, curves to MLflow. Its rate is the median of the
 ``images_per_second`` after the first points. They take turns, and each job stands between two
 bare runs, whose mean it is compared with.
 
-As measured on two cores: .82 to .91. The same loop in a process without Ray keeps up with the bare
-step; Ray's other processes take a tenth of a core, and whenever one of them runs, or an image is
-decoded, both threads of the step wait.
+As measured on two cores: .87. The same loop in a process without Ray keeps up with the bare step.
+Beside the training Ray has a dozen processes, most of which wake up a hundred times a second:
+together they take 13 % of a core, and whenever one of them runs, or an image is decoded, both
+threads of the step wait. More cores than threads were not at hand to see it without that.
 """
 
 import argparse
