@@ -111,7 +111,7 @@ def training_patches(images: Tensor, draws: Draws, mean: Tensor, scale: float) -
 
 def _in_one_pass(images: Tensor, draws: Draws, mean: Tensor, scale: float) -> Tensor:
     """For CPUs: each image is read and each patch written once, by all threads."""
-    from alexnet import augment_loops  # Its compiler takes a second to load; GPUs don't need it.
+    from alexnet import augment_loops  # Loads a compiler, which GPUs don't need.
 
     # NumPy asks the system for huge pages and torch does not: with small ones, touching fresh
     # memory for the first time takes longer than all the arithmetic.

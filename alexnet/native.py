@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numba
 import torch
 from numpy.typing import NDArray
 
@@ -23,6 +22,8 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 def compiled(loop: Loop) -> Loop:
     """``loop`` as machine code that lets other threads work meanwhile."""
+    import numba  # Half a second, for nothing where all the work is done by GPUs.
+
     try:
         made: Loop = numba.njit(nogil=True, error_model="numpy", cache=True)(loop)
     except RuntimeError:  # Neither the package's folder nor the user's can be written to.

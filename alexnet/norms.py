@@ -84,7 +84,7 @@ _backward = torch.library.custom_op("alexnet::normalize_backward", _derivative, 
 
 @_forward.register_kernel("cpu")
 def _forward_on_cpu(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
-    from alexnet import norm_loops  # Its compiler takes a second to load, and GPUs don't need it.
+    from alexnet import norm_loops  # Loads a compiler, which GPUs don't need.
 
     given = _maps_last(x)
     result = torch.empty_like(given)
