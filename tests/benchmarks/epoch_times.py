@@ -1,11 +1,12 @@
 """PREDICTION, not a measurement: time of an epoch of ILSVRC2012 on workers of two GPUs.
 
-    python tests/benchmarks/epoch_times.py --step-seconds 0.045 --decode-rate 1000
+    python tests/benchmarks/epoch_times.py --step-seconds 0.045
 
 What goes in is measured elsewhere: a step's time on one pair of GPUs (``train.py --check-devices``
-prints it) and how many images a second one CPU core decodes and augments (``ingest.py``). No GPU
-was at hand; .045 s is an assumption: 128 images of 4.3 GFLOP, forward and backward, at 30 % of the
-19.5 TFLOP/s in float32 that each of two A100 has. What comes out is a model, written down here:
+prints it) and how many images a second one CPU core decodes (``ingest.py``, uncropped: 6,010 on two
+cores, hence the default; a GPU crops them itself). No GPU was at hand; .045 s is an assumption:
+128 images of 4.3 GFLOP, forward and backward, at 30 % of the 19.5 TFLOP/s in float32 that each of
+two A100 has. What comes out is a model, written down here:
 
     compute   the step of a worker's share of the batch, in proportion to its images
     copies    what crosses between the towers, forward and again backward (paper, section 3.5):
@@ -45,7 +46,7 @@ class Machine:
     network: float
     """Bytes a second between workers."""
     decode_rate: float
-    """Images a second and core."""
+    """Images a second and core, from JPEG shards."""
     cores: int
     """CPU cores of a worker."""
     gradient_bytes: int
@@ -76,7 +77,7 @@ def main() -> None:
     defaults = {
         "link": 25e9,
         "network": 12.5e9,
-        "decode-rate": 1000.0,
+        "decode-rate": 3000.0,
     }
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=float, default=default)
