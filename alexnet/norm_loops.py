@@ -9,7 +9,6 @@ Arrays are contiguous, (N, H, W, C), all float32 or all float64; ``bias``, ``alp
 are scalars of the same type, or the arithmetic would be float64's. ``size`` is odd, at least 3.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,8 @@ def forward(x: Array, y: Array, within: bool, size: int, bias: Scalar, alpha: Sc
     """Write x · d ^ -.75 into ``y``, with d = ``bias`` + ``alpha`` · window sums of squares."""
     border, margin, extent = _padded(x.shape, within, size)
     buffers = np.empty((2, extent[0] * extent[1] * extent[2]), x.dtype)
-    for image, top, bottom, first, last in _tiles(x.shape, within):
+    for number in range(_tiles(x.shape, within)):
+        image, top, bottom, first, last = _tile(number, x.shape, within)
         extent = extent[0], extent[1], last - first + 2 * margin
         terms, spare = _shaped(buffers[0], extent), _shaped(buffers[1], extent)
         _square(x[image, top:bottom], first, last, terms, border, margin)
@@ -62,7 +62,8 @@ def backward(
     """
     border, margin, extent = _padded(x.shape, within, size)
     buffers = np.empty((3, extent[0] * extent[1] * extent[2]), x.dtype)
-    for image, top, bottom, first, last in _tiles(x.shape, within):
+    for number in range(_tiles(x.shape, within)):
+        image, top, bottom, first, last = _tile(number, x.shape, within)
         extent = extent[0], extent[1], last - first + 2 * margin
         terms, spare = _shaped(buffers[0], extent), _shaped(buffers[1], extent)
         _square(x[image, top:bottom], first, last, terms, border, margin)
@@ -101,14 +102,21 @@ def _padded(shape: tuple[int, ...], within: bool, size: int) -> tuple[int, int, 
 
 
 @compiled
-def _tiles(shape: tuple[int, ...], within: bool) -> Iterator[tuple[int, int, int, int, int]]:
-    """Each tile's image, rows and maps."""
+def _tiles(shape: tuple[int, ...], within: bool) -> int:
+    """How many tiles a batch has."""
     count, height, _, maps = shape
-    rows, depth = (height, MAPS) if within else (1, maps)
-    for image in range(count):
-        for top in range(0, height, rows):
-            for first in range(0, maps, depth):
-                yield image, top, top + rows, first, min(first + depth, maps)
+    return count * (-(-maps // MAPS) if within else height)
+
+
+@compiled
+def _tile(number: int, shape: tuple[int, ...], within: bool) -> tuple[int, int, int, int, int]:
+    """A tile's image, its first row and the one after it, and so with the maps."""
+    _, height, _, maps = shape
+    if within:
+        image, part = divmod(number, -(-maps // MAPS))
+        return image, 0, height, part * MAPS, min((part + 1) * MAPS, maps)
+    image, row = divmod(number, height)
+    return image, row, row + 1, 0, maps
 
 
 @compiled
@@ -160,5 +168,6 @@ def _powers(sums: Array, factors: Array, bias: Scalar, alpha: Scalar) -> None:
     """Write (``bias`` + ``alpha`` · sum) ^ -.75 into ``factors``."""
     given, result, one = sums.reshape(-1), factors.reshape(-1), sums.dtype.type(1)
     for i in range(given.size):
-        root = np.sqrt(bias + alpha * given[i])
-        result[i] = one / (root * np.sqrt(root))
+        d = bias + alpha * given[i]
+        root = one / np.sqrt(d)
+        result[i] = root * (one / np.sqrt(d * root))

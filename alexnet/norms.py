@@ -58,10 +58,16 @@ class WithinMapNorm(nn.Module):
 def _normalize(x: Tensor, within: bool, norm: Normalization) -> Tensor:
     settings = within, norm.size, norm.bias, norm.alpha
     if torch.compiler.is_compiling():  # The compiler finds the loops and the derivative itself.
-        root = _root(x, *settings)
-        return root.sqrt() * root * x
+        return _as_in_the_loops(x, *settings)
     result: Tensor = _forward(x, *settings)
     return result
+
+
+def _as_in_the_loops(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
+    """The operations of ``norm_loops`` one by one: an exported network gives the same bits."""
+    d = _window_sums(x.square(), within, size) * alpha + bias
+    root = d.rsqrt()  # Rounded as IEEE 754 asks for, which torch's ``sqrt`` is not.
+    return x * (root * (d * root).rsqrt())
 
 
 def _normalized(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
@@ -134,7 +140,7 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 def _window_sums(terms: Tensor, within: bool, size: int) -> Tensor:
     """Of each window of ``size`` maps, or rows and columns; cut off at the borders."""
-    axes = (2, 3) if within else (1,)
+    axes = (3, 2) if within else (1,)
     # Innermost in memory are the columns, or the maps if the layout is channels-last.
     order = (0, 1, 2, 3) if terms.is_contiguous() else (0, 2, 3, 1)
     border = [size // 2 if axis in axes else 0 for axis in order]
@@ -147,19 +153,17 @@ def _window_sums(terms: Tensor, within: bool, size: int) -> Tensor:
     return line.as_strided(terms.shape, [strides[axis] for axis in range(4)])
 
 
-def _neighbours(line: Tensor, count: int, stride: int) -> Tensor:
-    """Element i of the result is the sum of ``count`` elements, from i on, ``stride`` apart.
+def _neighbours(line: Tensor, size: int, stride: int) -> Tensor:
+    """Element i of the result is the sum of ``size`` elements, from i on, ``stride`` apart.
 
     Of a tensor that was padded and laid out in a line, these are the windows along one axis. What
     lies across the end of a row, a map or an image falls to elements that nobody reads.
     """
-    if count == 1:
-        return line
-    half = count // 2
-    sums = _neighbours(line, half, stride)
-    sums = sums[: sums.shape[0] - half * stride] + sums[half * stride :]
-    if count % 2:
-        sums = sums[: sums.shape[0] - stride] + line[(count - 1) * stride :]
+    count = line.shape[0] - (size - 1) * stride
+    pairs = line[: line.shape[0] - stride] + line[stride:]
+    sums = pairs[:count] + line[2 * stride : 2 * stride + count]
+    for step in range(3, size, 2):
+        sums = sums + pairs[step * stride : step * stride + count]
     return sums
 
 

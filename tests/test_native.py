@@ -1,6 +1,10 @@
 """Compiled loops: with or without a place to keep them, on any number of threads."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,3 +56,33 @@ def test_an_error_in_any_thread_arrives(row: int) -> None:
 
     with pytest.raises(ValueError, match="this one"):
         in_parts(fail, [np.arange(10)])
+
+
+STEP = """
+import hashlib, sys, torch
+from alexnet.norms import WithinMapNorm
+from alexnet.recipes import SOURCE145
+x = torch.linspace(-300, 300, 2 * 9 * 5 * 5).view(2, 9, 5, 5).requires_grad_()
+y = WithinMapNorm(SOURCE145.within_map)(x)
+if "learn" in sys.argv:
+    y.backward(torch.ones_like(y))
+    y = x.grad
+print(hashlib.sha256(y.detach().numpy().tobytes()).hexdigest())
+"""
+
+
+def test_kept_loops_serve_the_next_process(tmp_path: Path) -> None:
+    # Evaluation first leaves a part of the loops behind; training has to get on with it.
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def step(*arguments: str) -> str:
+        command = [sys.executable, "-c", STEP, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert not done.returncode, done.stderr
+        return done.stdout
+
+    evaluated, learned = step(), step("learn")
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
+    assert kept
+    assert (step(), step("learn")) == (evaluated, learned)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == kept
