@@ -15,8 +15,8 @@ SAMPLE: dict[str, Any] = {
 
 Command: ``python pipelines/full_run.py``.
 Time: 5 to 6 minutes on 2 CPU cores, of which training takes 3.5 to 4.
-Result: 9.4 to 10.8 % top-1 error with ten views (0.6 % top-5); with ``--epochs 4 --lr-drops 3``, one
-minute more, 5.3 % (seen with an earlier version's resizing).
+Result: 9.4 to 10.8 % top-1 error with ten views (0.6 % top-5), as rounding has it; with
+``--epochs 4 --lr-drops 3``, one minute more, 5.3 % (seen with an earlier version's resizing).
 
 What was seen on the way: at batch 32 and rate .002, today's dropout, which scales up in training,
 threw the loss to 9 in the first steps and left the first epoch at chance; 2012's dropout did not.
