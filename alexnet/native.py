@@ -24,10 +24,11 @@ def compiled(loop: Loop) -> Loop:
     """``loop`` as machine code that lets other threads work meanwhile."""
     import numba  # Half a second, for nothing where all the work is done by GPUs.
 
+    compile_loop = functools.partial(numba.njit, nogil=True, error_model="numpy")
     try:
-        made: Loop = numba.njit(nogil=True, error_model="numpy", cache=True)(loop)
+        made: Loop = compile_loop(cache=True)(loop)
     except RuntimeError:  # Neither the package's folder nor the user's can be written to.
-        made = numba.njit(nogil=True, error_model="numpy")(loop)
+        made = compile_loop()(loop)
     return made
 
 

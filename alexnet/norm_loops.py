@@ -27,18 +27,14 @@ MAPS = 32
 @compiled
 def forward(x: Array, y: Array, within: bool, size: int, bias: Scalar, alpha: Scalar) -> None:
     """Write x · d ^ -.75 into ``y``, with d = ``bias`` + ``alpha`` · window sums of squares."""
-    border, margin, extent = _padded(x.shape, within, size)
-    buffers = np.empty((2, extent[0] * extent[1] * extent[2]), x.dtype)
+    buffers = _buffers(2, x, within, size)
     for number in range(_tiles(x.shape, within)):
         image, top, bottom, first, last = _tile(number, x.shape, within)
-        extent = extent[0], extent[1], last - first + 2 * margin
-        terms, spare = _shaped(buffers[0], extent), _shaped(buffers[1], extent)
-        _square(x[image, top:bottom], first, last, terms, border, margin)
-        sums, factors = _window_sums(terms, spare, within, size)
-        for i in range(bottom - top):
-            _powers(sums[i, : x.shape[2]], factors[i, : x.shape[2]], bias, alpha)
-            for j in range(x.shape[2]):
-                values = x[image, top + i, j][first:last]
+        part = x[image, top:bottom]
+        _, factors = _sums_and_powers(part, first, last, buffers, within, size, bias, alpha)
+        for i in range(part.shape[0]):
+            for j in range(part.shape[1]):
+                values = part[i, j][first:last]
                 results = y[image, top + i, j][first:last]
                 factor = factors[i, j]
                 for k in range(last - first):
@@ -60,20 +56,17 @@ def backward(
 
     q = d ^ -.75, and ``slope`` is 1.5 · ``alpha``.
     """
-    border, margin, extent = _padded(x.shape, within, size)
-    buffers = np.empty((3, extent[0] * extent[1] * extent[2]), x.dtype)
+    border, margin = _zeros(within, size)
+    buffers = _buffers(3, x, within, size)
     for number in range(_tiles(x.shape, within)):
         image, top, bottom, first, last = _tile(number, x.shape, within)
-        extent = extent[0], extent[1], last - first + 2 * margin
-        terms, spare = _shaped(buffers[0], extent), _shaped(buffers[1], extent)
-        _square(x[image, top:bottom], first, last, terms, border, margin)
-        sums, factors = _window_sums(terms, spare, within, size)
-        through = _shaped(buffers[2], extent)
+        part = x[image, top:bottom]
+        sums, factors = _sums_and_powers(part, first, last, buffers, within, size, bias, alpha)
+        through = _shaped(buffers[2], sums.shape)
         through[:] = 0
-        for i in range(bottom - top):
-            _powers(sums[i, : x.shape[2]], factors[i, : x.shape[2]], bias, alpha)
-            for j in range(x.shape[2]):
-                values = x[image, top + i, j][first:last]
+        for i in range(part.shape[0]):
+            for j in range(part.shape[1]):
+                values = part[i, j][first:last]
                 upstream = grad[image, top + i, j][first:last]
                 total, factor = sums[i, j], factors[i, j]
                 target = through[border + i, border + j][margin : margin + last - first]
@@ -81,9 +74,9 @@ def backward(
                     d = bias + alpha * total[k]
                     target[k] = upstream[k] * values[k] * factor[k] / d
         totals, _ = _window_sums(through, sums, within, size)
-        for i in range(bottom - top):
-            for j in range(x.shape[2]):
-                values = x[image, top + i, j][first:last]
+        for i in range(part.shape[0]):
+            for j in range(part.shape[1]):
+                values = part[i, j][first:last]
                 upstream = grad[image, top + i, j][first:last]
                 results = result[image, top + i, j][first:last]
                 total, factor = totals[i, j], factors[i, j]
@@ -92,13 +85,41 @@ def backward(
 
 
 @compiled
-def _padded(shape: tuple[int, ...], within: bool, size: int) -> tuple[int, int, Extent]:
-    """Zeros around a tile's positions and around its maps, and the extent of the whole."""
-    _, height, width, maps = shape
-    half = size // 2
-    if within:
-        return half, 0, (height + 2 * half, width + 2 * half, min(maps, MAPS))
-    return 0, half, (1, width, maps + 2 * half)
+def _sums_and_powers(
+    part: Array,
+    first: int,
+    last: int,
+    buffers: Array,
+    within: bool,
+    size: int,
+    bias: Scalar,
+    alpha: Scalar,
+) -> tuple[Array, Array]:
+    """Of a tile's squares, in two of the ``buffers``: window sums, and d ^ -.75."""
+    border, margin = _zeros(within, size)
+    rows, width, _ = part.shape
+    extent = rows + 2 * border, width + 2 * border, last - first + 2 * margin
+    terms, spare = _shaped(buffers[0], extent), _shaped(buffers[1], extent)
+    _square(part, first, last, terms, border, margin)
+    sums, factors = _window_sums(terms, spare, within, size)
+    for i in range(rows):
+        _powers(sums[i, :width], factors[i, :width], bias, alpha)
+    return sums, factors
+
+
+@compiled
+def _zeros(within: bool, size: int) -> tuple[int, int]:
+    """How many zeros stand around a tile's positions, and around its maps."""
+    return (size // 2, 0) if within else (0, size // 2)
+
+
+@compiled
+def _buffers(count: int, x: Array, within: bool, size: int) -> Array:
+    """Room for some padded tiles, each in a line; no tile is larger than the first."""
+    border, margin = _zeros(within, size)
+    _, top, bottom, first, last = _tile(0, x.shape, within)
+    positions = (bottom - top + 2 * border) * (x.shape[2] + 2 * border)
+    return np.empty((count, positions * (last - first + 2 * margin)), x.dtype)
 
 
 @compiled

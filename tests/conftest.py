@@ -23,6 +23,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """For a test that sets torch's number of threads: afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_stays_frozen() -> Iterator[None]:
     """Scripts and workers freeze what they hold; a library of the tests' own complains of that."""

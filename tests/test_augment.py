@@ -97,6 +97,7 @@ def plain_patches(images: Tensor, draws: Draws, mean: Tensor, scale: float) -> T
     return result.sub_(mean).add_(torch.from_numpy(draws.colours)[:, :, None, None]).mul_(scale)
 
 
+@pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("work", [_in_one_pass, _all_at_once, training_patches])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -111,10 +112,7 @@ def test_every_way_gives_the_same_bits(
     mean = 255 * torch.rand((3, 224, 224), generator=torch.Generator().manual_seed(5))
     expected = plain_patches(images, draws, mean, recipe.training_scale)
     torch.set_num_threads(threads)
-    try:
-        found = work(images, draws, mean, recipe.training_scale)
-    finally:
-        torch.set_num_threads(1)
+    found = work(images, draws, mean, recipe.training_scale)
     assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
     # Convolutions choose their way of summing by the layout.
     assert not count or found.stride() == expected.stride()

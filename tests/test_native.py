@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from hypothesis import strategies as st
 from alexnet.native import compiled, in_parts
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Give torch its threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_a_loop_without_a_file_is_compiled_although_it_cannot_be_kept() -> None:
     space: dict[str, Any] = {}
     exec("def twice(x):\n    return x + x", space)
@@ -32,7 +23,7 @@ def test_a_loop_without_a_file_is_compiled_although_it_cannot_be_kept() -> None:
     assert twice.signatures, "it ran as Python"
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("own_threads")
 @given(count=st.integers(0, 40), threads=st.integers(1, 9))
 def test_every_row_is_worked_on_once(count: int, threads: int) -> None:
     torch.set_num_threads(threads)
@@ -45,7 +36,7 @@ def test_every_row_is_worked_on_once(count: int, threads: int) -> None:
     assert seen.tolist() == [row + 1 for row in range(count)]
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("row", [0, 9])
 def test_an_error_in_any_thread_arrives(row: int) -> None:
     torch.set_num_threads(3)

@@ -147,22 +147,19 @@ def test_fewer_maps_than_the_window_is_wide(maps: int) -> None:
     np.testing.assert_allclose(paper_norm().double()(x).numpy(), expected, rtol=1e-13)
 
 
+@pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("case", CASES)
 def test_threads_change_no_bit(case: str) -> None:
     # More maps than a tile holds, the last tile smaller.
     x = activations(2 * norm_loops.MAPS + 5).repeat(4, 1, 1, 1)[:7].float()
     results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5, 8):
-            torch.set_num_threads(threads)
-            leaf = x.clone().requires_grad_()
-            y = CASES[case][0]()(leaf)
-            y.backward(x)
-            assert leaf.grad is not None
-            results.append((y.detach(), leaf.grad))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 5, 8):
+        torch.set_num_threads(threads)
+        leaf = x.clone().requires_grad_()
+        y = CASES[case][0]()(leaf)
+        y.backward(x)
+        assert leaf.grad is not None
+        results.append((y.detach(), leaf.grad))
     for y, gradient in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(gradient, results[0][1])
