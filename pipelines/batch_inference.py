@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 
 from alexnet import storage
+from alexnet.allocation import KEEP_FREED_MEMORY
 from alexnet.archives import read_image_bytes
 from alexnet.errors import UserError
 from alexnet.images import SIDE, Decoded, decode
@@ -112,6 +113,7 @@ def _predict(
             ),
             num_cpus=share.cpus,
             num_gpus=share.gpus,
+            runtime_env={"env_vars": KEEP_FREED_MEMORY},
         )
     )
     job.set_name("batch_inference")

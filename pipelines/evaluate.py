@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 
 from alexnet import figures, shards, storage
+from alexnet.allocation import KEEP_FREED_MEMORY
 from alexnet.augment import CENTRE_VIEW
 from alexnet.batches import decode_all
 from alexnet.errors import UserError
@@ -128,6 +129,7 @@ def _predict(
         fn_constructor_args=(store, uris, share.cpus),
         num_cpus=share.cpus,
         num_gpus=share.gpus,
+        runtime_env={"env_vars": KEEP_FREED_MEMORY},
     )
     job.set_name("evaluate")
     progress = Progress("evaluate", manifest.rows("val"), "images")
