@@ -15,7 +15,7 @@ SAMPLE: dict[str, Any] = {
 
 Command: ``python pipelines/full_run.py``.
 Time: 5 to 6 minutes on 2 CPU cores, of which training takes 4.
-Result: 5.0 % top-1 error with ten views (0.3 % top-5), on one machine; 5.3 % with an earlier
+Result: 5.0 % top-1 error with ten views (0.3 % top-5); 5.3 % with an earlier
 version's resizing. Rounding moves it, but leaves room: with three epochs and a drop after the
 second, one minute less, three roundings ended at 9.4 to 10.8 %.
 
