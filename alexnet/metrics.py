@@ -27,15 +27,15 @@ class Errors:
     images: int = 0
     loss: float = 0.0
     """Sum of cross-entropies, nats."""
-    wrong1: int = 0
-    wrong5: int = 0
+    top1_wrong: int = 0
+    top5_wrong: int = 0
 
     def count(self, probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
         """Count (N, K) probabilities against (N,) labels."""
         best = top_labels(probabilities) == labels[:, None]
         self.images += len(labels)
-        self.wrong1 += int((~best[:, 0]).sum())
-        self.wrong5 += int((~best.any(axis=1)).sum())
+        self.top1_wrong += int((~best[:, 0]).sum())
+        self.top5_wrong += int((~best.any(axis=1)).sum())
         truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
         self.loss -= float(np.log(np.maximum(truth, 1e-12)).sum())
 
@@ -43,18 +43,18 @@ class Errors:
         """Count all that another one has counted."""
         self.images += other.images
         self.loss += other.loss
-        self.wrong1 += other.wrong1
-        self.wrong5 += other.wrong5
+        self.top1_wrong += other.top1_wrong
+        self.top5_wrong += other.top5_wrong
 
     @property
     def top1_error(self) -> float:
         """Per cent of the images whose best label is wrong."""
-        return 100 * self.wrong1 / self.images
+        return 100 * self.top1_wrong / self.images
 
     @property
     def top5_error(self) -> float:
         """Per cent of the images whose true label is not among the five best."""
-        return 100 * self.wrong5 / self.images
+        return 100 * self.top5_wrong / self.images
 
     @property
     def mean_loss(self) -> float:

@@ -11,6 +11,12 @@ share is a default below.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+IMAGE_SIZE = 256
+"""Width and height of the images that are stored, in pixels."""
+
+CROP_SIZE = 224
+"""Width and height of what the network is shown of them, in pixels."""
+
 ColourNoise = Literal["eigenvalue", "deviation"]
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
@@ -136,7 +142,7 @@ SOURCE145 = Recipe(
 )
 
 
-def ablated(
+def ablate(
     recipe: Recipe,
     *,
     normalization: bool = True,

@@ -18,15 +18,19 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from alexnet import storage
 from alexnet.allocation import KEEP_FREED_MEMORY
-from alexnet.archives import read_image_bytes
-from alexnet.errors import UserError
-from alexnet.images import SIDE, Decoded, decode
+from alexnet.errors import UserError, one_line
 from alexnet.metrics import average, top_labels
-from pipelines import cluster, command_line, registry, tracking
-from pipelines.predictor import Predictor
-from pipelines.progress import Progress
+from alexnet.recipes import IMAGE_SIZE
+from alexnet.shards.decode import Decoded, decode
+from pipelines import cluster
+from pipelines.console.cli import run_script
+from pipelines.console.progress import Progress
+from pipelines.inference.predictor import Predictor
 from pipelines.settings import BatchInferenceSettings
 from pipelines.stages import Figures
+from pipelines.tracking import registry
+from pipelines.tracking.run import active_run, open_run
+from pipelines.tracking.store import Store, connect
 
 SCHEMA = pa.schema(
     [
@@ -51,13 +55,13 @@ def run(settings: BatchInferenceSettings) -> Figures:
     output = storage.join(settings.output, "predictions.parquet")
     if storage.exists(output):
         raise UserError(f"{output}: exists already; give another --output or delete it")
-    store = tracking.connect(settings)
-    model = registry.model_facts(store, settings.model)
+    store = connect(settings)
+    model = registry.get_model_info(store, settings.model)
     storage.make_folder(settings.output)
-    run_id = tracking.open_run(store, "batch_inference", resume=None, parent=None)
-    with tracking.running(store, run_id) as run:
-        run.params(settings.model_dump(exclude={"tracking_uri"}))
-        run.tags({"stage": "batch_inference", "models": model.uri})
+    run_id = open_run(store, "batch_inference", resume=None, parent=None)
+    with active_run(store, run_id) as run:
+        run.log_params(settings.model_dump(exclude={"tracking_uri"}))
+        run.set_tags({"stage": "batch_inference", "models": model.uri})
         rejected = _predict(settings, store, model, files, output)
         seconds = time.monotonic() - begun
         figures = {
@@ -66,7 +70,7 @@ def run(settings: BatchInferenceSettings) -> Figures:
             "seconds": round(seconds, 1),
             "images_per_second": round(len(files) / seconds, 1),
         }
-        run.metrics(figures)
+        run.log_metrics(figures)
     return {"stage": "batch_inference", **figures, "predictions": output, "model": model.uri}
 
 
@@ -81,8 +85,8 @@ def _visible(folder: str) -> list[storage.File]:
 
 def _predict(
     settings: BatchInferenceSettings,
-    store: tracking.Store,
-    model: registry.ModelFacts,
+    store: Store,
+    model: registry.ModelInfo,
     files: list[storage.File],
     output: str,
 ) -> int:
@@ -90,7 +94,7 @@ def _predict(
     cluster.connect()
     # One CPU stays free for the tasks that read and decode.
     workers = (settings.num_workers, settings.num_workers)
-    share = cluster.share_out(workers, settings.device, 1, reserve=1)
+    share = cluster.allocate_workers(workers, settings.device, 1, reserve=1)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -100,7 +104,7 @@ def _predict(
         .repartition(max(1, min(len(files) // settings.batch_size, 1000)))
         .map_batches(read_and_decode, batch_size=settings.batch_size, batch_format="pyarrow")
         .map_batches(
-            Labeller,
+            BatchPredictor,
             batch_size=settings.batch_size,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=share.workers),
@@ -133,10 +137,10 @@ def read_and_decode(files: pa.Table) -> pa.Table:
     reasons: list[str | None] = []
     for path, size in zip(files["path"].to_pylist(), files["size"].to_pylist(), strict=True):
         try:
-            found = decode(read_image_bytes(path, 0, size))
+            found = decode(storage.read_range(path, 0, size))
         except (OSError, EOFError) as error:
             pixels.append(None)
-            reasons.append(f"unreadable: {storage.one_line(error)}")
+            reasons.append(f"unreadable: {one_line(error)}")
             continue
         if isinstance(found, Decoded):
             pixels.append(found.pixels.tobytes())
@@ -153,13 +157,13 @@ def read_and_decode(files: pa.Table) -> pa.Table:
     )
 
 
-class Labeller:
+class BatchPredictor:
     """The Ray Data actor: decoded images in, predictions out."""
 
     def __init__(
         self,
-        store: tracking.Store,
-        model: registry.ModelFacts,
+        store: Store,
+        model: registry.ModelInfo,
         top_k: int,
         views: int,
         threads: int,
@@ -172,7 +176,7 @@ class Labeller:
         """``path``, ``reason`` and ``pixels`` → ``SCHEMA``."""
         readable = rows["pixels"].is_valid().to_numpy()
         images = [
-            np.frombuffer(pixels.as_buffer(), np.uint8).reshape(SIDE, SIDE, 3)
+            np.frombuffer(pixels.as_buffer(), np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
             for pixels in rows["pixels"]
             if pixels.is_valid
         ]
@@ -198,4 +202,4 @@ class Labeller:
 
 
 if __name__ == "__main__":
-    command_line.script(BatchInferenceSettings, run, __doc__)
+    run_script(BatchInferenceSettings, run, __doc__)

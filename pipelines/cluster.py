@@ -14,8 +14,7 @@ import ray
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError
 
-from alexnet import storage
-from alexnet.errors import UserError
+from alexnet.errors import UserError, one_line
 from pipelines.settings import Device, Workers
 
 GIB = 2**30
@@ -49,7 +48,7 @@ def _join_or_start() -> None:
             ray.init(address=address, **quiet)
         except (ConnectionError, AuthenticationError) as error:
             raise UserError(
-                f"the Ray cluster at {address} can't be joined ({storage.one_line(error)}); if it "
+                f"the Ray cluster at {address} can't be joined ({one_line(error)}); if it "
                 "asks for a token, which newer versions of Ray do where ~/.ray/auth_token exists, "
                 "`export RAY_AUTH_MODE=token`"
             ) from error
@@ -95,7 +94,7 @@ def _answers(address: str) -> bool:
     return True
 
 
-class Share(NamedTuple):
+class WorkerResources(NamedTuple):
     """How many workers there are, and what each of them has to itself."""
 
     workers: int
@@ -103,7 +102,9 @@ class Share(NamedTuple):
     cpus: int
 
 
-def share_out(workers: Workers, device: Device, each: int, reserve: int = 0) -> Share:
+def allocate_workers(
+    workers: Workers, device: Device, each: int, reserve: int = 0
+) -> WorkerResources:
     """Divide the cluster among as many workers of a range as find a place now.
 
     Args:
@@ -117,7 +118,7 @@ def share_out(workers: Workers, device: Device, each: int, reserve: int = 0) -> 
     """
     count = choose_workers(workers, device, each)
     gpus = choose_gpus(device, count, each)
-    return Share(count, gpus, cpus_for(count, gpus, reserve))
+    return WorkerResources(count, gpus, cpus_per_worker(count, gpus, reserve))
 
 
 def choose_gpus(device: Device, workers: int, each: int) -> int:
@@ -131,7 +132,7 @@ def choose_gpus(device: Device, workers: int, each: int) -> int:
     """
     if device == "cpu":
         return 0
-    if _places(1, each) >= workers:
+    if worker_slots(1, each) >= workers:
         return each
     if device == "cuda":
         by_node = ", ".join(f"{node.get('GPU', 0):g}" for node in _nodes())
@@ -140,7 +141,7 @@ def choose_gpus(device: Device, workers: int, each: int) -> int:
             f"in one node, and the cluster's nodes have {by_node}; give fewer --num-workers, "
             "--gpus-per-worker 1 or --device cpu"
         )
-    return 1 if _places(1, 1) >= workers else 0
+    return 1 if worker_slots(1, 1) >= workers else 0
 
 
 def choose_workers(
@@ -166,10 +167,10 @@ def choose_workers(
     room = min(
         int((free.get(name, 0) + held.get(name, 0)) // count) for name, count in wanted.items()
     )
-    return max(least, min(most, room, _places(1, gpus)))
+    return max(least, min(most, room, worker_slots(1, gpus)))
 
 
-def cpus_for(workers: int, gpus: int = 0, reserve: int = 0) -> int:
+def cpus_per_worker(workers: int, gpus: int = 0, reserve: int = 0) -> int:
     """The most CPUs that each worker can have when all run at once, at least 1.
 
     Args:
@@ -178,7 +179,7 @@ def cpus_for(workers: int, gpus: int = 0, reserve: int = 0) -> int:
         reserve: CPUs of each node to leave to others.
     """
     most = int(max((node.get("CPU", 0) for node in _nodes()), default=1))
-    fitting = (c for c in range(most, 1, -1) if _places(c, gpus, reserve) >= workers)
+    fitting = (c for c in range(most, 1, -1) if worker_slots(c, gpus, reserve) >= workers)
     return next(fitting, 1)
 
 
@@ -187,7 +188,7 @@ def _nodes() -> list[dict[str, Any]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _places(cpus: int, gpus: int = 0, reserve: int = 0) -> int:
+def worker_slots(cpus: int, gpus: int = 0, reserve: int = 0) -> int:
     """How many workers of so many CPUs and GPUs the nodes have room for when nothing else runs."""
     return sum(
         min(

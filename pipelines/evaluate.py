@@ -18,40 +18,46 @@ import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 
-from alexnet import figures, shards, storage
+from alexnet import storage
 from alexnet.allocation import KEEP_FREED_MEMORY
-from alexnet.augment import CENTRE_VIEW
-from alexnet.batches import decode_all
 from alexnet.errors import UserError
 from alexnet.metrics import Errors, average, confusion, top_labels
+from alexnet.plots import figures
 from alexnet.provenance import code_version
-from alexnet.shards import Manifest, RowGroup, read_manifest, read_row_group
-from pipelines import cluster, command_line, registry, stages, tracking
-from pipelines.predictor import Predictor
-from pipelines.progress import Progress
+from alexnet.shards.codec import decode_images
+from alexnet.shards.format import Manifest, RowGroup, read_manifest, read_row_group, write_table
+from alexnet.training.augment import CENTRE_VIEW
+from pipelines import cluster, stages
+from pipelines.console.cli import run_script
+from pipelines.console.progress import Progress
+from pipelines.inference.predictor import Predictor
 from pipelines.settings import EvaluateSettings
-from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
+from pipelines.stages import Figures, Outcome, StageKey, StageRecord, run_stage
+from pipelines.tracking import registry
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import Store, connect
 
-CODE = ("alexnet.augment", "alexnet.inference", "alexnet.metrics")
+CODE = ("pipelines.inference.predictor", "alexnet.metrics")
+"""Entry modules of the code that decides what the errors are."""
 PANEL = 8
 
 
 def run(settings: EvaluateSettings, parent: stages.Parent | None = None) -> Outcome:
     """Evaluate the newest trained model or those given, or find that it has been done."""
     manifest = read_manifest(stages.require(settings.workdir, "preprocess").figures["shards"])
-    store = tracking.connect(settings)
+    store = connect(settings)
     uris = settings.model or [stages.require(settings.workdir, "train").figures["model"]]
-    models = [registry.model_facts(store, uri) for uri in uris]
+    models = [registry.get_model_info(store, uri) for uri in uris]
     for model in models:
         _check_classes(model, manifest)
-    identity = Identity(
+    identity = StageKey(
         stage="evaluate",
         settings={},
         inputs={
             "models": " ".join(model.uri for model in models),
-            "validation": manifest.content("val")[:16],
+            "validation": manifest.content_digest("val")[:16],
         },
-        code=code_version(CODE),
+        code=code_version(CODE, boundary=stages.BOUNDARY),
     )
     return run_stage(
         settings,
@@ -63,7 +69,7 @@ def run(settings: EvaluateSettings, parent: stages.Parent | None = None) -> Outc
     )
 
 
-def _check_classes(model: registry.ModelFacts, manifest: Manifest) -> None:
+def _check_classes(model: registry.ModelInfo, manifest: Manifest) -> None:
     known = [wnid for wnid, _ in model.classes]
     if known != [label.wnid for label in manifest.labels]:
         raise UserError(
@@ -75,19 +81,21 @@ def _check_classes(model: registry.ModelFacts, manifest: Manifest) -> None:
 def _work(
     settings: EvaluateSettings,
     manifest: Manifest,
-    models: list[registry.ModelFacts],
-    store: tracking.Store,
-    run: tracking.Run,
-    record: Record,
+    models: list[registry.ModelInfo],
+    store: Store,
+    run: Run,
+    record: StageRecord,
 ) -> Figures:
-    run.data("shards", manifest.content("val"), manifest.folder, "validation", "val split")
-    run.tags({"validation.content": manifest.content("val")})
-    run.tags({"models": " ".join(model.uri for model in models)})
+    run.log_dataset(
+        "shards", manifest.content_digest("val"), manifest.folder, "validation", "val split"
+    )
+    run.set_tags({"validation.content": manifest.content_digest("val")})
+    run.set_tags({"models": " ".join(model.uri for model in models)})
     predictions = _predict(settings, manifest, [model.uri for model in models], store)
     assert len(predictions) == manifest.rows("val")
     assert len(predictions["key"].unique()) == len(predictions)
     path = storage.join(settings.workdir, "evaluations", record.key, "predictions.parquet")
-    shards.write_table(path, predictions)
+    write_table(path, predictions)
     centre, ten = _errors(predictions, "centre_labels"), _errors(predictions, "labels")
     result = {
         "stage": "evaluate",
@@ -98,7 +106,7 @@ def _work(
         "centre_top5_error": round(centre.top5_error, 3),
         "top1_accuracy": round(100 - ten.top1_error, 3),
     }
-    run.metrics({k: v for k, v in result.items() if isinstance(v, int | float)})
+    run.log_metrics({k: v for k, v in result.items() if isinstance(v, int | float)})
     _draw(run, manifest, predictions)
     print(
         f"evaluate: {ten.images:,} images, error {ten.top1_error:.2f} % top-1 and "
@@ -108,17 +116,17 @@ def _work(
     )
     return result | {
         "models": [model.uri for model in models],
-        "validation": manifest.content("val"),
+        "validation": manifest.content_digest("val"),
         "predictions": path,
     }
 
 
 def _predict(
-    settings: EvaluateSettings, manifest: Manifest, uris: list[str], store: tracking.Store
+    settings: EvaluateSettings, manifest: Manifest, uris: list[str], store: Store
 ) -> pa.Table:
     """Run the models over all validation row groups on a pool of Ray actors."""
     cluster.connect()
-    share = cluster.share_out(settings.num_workers, settings.device, 1)
+    share = cluster.allocate_workers(settings.num_workers, settings.device, 1)
     DataContext.get_current().enable_progress_bars = False
     groups = manifest.row_groups("val")
     items = [{"path": g.path, "number": g.number, "rows": g.rows} for g in groups]
@@ -144,7 +152,7 @@ def _predict(
 class EvaluateGroups:
     """The Ray Data actor: row groups of the validation split in, one row for each image out."""
 
-    def __init__(self, store: tracking.Store, uris: list[str], threads: int) -> None:
+    def __init__(self, store: Store, uris: list[str], threads: int) -> None:
         self.predictor = Predictor.load(store, uris, threads)
         self.decoders = ThreadPoolExecutor(threads)
 
@@ -153,7 +161,7 @@ class EvaluateGroups:
         group = RowGroup(str(items["path"][0]), int(items["number"][0]), int(items["rows"][0]))
         rows = read_row_group(group, ["key", "label", "image"])
         stored = [image.as_buffer() for image in rows["image"]]
-        by_view = self.predictor.views(decode_all(stored, self.decoders).numpy())
+        by_view = self.predictor.views(decode_images(stored, self.decoders))
         ten, centre = average(list(by_view)), by_view[CENTRE_VIEW]
         best = top_labels(ten)
         return pa.table(
@@ -174,23 +182,23 @@ def _errors(predictions: pa.Table, column: str) -> Errors:
     return Errors(len(labels), math.nan, int((~hits[:, 0]).sum()), int((~hits.any(1)).sum()))
 
 
-def _draw(run: tracking.Run, manifest: Manifest, predictions: pa.Table) -> None:
+def _draw(run: Run, manifest: Manifest, predictions: pa.Table) -> None:
     names = [label.name for label in manifest.labels]
     labels = predictions["label"].to_numpy()
     best = np.stack(predictions["labels"].to_numpy())
     counts = confusion(labels, best[:, 0], len(names))
-    run.figure(figures.confusion_matrix(counts, names), "confusion_matrix.png")
+    run.log_figure(figures.confusion_matrix(counts, names), "confusion_matrix.png")
     rows = read_row_group(manifest.row_groups("val")[0], ["key", "image"]).slice(0, PANEL)
     with ThreadPoolExecutor(2) as decoders:
-        images = decode_all([image.as_buffer() for image in rows["image"]], decoders).numpy()
+        images = decode_images([image.as_buffer() for image in rows["image"]], decoders)
     shown = predictions.take(pc.index_in(rows["key"], predictions["key"])).to_pylist()
     top = [
         [(names[k], p) for k, p in zip(row["labels"], row["probabilities"], strict=True)]
         for row in shown
     ]
     truths = [names[row["label"]] for row in shown]
-    run.figure(figures.predictions_panel(images, truths, top), "predictions.png")
+    run.log_figure(figures.predictions_panel(images, truths, top), "predictions.png")
 
 
 if __name__ == "__main__":
-    command_line.script(EvaluateSettings, lambda settings: run(settings).figures, __doc__)
+    run_script(EvaluateSettings, lambda settings: run(settings).figures, __doc__)

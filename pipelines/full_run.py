@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from alexnet import storage
-from pipelines import command_line, evaluate, preprocess, promote, server, tracking, train
-from pipelines.progress import duration
+from pipelines import evaluate, preprocess, promote, train
+from pipelines.console.cli import run_script
+from pipelines.console.progress import duration
 from pipelines.settings import (
     EvaluateSettings,
     FullRunSettings,
@@ -24,7 +25,10 @@ from pipelines.settings import (
     StageName,
     TrainSettings,
 )
-from pipelines.stages import Figures, Identity, Outcome, Parent, Record, begin, finish
+from pipelines.stages import Figures, Outcome, Parent, StageKey, StageRecord, begin, finish
+from pipelines.tracking import server
+from pipelines.tracking.run import Run, close_run, open_run
+from pipelines.tracking.store import Store, connect, require_server
 
 STAGES: Mapping[StageName, Callable[[FullRunSettings, Parent], Outcome]] = {
     "preprocess": lambda s, parent: preprocess.run(s.part(PreprocessSettings), parent),
@@ -38,14 +42,14 @@ def run(settings: FullRunSettings) -> Figures:
     """Run the chosen stages, each in an MLflow run nested in one for all."""
     begun = time.monotonic()
     storage.make_folder(settings.workdir)
-    server.knock(settings.tracking_uri)
+    server.check_reachable(settings.tracking_uri)
     outcomes: dict[StageName, Outcome] = {}
     with _parent_run(settings, outcomes) as parent:
         for name in _chosen(settings):
             outcomes[name] = STAGES[name](settings, parent)
     seconds = time.monotonic() - begun
     print(f"full_run: done in {duration(seconds)}. To look at the runs:", flush=True)
-    print(f"  {tracking.connect(settings).how_to_open()}", flush=True)
+    print(f"  {connect(settings).ui_command()}", flush=True)
     stages = {name: outcome.figures for name, outcome in outcomes.items()}
     counted = {
         key: stages[name][key]
@@ -82,16 +86,16 @@ def _parent_run(
     It is opened when the first stage asks for it, so that doing nothing leaves no trace. A full
     run that did not finish is gone on with.
     """
-    identity = Identity(stage="full_run", settings=settings.results(), inputs={}, code="")
-    opened: list[tuple[tracking.Store, Record]] = []
+    identity = StageKey(stage="full_run", settings=settings.results(), inputs={}, code="")
+    opened: list[tuple[Store, StageRecord]] = []
 
     def parent() -> str:
         if not opened:
-            store = tracking.connect(settings)
+            store = connect(settings)
             record = begin(
                 settings.workdir,
                 identity,
-                lambda old: tracking.open_run(store, "full_run", resume=old, parent=None),
+                lambda old: open_run(store, "full_run", resume=old, parent=None),
             )
             opened.append((store, record))
         return opened[0][1].run_id
@@ -100,16 +104,16 @@ def _parent_run(
         yield parent
     except BaseException as error:
         for store, record in opened:
-            tracking.close_run(store, record.run_id, error)
+            close_run(store, record.run_id, error)
         raise
     for store, record in opened:
-        with tracking.answered(store.uri):
-            run = tracking.Run(store, record.run_id)
-            run.params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
-            run.tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
-            run.metrics(_summary(outcomes))
-            run.note(_note(outcomes))
-        tracking.close_run(store, record.run_id, None)
+        with require_server(store.uri):
+            run = Run(store, record.run_id)
+            run.log_params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
+            run.set_tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
+            run.log_metrics(_summary(outcomes))
+            run.set_description(_note(outcomes))
+        close_run(store, record.run_id, None)
         finish(settings.workdir, record, {})
 
 
@@ -144,4 +148,4 @@ def _note(outcomes: Mapping[StageName, Outcome]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.script(FullRunSettings, run, __doc__)
+    run_script(FullRunSettings, run, __doc__)

@@ -15,44 +15,32 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from alexnet import assembly, checksums, planning, sample, shards, spool, storage
+from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.planning import Encoding, Unit
 from alexnet.provenance import code_version
-from alexnet.shards import SPLITS
-from alexnet.sources import Source, read_source
-from pipelines import (
-    command_line,
-    imagenette,
-    inspection,
-    preprocess_page,
-    shard_job,
-    stages,
-    tracking,
-)
-from pipelines.locking import alone
-from pipelines.progress import Progress
+from alexnet.shards.codec import Encoding
+from alexnet.shards.finalize import corrupt_shards, finalize, finished
+from alexnet.shards.format import SPLITS, read_manifest
+from alexnet.shards.plan import ShardTask, plan_digest, write_plan
+from alexnet.sources import parquet_extract
+from alexnet.sources.imagenette import fetch
+from alexnet.sources.md5 import OFFICIAL, verify
+from alexnet.sources.read import Source, read_source
+from alexnet.sources.sample import write_sample
+from pipelines import stages
+from pipelines.console.cli import run_script
+from pipelines.console.lock import exclusive_lock
+from pipelines.console.progress import Progress
+from pipelines.preprocessing.dry_run import inspect
+from pipelines.preprocessing.job import RejectCounter, make_shards, start_early
+from pipelines.preprocessing.report import show_result, show_source
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
-from pipelines.shard_job import Rejects, make_shards
-from pipelines.stages import Figures, Identity, Outcome, Parent, Record, run_stage
+from pipelines.stages import Figures, Outcome, Parent, StageKey, StageRecord, run_stage
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import connect
 
-CODE = (
-    "alexnet.archives",
-    "alexnet.assembly",
-    "alexnet.images",
-    "alexnet.index",
-    "alexnet.index_cache",
-    "alexnet.labels",
-    "alexnet.parquet_source",
-    "alexnet.planning",
-    "alexnet.resizing",
-    "alexnet.sharding",
-    "alexnet.shards",
-    "alexnet.sources",
-    "alexnet.spool",
-    "alexnet.statistics",
-    "alexnet.summing",
-)
+CODE = ("alexnet.sources.read", "alexnet.shards.finalize", "pipelines.preprocessing.worker")
+"""Entry modules of the code that decides what the shards are."""
 
 MB = 10**6
 COPIES = 4
@@ -65,7 +53,7 @@ def command(settings: PreprocessCommandSettings) -> Mapping[str, Any]:
         _check_md5(_source_place(settings))
     if settings.dry_run:
         place = _source_place(settings)
-        return inspection.inspect(settings, place, read_source(place), _encoding(settings))
+        return inspect(settings, place, read_source(place), _encoding(settings))
     outcome = run(settings.part(PreprocessSettings))
     return outcome.figures | (_verify(settings, outcome) if settings.verify else {})
 
@@ -76,16 +64,16 @@ def run(settings: PreprocessSettings, parent: Parent | None = None) -> Outcome:
     place = _source_place(settings)
     source = _read(settings, place)
     if stages.latest(settings.workdir, "preprocess") is None:
-        shard_job.start_early()
-    identity = Identity(
+        start_early()
+    identity = StageKey(
         stage="preprocess",
         settings=settings.results(),
         inputs={"source": place, "files": source.fingerprint[:16]},
-        code=code_version(CODE),
+        code=code_version(CODE, boundary=stages.BOUNDARY),
     )
     return run_stage(
         settings,
-        tracking.connect(settings),
+        connect(settings),
         identity,
         parent=parent,
         usable=lambda record: storage.is_file(_manifest_path(record.figures["shards"])),
@@ -106,10 +94,10 @@ def _source_place(settings: PreprocessSettings) -> str:
         return settings.source
     if settings.preset == "sample":
         place = storage.join(settings.workdir, "sample")
-        sample.write_sample(place)
+        write_sample(place)
         return place
     if settings.preset == "imagenette":
-        return imagenette.fetch(settings.workdir)
+        return fetch(settings.workdir)
     raise UserError(
         "--source is required with --preset ilsvrc2012: the folder with the official archives, "
         "which image-net.org gives to registered users"
@@ -118,11 +106,11 @@ def _source_place(settings: PreprocessSettings) -> str:
 
 def _check_md5(place: str) -> None:
     """Read the official archives through and compare their md5 sums."""
-    for name, md5 in checksums.OFFICIAL.items():
+    for name, md5 in OFFICIAL.items():
         path = storage.join(place, name)
         total = max(0, storage.size(path))
         progress = Progress(f"preprocess: md5 of {name}", total // MB, "MB")
-        checksums.verify(path, md5, partial(_show_bytes, progress))
+        verify(path, md5, partial(_show_bytes, progress))
         progress.end()
 
 
@@ -134,24 +122,24 @@ def _work(
     settings: PreprocessSettings,
     place: str,
     source: Source,
-    run: tracking.Run,
-    record: Record,
+    run: Run,
+    record: StageRecord,
 ) -> Figures:
-    digest = planning.plan_digest(source, settings.results())
+    digest = plan_digest(source, settings.results())
     folder = storage.join(settings.workdir, "shards", digest)
-    run.tags({"shards.digest": digest})
-    preprocess_page.show_source(run, place, source)
+    run.set_tags({"shards.digest": digest})
+    show_source(run, place, source)
     _clear_unless_resumable(settings, folder, source, record)
     units = _plan(settings, folder, source)
-    kept = assembly.finished(folder, units)
+    kept = finished(folder, units)
     if kept:
         print(f"preprocess: {len(kept)} of {len(units)} shards are there from an earlier run")
-    rejects = Rejects([], settings.max_reject_fraction, len(source.index))
+    rejects = RejectCounter([], settings.max_reject_fraction, len(source.index))
     for report in kept.values():
         rejects.add(report)
     missing = [unit for unit in units if unit not in kept]
     made, seconds = make_shards(missing, rejects)
-    manifest = assembly.assemble(
+    manifest = finalize(
         folder,
         kept | made,
         digest=digest,
@@ -174,13 +162,13 @@ def _work(
         "digest": digest,
         "shards": folder,
     }
-    run.metrics({k: v for k, v in figures.items() if isinstance(v, int | float)})
-    preprocess_page.show_result(run, manifest, source)
+    run.log_metrics({k: v for k, v in figures.items() if isinstance(v, int | float)})
+    show_result(run, manifest, source)
     return figures
 
 
 def _clear_unless_resumable(
-    settings: PreprocessSettings, folder: str, source: Source, record: Record
+    settings: PreprocessSettings, folder: str, source: Source, record: StageRecord
 ) -> None:
     """Keep finished shards only if they were made from the same files by the same code."""
     origin = {"files": source.fingerprint, "code": record.code}
@@ -191,15 +179,13 @@ def _clear_unless_resumable(
         storage.write_json(path, origin)
 
 
-def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[Unit]:
+def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[ShardTask]:
     """Write the plan; images inside Parquet files are first copied to where they can be reached."""
     if source.form == "parquet":
         place = storage.join(folder, "parts", "spool")
-        _copy_images(spool.files(source.index), place)
-        source = replace(source, index=spool.locate(source.index, place))
-    return planning.write_plan(
-        folder, source, _encoding(settings), settings.rows_per_shard, settings.seed
-    )
+        _copy_images(parquet_extract.files(source.index), place)
+        source = replace(source, index=parquet_extract.to_byte_ranges(source.index, place))
+    return write_plan(folder, source, _encoding(settings), settings.rows_per_shard, settings.seed)
 
 
 def _copy_images(paths: list[str], place: str) -> None:
@@ -208,7 +194,7 @@ def _copy_images(paths: list[str], place: str) -> None:
     progress = Progress("preprocess: images copied from Parquet files", sum(sizes) // MB, "MB")
     done = 0
     with ThreadPoolExecutor(COPIES) as threads:
-        copies = threads.map(partial(spool.copy, folder=place), paths)
+        copies = threads.map(partial(parquet_extract.copy, folder=place), paths)
         for size, _ in zip(sizes, copies, strict=True):
             done += size
             progress.add(done // MB - progress.done)
@@ -221,9 +207,9 @@ def _encoding(settings: PreprocessSettings) -> Encoding:
 
 def _verify(settings: PreprocessCommandSettings, outcome: Outcome) -> Figures:
     """Hash every shard; make those again that are damaged."""
-    manifest = shards.read_manifest(outcome.figures["shards"])
-    with alone(settings.workdir, "preprocess"):
-        damaged = {shard.file: shard for shard in assembly.damaged(manifest)}
+    manifest = read_manifest(outcome.figures["shards"])
+    with exclusive_lock(settings.workdir, "preprocess"):
+        damaged = {shard.file: shard for shard in corrupt_shards(manifest)}
         for file in damaged:
             print(f"preprocess: {file} is gone or damaged; making it again", flush=True)
         if damaged:
@@ -231,7 +217,7 @@ def _verify(settings: PreprocessCommandSettings, outcome: Outcome) -> Figures:
             source = _read(settings, _source_place(settings))
             units = _plan(settings, manifest.folder, source)
             again = [unit for unit in units if unit.file in damaged]
-            made, _ = make_shards(again, Rejects([], 1, len(source.index)))
+            made, _ = make_shards(again, RejectCounter([], 1, len(source.index)))
             storage.delete_folder(storage.join(manifest.folder, "parts"))
             if any(report.shard != damaged[report.shard.file] for report in made.values()):
                 raise UserError(
@@ -248,4 +234,4 @@ def _manifest_path(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    command_line.script(PreprocessCommandSettings, command, __doc__)
+    run_script(PreprocessCommandSettings, command, __doc__)

@@ -8,9 +8,13 @@ validation images; --champion always moves the alias in any case, --champion nev
 """
 
 from alexnet.errors import UserError
-from pipelines import command_line, registry, stages, tracking
+from pipelines import stages
+from pipelines.console.cli import run_script
 from pipelines.settings import PromoteSettings
-from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
+from pipelines.stages import Figures, Outcome, StageKey, StageRecord, run_stage
+from pipelines.tracking import registry
+from pipelines.tracking.run import Run
+from pipelines.tracking.store import Store, connect
 
 VALIDATION, ERROR = "validation.content", "top1_error"
 VERSION_OF_RULES = "1"
@@ -26,8 +30,8 @@ def run(settings: PromoteSettings, parent: stages.Parent | None = None) -> Outco
             f"the newest evaluation averages {len(models)} models, and only one can be registered; "
             "run pipelines/evaluate.py with one --model first"
         )
-    store = tracking.connect(settings)
-    identity = Identity(
+    store = connect(settings)
+    identity = StageKey(
         stage="promote",
         settings=settings.results(),
         inputs={"model": models[0], "evaluation": evaluation.key},
@@ -45,9 +49,7 @@ def run(settings: PromoteSettings, parent: stages.Parent | None = None) -> Outco
     )
 
 
-def _work(
-    settings: PromoteSettings, store: tracking.Store, evaluation: Record, run: tracking.Run
-) -> Figures:
+def _work(settings: PromoteSettings, store: Store, evaluation: StageRecord, run: Run) -> Figures:
     name, figures = settings.registered_model, evaluation.figures
     champion = registry.by_alias(store, name, "champion")
     tags = {
@@ -58,13 +60,13 @@ def _work(
     }
     version = registry.register(store, name, figures["models"][0], tags)
     registry.set_alias(store, name, "candidate", version)
-    wins, reason = judge(settings, champion, version, figures)
+    wins, reason = decide_champion(settings, champion, version, figures)
     if wins:
         registry.set_alias(store, name, "champion", version)
     verdict = f"{name} version {version} is {'' if wins else 'not '}champion: {reason}"
     print(f"promote: {verdict}", flush=True)
-    run.tags({"model.version": f"{name}/{version}", "verdict": verdict})
-    run.metrics({"champion": float(wins)})
+    run.set_tags({"model.version": f"{name}/{version}", "verdict": verdict})
+    run.log_metrics({"champion": float(wins)})
     return {
         "stage": "promote",
         "registered_model": name,
@@ -75,7 +77,7 @@ def _work(
     }
 
 
-def judge(
+def decide_champion(
     settings: PromoteSettings,
     champion: registry.Version | None,
     version: str,
@@ -100,4 +102,4 @@ def judge(
 
 
 if __name__ == "__main__":
-    command_line.script(PromoteSettings, lambda settings: run(settings).figures, __doc__)
+    run_script(PromoteSettings, lambda settings: run(settings).figures, __doc__)

@@ -16,10 +16,21 @@ from typing import Any
 
 from alexnet import storage
 from alexnet.errors import UserError
-from pipelines import tracking
-from pipelines.locking import alone
-from pipelines.progress import duration
+from pipelines.console.lock import exclusive_lock
+from pipelines.console.progress import duration
 from pipelines.settings import StageSettings
+from pipelines.tracking.run import Run, active_run, open_run, run_exists
+from pipelines.tracking.store import Store
+
+BOUNDARY = (
+    "alexnet.plots",
+    "pipelines.cluster",
+    "pipelines.console",
+    "pipelines.settings",
+    "pipelines.tracking",
+)
+"""Code that changes no result: a stage's code version leaves it out. What the settings decide is
+in the stage's key by value."""
 
 Figures = dict[str, Any]
 
@@ -28,7 +39,7 @@ Parent = Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class StageKey:
     """What decides a stage's result."""
 
     stage: str
@@ -46,7 +57,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class StageRecord:
     """A stage that was begun, and finished if it has figures."""
 
     stage: str
@@ -70,13 +81,13 @@ class Outcome:
     skipped: bool
 
 
-def decide(
+def find_reusable(
     workdir: str,
-    identity: Identity,
+    identity: StageKey,
     *,
     force: bool,
-    usable: Callable[[Record], bool],
-) -> tuple[Record | None, str]:
+    usable: Callable[[StageRecord], bool],
+) -> tuple[StageRecord | None, str]:
     """Whether a stage can be skipped.
 
     Args:
@@ -104,12 +115,12 @@ def decide(
 
 def run_stage(
     settings: StageSettings,
-    store: tracking.Store,
-    identity: Identity,
+    store: Store,
+    identity: StageKey,
     *,
     parent: Parent | None,
-    usable: Callable[[Record], bool],
-    work: Callable[[tracking.Run, Record], Figures],
+    usable: Callable[[StageRecord], bool],
+    work: Callable[[Run, StageRecord], Figures],
 ) -> Outcome:
     """Do a stage's work inside an MLflow run, unless it has been done.
 
@@ -122,11 +133,11 @@ def run_stage(
         work: makes the result and returns the figures.
     """
 
-    def still_there(record: Record) -> bool:
-        return tracking.run_exists(store, record.run_id) and usable(record)
+    def still_there(record: StageRecord) -> bool:
+        return run_exists(store, record.run_id) and usable(record)
 
-    with alone(settings.workdir, identity.stage):
-        record, reason = decide(
+    with exclusive_lock(settings.workdir, identity.stage):
+        record, reason = find_reusable(
             settings.workdir, identity, force=settings.force, usable=still_there
         )
         if record:
@@ -136,18 +147,20 @@ def run_stage(
         record = begin(
             settings.workdir,
             identity,
-            lambda old: tracking.open_run(
+            lambda old: open_run(
                 store, identity.stage, resume=old, parent=parent() if parent else None
             ),
         )
-        with tracking.running(store, record.run_id) as run:
-            run.params(settings.model_dump(exclude={"tracking_uri", "force"}))
-            run.tags({"stage": identity.stage, "stage.key": identity.key, "stage.reason": reason})
+        with active_run(store, record.run_id) as run:
+            run.log_params(settings.model_dump(exclude={"tracking_uri", "force"}))
+            run.set_tags(
+                {"stage": identity.stage, "stage.key": identity.key, "stage.reason": reason}
+            )
             figures = work(run, record)
-            run.note(_note(figures))
+            run.set_description(_note(figures))
             seconds = round(time.time() - record.begun, 1)
             figures = figures | {"seconds": seconds, "run_id": record.run_id, "skipped": False}
-            run.metrics({"seconds": seconds})
+            run.log_metrics({"seconds": seconds})
         finish(settings.workdir, record, figures)
         print(f"{identity.stage}: done in {duration(seconds)}", flush=True)
         return Outcome(figures, record.run_id, skipped=False)
@@ -163,7 +176,7 @@ def _note(figures: Figures) -> str:
     return " · ".join(words)
 
 
-def begin(workdir: str, identity: Identity, new_run: Callable[[str | None], str]) -> Record:
+def begin(workdir: str, identity: StageKey, new_run: Callable[[str | None], str]) -> StageRecord:
     """Record that a stage has begun.
 
     Args:
@@ -174,29 +187,29 @@ def begin(workdir: str, identity: Identity, new_run: Callable[[str | None], str]
     path = _path(workdir, identity.stage, identity.key)
     old = _read(path)
     run_id = new_run(old.run_id if old and not old.finished else None)
-    record = Record(**_fields(identity), key=identity.key, run_id=run_id, begun=time.time())
+    record = StageRecord(**_fields(identity), key=identity.key, run_id=run_id, begun=time.time())
     storage.write_json(path, asdict(record))
     return record
 
 
-def finish(workdir: str, record: Record, figures: Figures) -> None:
+def finish(workdir: str, record: StageRecord, figures: Figures) -> None:
     """Record a stage's figures; from now on it can be skipped."""
     done = replace(record, finished=time.time(), figures=figures)
     storage.write_json(_path(workdir, record.stage, record.key), asdict(done))
 
 
-def latest(workdir: str, stage: str) -> Record | None:
+def latest(workdir: str, stage: str) -> StageRecord | None:
     """The finished record of a stage that ended last."""
     return max(finished(workdir, stage), key=lambda record: record.finished or 0, default=None)
 
 
-def finished(workdir: str, stage: str) -> list[Record]:
+def finished(workdir: str, stage: str) -> list[StageRecord]:
     """All finished records of a stage."""
     files = storage.list_files(storage.join(workdir, "stages", stage))
     return [record for file in files if (record := _read(file.path)) and record.finished]
 
 
-def require(workdir: str, stage: str) -> Record:
+def require(workdir: str, stage: str) -> StageRecord:
     """Like ``latest``.
 
     Raises:
@@ -208,7 +221,7 @@ def require(workdir: str, stage: str) -> Record:
     return record
 
 
-def _fields(identity: Identity) -> dict[str, Any]:
+def _fields(identity: StageKey) -> dict[str, Any]:
     return {
         "stage": identity.stage,
         "settings": dict(identity.settings),
@@ -217,7 +230,7 @@ def _fields(identity: Identity) -> dict[str, Any]:
     }
 
 
-def _difference(previous: Record, identity: Identity) -> str:
+def _difference(previous: StageRecord, identity: StageKey) -> str:
     """What has changed since a record, in words."""
     for kind, old, new in (
         ("setting", previous.settings, identity.settings),
@@ -236,10 +249,10 @@ def _path(workdir: str, stage: str, key: str) -> str:
     return storage.join(workdir, "stages", stage, f"{key}.json")
 
 
-def _read(path: str) -> Record | None:
+def _read(path: str) -> StageRecord | None:
     if not storage.is_file(path):
         return None
     try:
-        return Record(**storage.read_json(path))
+        return StageRecord(**storage.read_json(path))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a stage's record ({error}); delete it") from error

@@ -27,54 +27,39 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from alexnet import checkpoints, figures, storage
+from alexnet import storage
 from alexnet.allocation import KEEP_FREED_MEMORY
-from alexnet.augment import mean_patch
-from alexnet.errors import UserError
-from alexnet.inference import PatchClassifier
+from alexnet.errors import UserError, one_line
+from alexnet.model.classifier import CropClassifier
+from alexnet.model.towers import AlexNet
+from alexnet.plots import figures
 from alexnet.provenance import code_version
-from alexnet.recipes import Recipe
-from alexnet.shards import Manifest, read_manifest
-from alexnet.statistics import Statistics, read_statistics
-from alexnet.towers import PATCH, AlexNet
-from pipelines import (
-    checkpointing,
-    cluster,
-    command_line,
-    device_check,
-    registry,
-    server,
-    stages,
-    terminal,
-    tracking,
-)
-from pipelines.curves import MetricWriter
+from alexnet.recipes import CROP_SIZE, Recipe
+from alexnet.shards.format import Manifest, read_manifest
+from alexnet.shards.pixel_stats import PixelStatistics, read_statistics
+from alexnet.training.augment import mean_crop
+from alexnet.training.checkpoint import load_position, load_weights
+from pipelines import cluster, stages
+from pipelines.console.cli import run_script
+from pipelines.console.worker_log import worker_log
 from pipelines.settings import TrainCommandSettings, TrainSettings
-from pipelines.stages import Figures, Identity, Outcome, Record, run_stage
-from pipelines.train_job import chosen_recipe
-from pipelines.train_worker import work_on_rank
+from pipelines.stages import Figures, Outcome, StageKey, StageRecord, run_stage
+from pipelines.tracking import registry, server
+from pipelines.tracking.metric_writer import MetricWriter
+from pipelines.tracking.run import MetricStore, Run
+from pipelines.tracking.store import Store, connect
+from pipelines.training import checkpointing, device_check
+from pipelines.training.state import chosen_recipe
+from pipelines.training.worker import train_loop_per_worker
 
-CODE = (
-    "alexnet.augment",
-    "alexnet.augment_loops",
-    "alexnet.averaging",
-    "alexnet.batches",
-    "alexnet.native",
-    "alexnet.norm_loops",
-    "alexnet.norms",
-    "alexnet.optimizer",
-    "alexnet.order",
-    "alexnet.recipes",
-    "alexnet.replicas",
-    "alexnet.towers",
-    "alexnet.training",
-)
+CODE = ("pipelines.training.worker", "alexnet.model.classifier")
+"""Entry modules of the code that decides what the trained model is."""
 
 SETTLE_SECONDS = 5.0
 """For a lost or ended worker's place to be free again."""
 
 CURVES_SECONDS = 60
-"""For what the worker left unwritten, if the server was away when the training ended."""
+"""For what the worker left pending_metrics, if the server was away when the training ended."""
 
 
 def command(settings: TrainCommandSettings) -> Mapping[str, Any]:
@@ -88,12 +73,12 @@ def run(settings: TrainSettings, parent: stages.Parent | None = None) -> Outcome
     shards = stages.require(settings.workdir, "preprocess").figures["shards"]
     manifest = read_manifest(shards)
     settings = _resolve(settings)
-    store = tracking.connect(settings)
-    identity = Identity(
+    store = connect(settings)
+    identity = StageKey(
         stage="train",
         settings=settings.results(),
-        inputs={"shards": manifest.content()[:16]},
-        code=code_version(CODE),
+        inputs={"shards": manifest.content_digest()[:16]},
+        code=code_version(CODE, boundary=stages.BOUNDARY),
     )
     return run_stage(
         settings,
@@ -115,31 +100,33 @@ def _resolve(settings: TrainSettings) -> TrainSettings:
 def _work(
     settings: TrainSettings,
     manifest: Manifest,
-    store: tracking.Store,
-    run: tracking.Run,
-    record: Record,
+    store: Store,
+    run: Run,
+    record: StageRecord,
 ) -> Figures:
     recipe = chosen_recipe(settings)
-    run.json(asdict(recipe), "recipe.json")
-    run.data("shards", manifest.content(), manifest.folder, "training", f"{manifest.digest}")
-    run.tags({"shards.digest": manifest.digest, "shards.content": manifest.content()})
+    run.log_json(asdict(recipe), "recipe.json")
+    run.log_dataset(
+        "shards", manifest.content_digest(), manifest.folder, "training", f"{manifest.digest}"
+    )
+    run.set_tags({"shards.digest": manifest.digest, "shards.content": manifest.content_digest()})
     result = _train(settings, manifest, store, record)
     checkpoint = result.checkpoint
     assert checkpoint
     server.wait_for(store.uri)
     with checkpoint.as_directory() as folder:
         model = AlexNet(recipe, len(manifest.labels))
-        position = checkpoints.load_position(folder)
-        checkpoints.load_weights(folder, model, averaged=settings.ema is not None)
-    writer = MetricWriter(tracking.Curves(store.uri, record.run_id), position.unwritten)
+        position = load_position(folder)
+        load_weights(folder, model, averaged=settings.ema is not None)
+    writer = MetricWriter(MetricStore(store.uri, record.run_id), position.pending_metrics)
     if left := writer.flush(CURVES_SECONDS):
         print(f"train: {left} points of the curves could not be written to MLflow", flush=True)
     statistics = read_statistics(storage.join(manifest.folder, "statistics.npz"))
     uri = _log_model(run, model, recipe, manifest, statistics)
-    run.figure(figures.learning_curves(position.history), "learning_curves.png")
+    run.log_figure(figures.learning_curves(position.history), "learning_curves.png")
     weights = model.state_dict()
     kernels = [weights[f"towers.{i}.conv1.weight"].numpy() for i in range(recipe.towers)]
-    run.figure(figures.first_layer_kernels(kernels), "first_layer_kernels.png")
+    run.log_figure(figures.first_layer_kernels(kernels), "first_layer_kernels.png")
     last = position.history[-1]
     return {
         "stage": "train",
@@ -156,7 +143,7 @@ def _work(
 
 
 def _train(
-    settings: TrainSettings, manifest: Manifest, store: tracking.Store, record: Record
+    settings: TrainSettings, manifest: Manifest, store: Store, record: StageRecord
 ) -> Result:
     """Run the Ray Train job, and again after a loss: it finds its checkpoints under its name."""
     cluster.connect()
@@ -192,7 +179,7 @@ def _train(
                 raise cause from error
             left -= 1
             print(
-                f"train: lost a worker ({storage.one_line(cause)[:200]}); going on from the newest "
+                f"train: lost a worker ({one_line(cause)[:200]}); going on from the newest "
                 f"checkpoint, {left} more such losses to bear (--max-failures)",
                 flush=True,
             )
@@ -200,12 +187,12 @@ def _train(
         assert result.metrics
         assert settings.epochs
         if result.metrics["epoch"] >= settings.epochs:
-            checkpointing.clear_away(result, folder)
+            checkpointing.prune_checkpoints(result, folder)
             return result
         # Else the workers ended because there is room for more of them.
 
 
-def _place(settings: TrainSettings, record: Record) -> str:
+def _place(settings: TrainSettings, record: StageRecord) -> str:
     """The folder of a run's checkpoints."""
     return storage.join(settings.workdir, "training", record.key)
 
@@ -213,27 +200,28 @@ def _place(settings: TrainSettings, record: Record) -> str:
 def _attempt(settings: TrainSettings, config: dict[str, Any], run_config: RunConfig) -> Result:
     """Train until the end or the first failure, on what the cluster has now."""
     share = _settled(settings)
-    with terminal.board() as board:
+    with worker_log() as log:
         return TorchTrainer(
-            work_on_rank,
-            train_loop_config=config | {"threads": share.cpus, "gpus": share.gpus, "board": board},
+            train_loop_per_worker,
+            train_loop_config=config
+            | {"threads": share.cpus, "gpus": share.gpus, "worker_log": log},
             scaling_config=scaling(share),
             run_config=run_config,
         ).fit()
 
 
-def _settled(settings: TrainSettings) -> cluster.Share:
+def _settled(settings: TrainSettings) -> cluster.WorkerResources:
     """The workers' share, once what an earlier attempt held has had time to become free."""
     wanted = (settings.num_workers, settings.device, settings.gpus_wanted)
     until = time.monotonic() + SETTLE_SECONDS
-    while (share := cluster.share_out(*wanted)).workers < settings.num_workers[1]:
+    while (share := cluster.allocate_workers(*wanted)).workers < settings.num_workers[1]:
         if time.monotonic() > until:
             break
         time.sleep(SETTLE_SECONDS / 10)
     return share
 
 
-def scaling(share: cluster.Share) -> ScalingConfig:
+def scaling(share: cluster.WorkerResources) -> ScalingConfig:
     """The share as Ray Train takes it: both towers' GPUs and the CPUs that feed them."""
     return ScalingConfig(
         num_workers=share.workers,
@@ -255,25 +243,25 @@ def _cause(error: Exception) -> Exception:
 
 
 def _log_model(
-    run: tracking.Run,
+    run: Run,
     model: AlexNet,
     recipe: Recipe,
     manifest: Manifest,
-    statistics: Statistics,
+    statistics: PixelStatistics,
 ) -> str:
     """Log the network, with its mean image inside, as a function of patches."""
     print("train: exporting the model", flush=True)
-    mean = mean_patch(statistics.mean_image)
+    mean = mean_crop(statistics.mean_image)
     middle = np.clip(mean.numpy().transpose(1, 2, 0), 0, 255).astype(np.uint8)
     facts = {
         "classes": [[label.wnid, label.name] for label in manifest.labels],
         "recipe": recipe.name,
-        "shards": manifest.content(),
-        "patch": PATCH,
+        "shards": manifest.content_digest(),
+        "patch": CROP_SIZE,
     }
     with torch.no_grad():
-        return run.model(PatchClassifier(model, mean), np.stack([middle, middle]), facts)
+        return run.log_model(CropClassifier(model, mean), np.stack([middle, middle]), facts)
 
 
 if __name__ == "__main__":
-    command_line.script(TrainCommandSettings, command, __doc__)
+    run_script(TrainCommandSettings, command, __doc__)

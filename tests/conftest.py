@@ -4,13 +4,13 @@ import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+import factories
 import hypothesis
 import pytest
-import small
 import torch
 
-from alexnet import sharding
-from alexnet.shards import Manifest
+from alexnet.shards.format import Manifest
+from alexnet.shards.write import make_shard
 
 # No test is timed: a machine with other work may take a second for what takes a hundredth alone.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -42,7 +42,7 @@ def _nothing_stays_frozen() -> Iterator[None]:
 def raw_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 training and 12 validation images in the folders form; one of them is broken."""
     root = tmp_path_factory.mktemp("raw-images")
-    small.write_images(root)
+    factories.write_images(root)
     return root
 
 
@@ -50,7 +50,7 @@ def raw_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(raw_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The same images as shards: 39 training rows in five row groups, 12 validation rows in two."""
     folder = tmp_path_factory.mktemp("shards")
-    units = small.plan(raw_images, folder)
+    units = factories.plan(raw_images, folder)
     for unit in units:
-        sharding.make_shard(unit)
-    return small.assemble(raw_images, folder, units)
+        make_shard(unit)
+    return factories.assemble(raw_images, folder, units)

@@ -22,8 +22,8 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 
+from alexnet.model.towers import AlexNet
 from alexnet.recipes import SOURCE145
-from alexnet.towers import AlexNet
 
 IMAGES = 1_281_167
 CROSSING = 2 * (128 * 13 * 13 + 4608 + 2048) + 2048
@@ -35,7 +35,7 @@ HIDDEN = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class DeviceBenchmark:
     """What the prediction rests on."""
 
     step_seconds: float
@@ -52,7 +52,9 @@ class Machine:
     gradient_bytes: int
 
 
-def epoch_seconds(machine: Machine, workers: int, batch: int, parameters: int) -> dict[str, float]:
+def epoch_seconds(
+    machine: DeviceBenchmark, workers: int, batch: int, parameters: int
+) -> dict[str, float]:
     """The parts of an epoch's time, in seconds; ``total`` is what remains when they overlap."""
     share = batch / workers
     steps = IMAGES / batch
@@ -86,7 +88,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=number)
     given = vars(parser.parse_args())
     each = given.pop("batch_per_worker")
-    machine = Machine(**given)
+    machine = DeviceBenchmark(**given)
     parameters = sum(p.numel() for p in AlexNet(SOURCE145, 1000).parameters())
     predicted = {}
     for workers in (1, 4, 16):

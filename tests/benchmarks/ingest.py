@@ -47,15 +47,16 @@ import torch
 from numpy.typing import NDArray
 from preprocess import jpegs, make_source
 
-from alexnet import planning, sharding, shards
 from alexnet.allocation import KEEP_FREED_MEMORY
-from alexnet.augment import colour_axes, draw, training_patches
-from alexnet.batches import Reader
-from alexnet.order import epoch_order
-from alexnet.planning import Encoding
 from alexnet.recipes import PAPER
-from alexnet.shards import Manifest
-from alexnet.sources import read_source
+from alexnet.shards.codec import Encoding
+from alexnet.shards.format import ROW_GROUP_ROWS, Manifest, read_manifest, write_manifest
+from alexnet.shards.loader import ShardLoader
+from alexnet.shards.order import epoch_order
+from alexnet.shards.plan import write_plan
+from alexnet.shards.write import make_shard
+from alexnet.sources.read import read_source
+from alexnet.training.augment import draw, pca_axes, training_crops
 
 HERE = Path(__file__).parent
 BATCH = 128
@@ -74,7 +75,7 @@ def make_shards(images: int, folder: Path) -> dict[str, Manifest]:
     source, made = read_source(str(place)), {}
     for kind in ("jpeg", "raw"):
         root, encoding = str(folder / kind), Encoding(kind=kind, jpeg_quality=95)
-        units = planning.write_plan(root, source, encoding, ROWS_PER_SHARD, 0)
+        units = write_plan(root, source, encoding, ROWS_PER_SHARD, 0)
         units = [unit for unit in units if unit.split == "train"][: -(-images // ROWS_PER_SHARD)]
         made[kind] = Manifest(
             folder=root,
@@ -83,11 +84,11 @@ def make_shards(images: int, folder: Path) -> dict[str, Manifest]:
             form=source.form,
             settings={},
             labels=source.labels,
-            shards={"train": tuple(sharding.make_shard(unit).shard for unit in units), "val": ()},
+            shards={"train": tuple(make_shard(unit).shard for unit in units), "val": ()},
             rejected={},
             files={},
         )
-        shards.write_manifest(made[kind])
+        write_manifest(made[kind])
     return made
 
 
@@ -126,16 +127,16 @@ def clock(epoch: Callable[[int], Iterable[int]], epochs: int) -> None:
 
 def ours(folder: str, epochs: int, repeat: int, *, crop: bool) -> None:
     """The contestant of this project, as ``alexnet.training`` uses it."""
-    manifest = shards.read_manifest(folder)
+    manifest = read_manifest(folder)
     repeated = {"train": manifest.shards["train"] * repeat, "val": ()}
-    reader = Reader(manifest=replace(manifest, shards=repeated), batch_size=BATCH, seed=0)
-    axes, mean = colour_axes(PAPER, COVARIANCE), torch.full((3, 224, 224), 120.0)
+    reader = ShardLoader(manifest=replace(manifest, shards=repeated), batch_size=BATCH, seed=0)
+    axes, mean = pca_axes(PAPER, COVARIANCE), torch.full((3, 224, 224), 120.0)
 
     def epoch(number: int) -> Iterator[int]:
         for batch in reader.epoch(number):
             if crop:
                 draws = draw(PAPER, axes, batch.rows, seed=0, epoch=number, offset=batch.offset)
-                patches = training_patches(
+                patches = training_crops(
                     batch.images, draws.take(batch.positions), mean, PAPER.training_scale
                 )
                 assert (patches.shape[1:], patches.dtype) == ((3, 224, 224), torch.float32)
@@ -167,7 +168,7 @@ def in_cache(*folders: Path) -> None:
 
 def mixing(groups: int, rows_per_shard: int) -> dict[str, Any]:
     """Row groups and shards among the rows of a batch; shuffled per window and uniformly."""
-    sizes = [shards.ROW_GROUP_ROWS] * groups
+    sizes = [ROW_GROUP_ROWS] * groups
     order, _ = epoch_order(sizes, 0, 0)
     uniform = np.random.default_rng(0).permutation(len(order))
 
@@ -180,8 +181,8 @@ def mixing(groups: int, rows_per_shard: int) -> dict[str, Any]:
         "rows": len(order),
         "rows_per_shard": rows_per_shard,
         "row_groups": {
-            "ours": distinct(order, shards.ROW_GROUP_ROWS),
-            "uniform": distinct(uniform, shards.ROW_GROUP_ROWS),
+            "ours": distinct(order, ROW_GROUP_ROWS),
+            "uniform": distinct(uniform, ROW_GROUP_ROWS),
         },
         "shards": {
             "ours": distinct(order, rows_per_shard),

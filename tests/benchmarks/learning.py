@@ -22,14 +22,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from alexnet.augment import colour_axes, mean_patch
-from alexnet.batches import Reader
-from alexnet.optimizer import build_optimizer, rates_at, set_rates, with_drops
+from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import SOURCE145
-from alexnet.shards import Manifest, read_manifest
-from alexnet.statistics import read_statistics
-from alexnet.towers import AlexNet, initialize
-from alexnet.training import Setup, train_epoch, validate
+from alexnet.shards.format import Manifest, read_manifest
+from alexnet.shards.loader import ShardLoader
+from alexnet.shards.pixel_stats import read_statistics
+from alexnet.training.augment import mean_crop, pca_axes
+from alexnet.training.loop import TrainContext, train_epoch, validate
+from alexnet.training.optimizer import build_optimizer, rates_at, set_rates, with_drops
 from pipelines import stages
 
 PEER = Path(__file__).with_name("peer_training.py")
@@ -44,13 +44,13 @@ def ours(manifest: Manifest, given: argparse.Namespace, seed: int) -> dict[str, 
         schedule=with_drops(SOURCE145.schedule, [given.drop]),
     )
     statistics_ = read_statistics(f"{manifest.folder}/statistics.npz")
-    setup = Setup(
+    setup = TrainContext(
         recipe=recipe,
-        means=[mean_patch(statistics_.mean_image)],
-        axes=colour_axes(recipe, statistics_.rgb_covariance),
+        means=[mean_crop(statistics_.mean_image)],
+        axes=pca_axes(recipe, statistics_.rgb_covariance),
         seed=seed,
     )
-    reader = Reader(manifest=manifest, batch_size=recipe.batch_size, seed=seed)
+    reader = ShardLoader(manifest=manifest, batch_size=recipe.batch_size, seed=seed)
     network = AlexNet(recipe, len(manifest.labels))
     initialize(network, recipe, seed)
     optimizer = build_optimizer(network, recipe)

@@ -15,15 +15,15 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
-from alexnet.augment import colour_axes
 from alexnet.recipes import PAPER
+from alexnet.training.augment import pca_axes
 
 
 class Tint:
     """To float, minus the mean, plus noise along the principal components."""
 
     def __init__(self) -> None:
-        self.axes = torch.from_numpy(colour_axes(PAPER, COVARIANCE)).float()
+        self.axes = torch.from_numpy(pca_axes(PAPER, COVARIANCE)).float()
         self.mean = torch.full((3, 224, 224), 120.0)
 
     def __call__(self, image: Image.Image) -> Tensor:

@@ -15,10 +15,10 @@ from ingest import BATCH, COVARIANCE, clock
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexnet.augment import colour_axes
 from alexnet.recipes import PAPER
+from alexnet.training.augment import pca_axes
 
-AXES = colour_axes(PAPER, COVARIANCE).astype(np.float32)
+AXES = pca_axes(PAPER, COVARIANCE).astype(np.float32)
 MEAN = np.full((3, 224, 224), 120.0, np.float32)
 
 

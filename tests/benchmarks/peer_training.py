@@ -110,14 +110,14 @@ def main() -> None:
                         v.sub_(gradient, alpha=rate)
                     parameter.add_(v)
         net.eval()
-        wrong = wrong5 = 0
+        wrong = top5_wrong = 0
         with torch.no_grad():
             for images, labels in DataLoader(val, 64, num_workers=2):
                 logits = net(images[:, :, 16:240, 16:240].float() - mean)
                 hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
                 wrong += int((~hits[:, 0]).sum())
-                wrong5 += int((~hits.any(1)).sum())
-        errors = {"top1_error": 100 * wrong / len(val), "top5_error": 100 * wrong5 / len(val)}
+                top5_wrong += int((~hits.any(1)).sum())
+        errors = {"top1_error": 100 * wrong / len(val), "top5_error": 100 * top5_wrong / len(val)}
         seconds = time.monotonic() - begun
         print(json.dumps({"epoch": epoch + 1, **errors, "seconds": seconds}), flush=True)
 

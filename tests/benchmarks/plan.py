@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from alexnet import planning
-from alexnet.index import SCHEMA, Part, fingerprint, merge
-from alexnet.labels import Label
-from alexnet.planning import Encoding
-from alexnet.sources import Source
+from alexnet.shards.codec import Encoding
+from alexnet.shards.plan import plan_digest, read_plan, write_plan
+from alexnet.sources.index import SCHEMA, Part, fingerprint, merge
+from alexnet.sources.labels import Label
+from alexnet.sources.read import Source
 from alexnet.storage import File
 
 CLASSES = 1000
@@ -70,14 +70,14 @@ def main() -> None:
     )
     del parts
     lap("fingerprint")
-    planning.plan_digest(source, {"seed": 0})
+    plan_digest(source, {"seed": 0})
     lap("digest")
     with tempfile.TemporaryDirectory() as folder:
         encoding = Encoding(kind="jpeg", jpeg_quality=95)
-        units = planning.write_plan(folder, source, encoding, 1024, 0)
+        units = write_plan(folder, source, encoding, 1024, 0)
         lap("write_plan")
         size = Path(folder, "parts", "plan.parquet").stat().st_size
-        planning.read_plan(units[-1])
+        read_plan(units[-1])
         lap("read_one_unit")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = {

@@ -29,7 +29,8 @@ import psutil
 import pyarrow.parquet as pq
 from PIL import Image
 
-from alexnet.images import Decoded, decode, encode_jpeg
+from alexnet.shards.codec import Encoding, encode
+from alexnet.shards.decode import Decoded, decode
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -152,7 +153,7 @@ def work_only(paths: list[Path], start: Any, rates: Any) -> None:
     while time.monotonic() - begun < BOUND_SECONDS:
         decoded = decode(data[done % len(data)])
         assert isinstance(decoded, Decoded)
-        encode_jpeg(decoded.pixels)
+        encode(decoded.pixels, Encoding(kind="jpeg", jpeg_quality=95))
         done += 1
     rates.put(done / (time.monotonic() - begun))
 

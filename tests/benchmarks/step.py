@@ -28,14 +28,14 @@ import torch
 from torch import nn
 
 from alexnet.allocation import KEEP_FREED_MEMORY
-from alexnet.batches import Batch
-from alexnet.compilation import compile_towers
-from alexnet.optimizer import Rates, build_optimizer, set_rates
-from alexnet.recipes import PAPER, SOURCE145, Recipe, ablated
-from alexnet.towers import PATCH, AlexNet, Tower, initialize
-from alexnet.training import train_step
+from alexnet.model.compilation import compile_towers
+from alexnet.model.towers import AlexNet, Tower, initialize
+from alexnet.recipes import CROP_SIZE, PAPER, SOURCE145, Recipe, ablate
+from alexnet.shards.loader import Batch
+from alexnet.training.loop import train_step
+from alexnet.training.optimizer import EpochRates, build_optimizer, set_rates
 
-NONE = ablated(SOURCE145, normalization=False)
+NONE = ablate(SOURCE145, normalization=False)
 CONTESTANTS: dict[str, tuple[Recipe, str]] = {
     "source145": (SOURCE145, ""),
     "paper": (PAPER, ""),
@@ -73,10 +73,12 @@ def stepper(name: str, batch: int, threads: int, classes: int) -> Callable[[], N
     if manner == "compile":
         assert compile_towers(network) is None
     optimizer = build_optimizer(network, recipe)
-    set_rates(optimizer, Rates(0.001))
+    set_rates(optimizer, EpochRates(0.001))
     random = torch.Generator().manual_seed(0)
     # Channels last in memory, as the augmentation leaves them.
-    patches = 60 * torch.randn((batch, PATCH, PATCH, 3), generator=random).permute(0, 3, 1, 2)
+    patches = 60 * torch.randn((batch, CROP_SIZE, CROP_SIZE, 3), generator=random).permute(
+        0, 3, 1, 2
+    )
     labels = torch.randint(0, classes, (batch,), generator=random)
     nothing: Any = None
     given = Batch(nothing, labels, nothing, 0, batch)

@@ -1,0 +1,1 @@
+"""What devices are worth to the two towers, and whether they compute the same."""

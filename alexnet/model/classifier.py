@@ -1,0 +1,42 @@
+"""A trained network as a function from 8-bit patches to class probabilities.
+
+This is what is registered and served: it holds its own mean image, needs no other file, and
+takes patches, so that one model serves the centre view and the ten views alike.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from alexnet.model.towers import AlexNet
+
+
+class CropClassifier(nn.Module):
+    """(N, 224, 224, 3) uint8 RGB patches → (N, classes) float32 probabilities."""
+
+    mean: Tensor
+
+    def __init__(self, network: AlexNet, mean: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.eval()
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Probabilities of each patch."""
+        # The subtraction makes floats of bytes; a ``float()`` would fix the device in an export.
+        return self.network(patches.permute(0, 3, 1, 2) - self.mean).softmax(dim=1)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def view_probabilities(classifiers: list[nn.Module], views: Tensor) -> Tensor:
+    """Several classifiers' mean probabilities for several views of the same images.
+
+    Args:
+        classifiers: patch classifiers on one device, of this class or loaded from a registry.
+        views: (V, N, 224, 224, 3) uint8 on that device.
+
+    Returns:
+        (V, N, classes) float32 on the CPU.
+    """
+    by_model = [torch.stack([model(view) for view in views]) for model in classifiers]
+    return torch.stack(by_model).mean(dim=0).cpu()

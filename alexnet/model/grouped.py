@@ -1,0 +1,106 @@
+"""The network as one column with groups, independent of the towers: torch and nothing else.
+
+As a function it equals the towers, in training and in testing. Dropout here is today's: zeros and
+a scale in training, nothing in testing. The module imports nothing of this project, so its text
+can be copied elsewhere, beside the file that ``alexnet.export`` writes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GroupedAlexNet(nn.Sequential):
+    """The network as one column.
+
+    Takes RGB patches in the 0-255 range, (N, 3, 224, 224) of any number type; returns (N,
+    ``classes``) logits, classes in the order of their sorted wnids.
+
+    ``recipe`` gives ``towers``, ``hidden``, ``pool_size``, ``dropout``, ``norm1_before_relu`` and,
+    each with ``size``, ``alpha`` and ``bias`` or None, ``cross_map`` and ``within_map``.
+    """
+
+    def __init__(self, recipe: Mapping[str, Any], classes: int) -> None:
+        super().__init__()
+        groups, hidden = recipe["towers"], recipe["hidden"]
+        cross_map, within_map = recipe["cross_map"], recipe["within_map"]
+
+        def pool() -> nn.Module:
+            return nn.MaxPool2d(recipe["pool_size"], 2)
+
+        def norm() -> nn.Module:
+            return CrossMap(groups, **cross_map) if cross_map else nn.Identity()
+
+        self.centre = Centre()
+        self.pad1 = nn.ZeroPad2d((0, 3, 0, 3))
+        self.conv1 = nn.Conv2d(3, 48 * groups, 11, stride=4)
+        if recipe["norm1_before_relu"]:
+            self.norm1, self.pool1, self.relu1 = norm(), pool(), nn.ReLU()
+        else:
+            self.relu1, self.norm1, self.pool1 = nn.ReLU(), norm(), pool()
+        self.conv2 = nn.Conv2d(48 * groups, 128 * groups, 5, padding=2, groups=groups)
+        self.relu2 = nn.ReLU()
+        self.norm2 = norm()
+        self.within2 = WithinMap(**within_map) if within_map else nn.Identity()
+        self.pool2 = pool()
+        self.conv3 = nn.Conv2d(128 * groups, 192 * groups, 3, padding=1)
+        self.relu3 = nn.ReLU()
+        self.conv4 = nn.Conv2d(192 * groups, 192 * groups, 3, padding=1, groups=groups)
+        self.relu4 = nn.ReLU()
+        self.conv5 = nn.Conv2d(192 * groups, 256, 3, padding=1, groups=groups)
+        self.relu5 = nn.ReLU()
+        self.pool5 = pool()
+        self.flatten = nn.Flatten()
+        self.fc6 = nn.Linear(256 * 6 * 6, hidden)
+        self.relu6 = nn.ReLU()
+        self.dropout6 = nn.Dropout(recipe["dropout"])
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.relu7 = nn.ReLU()
+        self.dropout7 = nn.Dropout(recipe["dropout"])
+        self.fc8 = nn.Linear(hidden, classes)
+
+
+class Centre(nn.Module):
+    """x - mean, both (..., 3, 224, 224)."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, 224, 224))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subtract the mean image's central patch."""
+        return x - self.mean
+
+
+class CrossMap(nn.Module):
+    """x / (bias + alpha · Σ x²) ^ .75 over ``size`` neighbouring maps of the same group."""
+
+    def __init__(self, groups: int, size: int, alpha: float, bias: float) -> None:
+        super().__init__()
+        self.groups, self.size, self.alpha, self.bias = groups, size, alpha, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (N, C, H, W)."""
+        count, maps, height, width = x.shape
+        parts = x.reshape(count * self.groups, maps // self.groups, height, width)
+        # Torch divides alpha by the window's size.
+        parts = F.local_response_norm(parts, self.size, self.alpha * self.size, 0.75, self.bias)
+        return parts.reshape(count, maps, height, width)
+
+
+class WithinMap(nn.Module):
+    """x / (bias + alpha · Σ x²) ^ .75 over ``size`` rows and columns of the same map."""
+
+    def __init__(self, size: int, alpha: float, bias: float) -> None:
+        super().__init__()
+        self.size, self.alpha, self.bias = size, alpha, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (N, C, H, W)."""
+        sums = F.avg_pool2d(x * x, self.size, 1, self.size // 2, divisor_override=1)
+        return x / (self.bias + self.alpha * sums) ** 0.75

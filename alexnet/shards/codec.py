@@ -1,0 +1,71 @@
+"""256x256 images ↔ the bytes that a shard's column ``image`` holds: one encoder, one decoder."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from alexnet.recipes import IMAGE_SIZE
+
+RAW_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
+"""Length of an image that is stored without compression."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """How the 256x256 images are stored."""
+
+    kind: Literal["jpeg", "raw"]
+    jpeg_quality: int
+    """1 to 100; without effect on raw images."""
+
+
+def encode(pixels: NDArray[np.uint8], encoding: Encoding) -> bytes:
+    """(256, 256, 3) RGB → stored bytes, the same every time."""
+    if encoding.kind == "raw":
+        return pixels.tobytes()
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=encoding.jpeg_quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def decode_into(stored: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+    """Write a stored image, raw or JPEG, into a contiguous (256, 256, 3) array.
+
+    Safe to call from several threads: decoding releases the interpreter's lock.
+
+    Args:
+        stored: (bytes,) what the column ``image`` holds.
+        image: (256, 256, 3); RGB afterwards.
+
+    Raises:
+        ValueError: the bytes are neither.
+    """
+    if len(stored) == RAW_BYTES:
+        image[:] = stored.reshape(image.shape)
+        return
+    decoded = simplejpeg.decode_jpeg(stored, "RGB", buffer=image)
+    if decoded.shape != image.shape:  # A smaller one fills only a part of the array.
+        raise ValueError(f"{decoded.shape[1]}x{decoded.shape[0]} pixels")
+
+
+def decode_images(stored: Sequence[pa.Buffer], threads: ThreadPoolExecutor) -> NDArray[np.uint8]:
+    """Stored images → (n, 256, 256, 3) RGB.
+
+    Raises:
+        ValueError: the bytes of one of them are no stored image.
+    """
+    images = np.empty((len(stored), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+
+    def decode(index: int) -> None:
+        decode_into(np.frombuffer(stored[index], np.uint8), images[index])
+
+    list(threads.map(decode, range(len(stored))))
+    return images

@@ -1,0 +1,54 @@
+"""Whether the official archives arrived whole: their md5 sums, as image-net.org gives them."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+from alexnet import storage
+from alexnet.errors import UserError, one_line
+from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
+
+OFFICIAL: Mapping[str, str] = {
+    TRAIN_ARCHIVE: "1d675b47d978889d74fa0da5fadfb00e",
+    VAL_ARCHIVE: "29b22e2961454d5413ddabcf34fc5622",
+    DEVKIT: "fa75699e90414af021442c21a62c3abf",
+}
+"""md5 by file name."""
+
+# Reading waits for the disk or the network anyway; large pieces keep an object store's requests
+# few.
+_CHUNK_BYTES = 8 * 2**20
+
+
+def verify(
+    path: str, expected: str, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Read a file through and compare its md5.
+
+    Args:
+        path: the file.
+        expected: its md5, 32 hexadecimal digits.
+        on_progress: called with the bytes read so far and the file's size, after each piece.
+
+    Raises:
+        UserError: the md5 is another one, or the file can't be read.
+    """
+    digest = hashlib.md5(usedforsecurity=False)
+    done = 0
+    try:
+        with storage.open_input(path) as file:
+            total = file.size()
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                done += len(chunk)
+                on_progress(done, total)
+    except OSError as error:
+        raise UserError(
+            f"{path}: can't be read ({one_line(error)}); check that it is there and that "
+            "you have permission"
+        ) from error
+    found = digest.hexdigest()
+    if found != expected.lower():
+        raise UserError(
+            f"{path}: md5 is {found}, not {expected.lower()}; it is damaged or another file, so "
+            "download it again"
+        )

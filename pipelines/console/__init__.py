@@ -1,0 +1,1 @@
+"""What a command shares with its user: options, lines, progress, locks."""

@@ -1,0 +1,193 @@
+"""One command line for all scripts: options from the settings' fields, errors in one line.
+
+Values come from, weakest first: a field's default, the preset, the file given with ``--config``,
+the command line. The last line on standard output is one JSON object with the stage's figures.
+Exit status: 0 done, 1 failed, 2 wrong settings or input.
+"""
+
+import argparse
+import difflib
+import gc
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from alexnet.errors import UserError, one_line
+from pipelines.presets import PRESETS
+from pipelines.settings import (
+    BatchInferenceSettings,
+    FullRunSettings,
+    PreprocessCommandSettings,
+    S,
+    TrainCommandSettings,
+)
+
+KNOWN_KEYS = {
+    field.alias or name
+    for kind in (
+        FullRunSettings,
+        PreprocessCommandSettings,
+        TrainCommandSettings,
+        BatchInferenceSettings,
+    )
+    for name, field in kind.model_fields.items()
+}
+"""One file may serve all scripts, so a ``--config`` file may hold any script's settings."""
+
+
+class CheckFailedError(Exception):
+    """A check that was asked for found a fault; its figures are printed all the same."""
+
+    def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.figures = figures
+
+
+def run_script(
+    kind: type[S], work: Callable[[S], Mapping[str, Any]], description: str | None
+) -> NoReturn:
+    """Run a script: read its settings, do the work, print the figures, exit."""
+    assert description
+    try:
+        settings = read_settings(kind, sys.argv[1:], description)
+        figures = work(settings)
+    except UserError as error:
+        _exit(2, f"{_program()}: {one_line(error)}")
+    except KeyboardInterrupt:
+        _exit(1, f"{_program()}: interrupted; the same command goes on where this one stopped")
+    except CheckFailedError as error:
+        print(json.dumps(error.figures))
+        _exit(1, f"{_program()}: failed: {error}")
+    except OSError as error:  # A full disk, a lost drive: a traceback would not help.
+        _exit(1, f"{_program()}: failed: {one_line(error)}")
+    except Exception as error:
+        traceback.print_exc()
+        _exit(1, f"{_program()}: failed: {' '.join(str(error).split())[:500]}")
+    sys.stderr.flush()
+    print(json.dumps(figures), flush=True)
+    # Ray's threads may still tell of a lost node; that shall not come after the last line.
+    sys.stdout = sys.stderr
+    # Python would look for garbage in all modules before it ends, for a second or two.
+    gc.freeze()
+    sys.exit(0)
+
+
+def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> S:
+    """Settings from the command line, the config file, the preset and the defaults.
+
+    Raises:
+        UserError: an option or a key is unknown or its value out of range; the message names it.
+    """
+    given = vars(_parser(kind, description).parse_args(arguments))
+    config = given.pop("config", None)
+    from_file = _read_config(config) if config else {}
+    fields = {field.alias or name for name, field in kind.model_fields.items()}
+    chosen = {key: value for key, value in from_file.items() if key in fields} | given
+    preset = chosen.get("preset", "sample")
+    named = PRESETS.get(preset, {}) if "preset" in fields else {}
+    values = {key: value for key, value in named.items() if key in fields} | chosen
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, config, given)) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            word = unknown.split()[0]
+            options = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            near = difflib.get_close_matches(word, options, 1)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            message = f"{word}: no such option; {hint}"
+        raise UserError(message)
+
+
+def _parser(kind: type[BaseModel], description: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        description=description.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file")
+    for name, field in kind.model_fields.items():
+        key = field.alias or name
+        flag = "--" + key.replace("_", "-")
+        text = (field.description or "") + _default_text(field)
+        if field.annotation is bool:
+            parser.add_argument(flag, dest=key, action="store_true", help=text)
+        elif _is_list(field):
+            word = "EPOCH" if key == "lr_drops" else "URI"
+            parser.add_argument(flag, dest=key, nargs="+", metavar=word, help=text)
+        else:
+            parser.add_argument(flag, dest=key, metavar=_metavar(key, field), help=text)
+    return parser
+
+
+def _metavar(key: str, field: FieldInfo) -> str:
+    choices = _choices(field.annotation)
+    return "{" + ",".join(map(str, choices)) + "}" if choices else key.upper().split("_")[-1]
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((found for part in get_args(annotation) if (found := _choices(part))), ())
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return any(get_origin(part) is list for part in get_args(field.annotation))
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return " (required)"
+    return "" if field.default is None or field.default is False else f" [{field.default}]"
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: can't be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: settings are lines of the form 'epochs: 5'")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in values:
+        if key not in KNOWN_KEYS:
+            near = difflib.get_close_matches(key, KNOWN_KEYS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{path}: {key}: no such setting{hint}")
+    return values
+
+
+def _explain(error: ValidationError, config: str | None, given: Mapping[str, Any]) -> str:
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    key = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return f"--{key.replace('_', '-')} is required; see --help"
+    where = f"--{key.replace('_', '-')}" if key in given else f"{config or 'preset'}: {key}"
+    return f"{where}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _program() -> str:
+    return os.path.basename(sys.argv[0])
+
+
+def _exit(status: int, line: str) -> NoReturn:
+    sys.stdout.flush()
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(status)

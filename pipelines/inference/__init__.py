@@ -1,0 +1,1 @@
+"""The Ray actors that hold models, for ``evaluate`` and ``batch_inference``."""

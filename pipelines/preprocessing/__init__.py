@@ -1,0 +1,1 @@
+"""The Ray Data job of the stage ``preprocess``."""

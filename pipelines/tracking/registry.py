@@ -1,0 +1,92 @@
+"""Models in the tracking store: load one, know one, register one, say which is the champion."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alexnet.errors import UserError, one_line
+from pipelines.tracking.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the tracking store knows about a logged model."""
+
+    uri: str
+    """``models:/m-...``, which never changes its meaning, unlike an alias."""
+    run_id: str
+    classes: tuple[tuple[str, str], ...]
+    """wnid and name by class index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A registered version of the model."""
+
+    version: str
+    tags: Mapping[str, str]
+
+
+def load_classifier(store: Store, uri: str) -> "nn.Module":
+    """A logged or registered model as a function from patches to probabilities, on the CPU.
+
+    Raises:
+        UserError: there is no such model, or it is not one of ours.
+    """
+    try:
+        return store.load_model(uri)
+    except (StoreError, OSError, ValueError) as error:
+        raise _no_model(uri, error) from error
+
+
+def get_model_info(store: Store, uri: str) -> ModelInfo:
+    """Resolve a model's URI and read which classes it knows.
+
+    Raises:
+        UserError: there is no such model, or it was not trained here.
+    """
+    try:
+        info = store.model_info(uri)
+        classes = info.metadata["classes"]
+    except (StoreError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_model(uri, error) from error
+    named = tuple((wnid, name) for wnid, name in classes)
+    return ModelInfo(f"models:/{info.model_id}", info.run_id, named)
+
+
+def _no_model(uri: str, error: Exception) -> UserError:
+    reason = one_line(error)[:200]
+    return UserError(
+        f"{uri}: no AlexNet model can be loaded from there ({reason}); "
+        "train and promote one first, or give another --model"
+    )
+
+
+def model_exists(store: Store, uri: str) -> bool:
+    """Whether a logged model (``models:/m-...``) is still in the store."""
+    name = uri.removeprefix("models:/")
+    return store.get_or_none(lambda: store.client.get_logged_model(name)) is not None
+
+
+def register(store: Store, name: str, model_uri: str, tags: Mapping[str, str]) -> str:
+    """Register a logged model, or find it registered; returns the version's number."""
+    known = store.client.search_model_versions(f"name = '{name}'")
+    same = [version.version for version in known if version.source == model_uri]
+    version = str(same[0]) if same else store.register_model(model_uri, name)
+    for key, value in tags.items():
+        store.client.set_model_version_tag(name, version, key, value)
+    return version
+
+
+def by_alias(store: Store, name: str, alias: str) -> Version | None:
+    """The version that an alias points at."""
+    found = store.get_or_none(lambda: store.client.get_model_version_by_alias(name, alias))
+    return Version(str(found.version), dict(found.tags)) if found else None
+
+
+def set_alias(store: Store, name: str, alias: str, version: str) -> None:
+    """Point an alias at a version."""
+    store.client.set_registered_model_alias(name, alias, version)

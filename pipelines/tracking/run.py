@@ -1,0 +1,199 @@
+"""One MLflow run: its parameters, metrics, tags, figures, data sets and model.
+
+A full run is a parent run with one nested run for each stage; a stage that is run alone is a run
+by itself.
+"""
+
+import contextlib
+import functools
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
+
+from pipelines.tracking import server
+from pipelines.tracking.metric_writer import Point, StoreUnavailableError
+from pipelines.tracking.server import redacted
+from pipelines.tracking.store import Store, require_server, was_refused
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+    from torch import nn
+
+PARENT = "mlflow.parentRunId"
+DIGEST_LENGTH = 32
+
+
+def open_run(store: Store, name: str, *, resume: str | None, parent: str | None) -> str:
+    """Begin a run, or go on with an unfinished one; returns its id."""
+    if resume and run_exists(store, resume):
+        return resume
+    tags = {"mlflow.runName": name} | ({PARENT: parent} if parent else {})
+    with require_server(store.uri):
+        run = store.client.create_run(store.experiment_id, tags=tags)
+    return str(run.info.run_id)
+
+
+def run_exists(store: Store, run_id: str) -> bool:
+    """Whether the store holds a run that is not deleted."""
+    run = store.get_or_none(lambda: store.client.get_run(run_id))
+    return run is not None and run.info.lifecycle_stage == "active"
+
+
+@contextlib.contextmanager
+def active_run(store: Store, run_id: str) -> Iterator["Run"]:
+    """A run in progress: it ends as finished, as failed, or as killed by the keyboard.
+
+    Raises:
+        UserError: the server went away for longer than one waits.
+    """
+    mlflow.set_system_metrics_sampling_interval(5)
+    mlflow.set_system_metrics_samples_before_logging(1)
+    with require_server(store.uri):
+        mlflow.start_run(run_id=run_id, log_system_metrics=True)
+        try:
+            yield Run(store, run_id)
+            server.wait_for(store.uri)
+            mlflow.end_run("FINISHED")
+        except BaseException as error:
+            _mark_failed(store, error, mlflow.end_run)
+            raise
+
+
+def close_run(store: Store, run_id: str, error: BaseException | None) -> None:
+    """End a run that ``running`` does not manage."""
+    end = functools.partial(store.client.set_terminated, run_id)
+    if error:
+        _mark_failed(store, error, end)
+        return
+    with require_server(store.uri):
+        end("FINISHED")
+
+
+def _mark_failed(store: Store, error: BaseException, end: Callable[[str], None]) -> None:
+    """Say that a run broke off, if the server hears it; the error is what matters now."""
+    if server.connection_error(store.uri):
+        server.set_short_timeouts()
+    with contextlib.suppress(MlflowException):
+        end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricStore:
+    """A run's curves in the store: a ``metric_writer.MetricSink``."""
+
+    uri: str
+    run_id: str
+
+    def last_step(self, curve: str) -> int:
+        """The highest step of a curve."""
+        with self._asked() as client:
+            points = client.get_metric_history(self.run_id, curve)
+            return max((point.step for point in points), default=-1)
+
+    def write(self, points: Sequence[Point]) -> None:
+        """One request, one transaction."""
+        metrics = [
+            Metric(name, value, point.time, point.step)
+            for point in points
+            for name, value in point.values.items()
+        ]
+        with self._asked() as client:
+            client.log_batch(self.run_id, metrics)
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[MlflowClient]:
+        try:
+            yield MlflowClient(self.uri, self.uri)
+        except MlflowException as error:
+            if was_refused(error):
+                raise
+            raise StoreUnavailableError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a stage can say about itself while it runs."""
+
+    store: Store
+    run_id: str
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Parameters under flat names; a resumed run has them already and they stay."""
+        present = self.store.client.get_run(self.run_id).data.params
+        new = {k: redacted(str(v)) for k, v in values.items() if k not in present}
+        mlflow.log_params(new, run_id=self.run_id)
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Metrics at a step."""
+        mlflow.log_metrics(dict(values), step=step, run_id=self.run_id)
+
+    def set_tags(self, values: Mapping[str, str]) -> None:
+        """Tags."""
+        for name, value in values.items():
+            self.store.client.set_tag(self.run_id, name, value)
+
+    def set_description(self, markdown: str) -> None:
+        """The description that the run's page opens with."""
+        self.set_tags({"mlflow.note.content": markdown})
+
+    def log_figure(self, figure: "Figure", path: str) -> None:
+        """A figure as an image file among the artifacts."""
+        self.store.client.log_figure(self.run_id, figure, path)
+
+    def log_table(self, table: "pa.Table", path: str) -> None:
+        """A table, which the UI shows as one."""
+        self.store.client.log_table(self.run_id, table.to_pydict(), path)
+
+    def log_json(self, value: Any, path: str) -> None:
+        """A dictionary as a JSON file."""
+        self.store.client.log_dict(self.run_id, value, path)
+
+    def log_dataset(self, name: str, digest: str, place: str, context: str, profile: str) -> None:
+        """A data set as an input of the run."""
+        source = '{"uri": "' + redacted(place).replace('"', "%22") + '"}'
+        dataset = Dataset(name, digest[:DIGEST_LENGTH], "local", source, profile=profile)
+        tags = [InputTag("mlflow.data.context", context)]
+        self.store.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+
+    def log_model(
+        self, classifier: "nn.Module", example: NDArray[np.uint8], facts: Mapping[str, Any]
+    ) -> str:
+        """Export and log a patch classifier; returns its ``models:/m-...`` URI.
+
+        ``facts`` stay with the model wherever it goes; ``classes`` among them lists wnid and
+        name by class index.
+        """
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]), "patches")]),
+            outputs=Schema(
+                [TensorSpec(np.dtype(np.float32), (-1, len(facts["classes"])), "probabilities")]
+            ),
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            info = mlflow.pytorch.log_model(
+                classifier,
+                name="model",
+                input_example=example,
+                signature=signature,
+                metadata=dict(facts),
+                # MLflow would find these out by loading the model once more in a new process.
+                pip_requirements=[_requirement(name) for name in ("mlflow", "numpy", "torch")],
+            )
+        return f"models:/{info.model_id}"
+
+
+def _requirement(name: str) -> str:
+    """The installed version of a package, without a build's suffix that no index knows."""
+    return f"{name}=={version(name).partition('+')[0]}"

@@ -1,0 +1,1 @@
+"""The Ray Train job of the stage ``train``."""

@@ -1,0 +1,200 @@
+"""Every rule of 2012 and the test that holds the code to it.
+
+Each test compares with a computation of its own, from the plain formula and in float64.
+
+Where the paper and the source disagree:
+
+- cross-map normalization, alpha on the plain sum or alpha/n
+  test_lrn.py::test_values
+- torch divides alpha by n
+  test_lrn.py::test_torch_divides_alpha_by_the_window_as_the_source_did
+- norm 1 before or after ReLU, and pool 1
+  test_fidelity.py::test_from_the_image_to_conv3
+- within-map normalization of source145, its formula
+  test_lrn.py::test_values
+- its place, between norm 2 and pool 2
+  test_fidelity.py::test_from_the_image_to_conv3
+- standard deviation of the initial weights by layer
+  test_towers.py::test_initial_values
+- colour noise by eigenvalue or root
+  test_augment.py::test_colour_noise_has_the_covariance_it_should
+- one colour draw for each image
+  test_augment.py::test_only_the_source_shares_crops_within_chunks_of_32
+- division by 1.1, only with noise
+  test_loop.py::test_what_the_network_is_shown
+- 32x32 or 33x33 offsets, with flips
+  test_augment.py::test_crops_and_flips_are_uniform
+- chunks of 32 share a crop
+  test_augment.py::test_only_the_source_shares_crops_within_chunks_of_32
+- epochs 25, 51, 79; conv1 at 67 and 72
+  test_optimizer.py::test_schedule_of_the_source
+- the rate drops when the error stalls
+  test_optimizer.py::test_the_paper_drops_when_the_error_stalls
+
+What they share:
+
+- towers, widths, groups
+  test_towers.py::test_they_are_equal_to_the_last_digits
+- 60,965,224 parameters
+  test_towers.py::test_number_of_parameters
+- towers meet in conv3, fc6, fc7, fc8
+  test_placement.py::test_only_the_four_meetings_cross
+- zeros right and below
+  test_towers.py::test_the_zeros_lie_right_and_below
+- zeros after the mean is subtracted
+  test_fidelity.py::test_from_the_image_to_conv3
+- pools 3/2: 55, 27, 13, 6
+  test_towers.py::test_shapes_along_the_way
+- every crop less the mean's centre
+  test_augment.py::test_the_central_mean_is_subtracted_unflipped_from_every_crop
+- biases start at 1 or 0
+  test_towers.py::test_initial_values
+- biases' rate, no decay of biases
+  test_optimizer.py::test_every_layer_has_its_rates
+- biases of source145 keep their rate, the paper's drop
+  test_optimizer.py::test_biases_of_the_source_keep_their_rate
+  test_optimizer.py::test_biases_of_the_paper_drop_with_the_weights
+- the update across drops
+  test_optimizer.py::test_update_across_drops
+- torch's update is another one
+  test_optimizer.py::test_torch_differs_after_a_drop_and_not_before
+- frozen weights do not coast
+  test_optimizer.py::test_frozen_weights_do_not_coast
+- dropout: no scale in training, half in testing
+  test_towers.py::test_dropout_scales_in_testing_not_in_training
+- dropout in fc6 and fc7
+  test_towers.py::test_dropout_acts_on_fc6_and_fc7_of_both_towers_apart
+- ten views: offsets and flips
+  test_augment.py::test_ten_views
+- mean of the softmax
+  test_fidelity.py::test_ten_views_average_the_softmax
+- shorter side to 256, the middle
+  test_decode.py::test_any_shape_is_resized_and_cropped_as_by_torchvision
+- no EXIF rotation
+  test_decode.py::test_exif_rotation_is_ignored
+- rates, momentum, decay, batch, epochs
+  test_fidelity.py::test_numbers
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from factories import he_init, narrow_network
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from alexnet.metrics import average
+from alexnet.model.classifier import CropClassifier, view_probabilities
+from alexnet.model.towers import Tower
+from alexnet.recipes import PAPER, RECIPES, SOURCE145, PlateauSchedule
+from alexnet.training.augment import mean_crop, ten_crop
+
+Array = NDArray[np.float64]
+
+RULES = re.findall(r"(test_\w+\.py)::(test_\w+)", __doc__)
+
+
+def test_every_rule_names_a_test_that_exists() -> None:
+    assert len(RULES) >= 30
+    for module, name in RULES:
+        (path,) = Path(__file__).parents[1].rglob(module)
+        assert f"\ndef {name}(" in path.read_text(), (module, name)
+
+
+def conv(x: Array, kernels: Array, bias: Array, stride: int) -> Array:
+    """(C, H, W) and (K, C, side, side) → (K, rows, columns), no padding."""
+    side = kernels.shape[2]
+    windows = sliding_window_view(x, (side, side), axis=(1, 2))[:, ::stride, ::stride]
+    return np.tensordot(kernels, windows, ([1, 2, 3], [0, 3, 4])) + bias[:, None, None]
+
+
+def pool(x: Array) -> Array:
+    """The largest of 3x3, every 2."""
+    return np.asarray(sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(3, 4)))
+
+
+def across(x: Array, alpha: float) -> Array:
+    """x / (2 + alpha Σ x²)^.75 over five neighbouring maps."""
+    sums = [(x[max(0, c - 2) : c + 3] ** 2).sum(axis=0) for c in range(len(x))]
+    return np.asarray(x / (2 + alpha * np.stack(sums)) ** 0.75)
+
+
+def within(x: Array) -> Array:
+    """x / (1 + .001/25 Σ x²)^.75 over 5x5 positions."""
+    squares = np.pad(x**2, ((0, 0), (2, 2), (2, 2)))
+    sums = sliding_window_view(squares, (5, 5), axis=(1, 2)).sum(axis=(3, 4))
+    return np.asarray(x / (1 + 0.001 / 25 * sums) ** 0.75)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_from_the_image_to_conv3(recipe: str) -> None:
+    random = np.random.default_rng(8)
+    image = random.integers(0, 256, (256, 256, 3))
+    mean_image = random.uniform(90, 160, (256, 256, 3)).astype(np.float32)
+    network = narrow_network(RECIPES[recipe])
+    he_init(network)
+    tower = network.towers[1]
+    assert isinstance(tower, Tower)
+    layers = {
+        name: parameter.detach().double().numpy() for name, parameter in tower.named_parameters()
+    }
+
+    crop = image[3 : 3 + 224, 20 : 20 + 224] - mean_image[16:240, 16:240].astype(np.float64)
+    x = np.zeros((3, 227, 227))
+    x[:, :224, :224] = crop.transpose(2, 0, 1)
+    x = conv(x, layers["conv1.weight"], layers["conv1.bias"], stride=4)
+    assert x.shape == (48, 55, 55)
+    if recipe == "paper":
+        x = pool(across(np.maximum(x, 0), 1e-4))
+    else:
+        x = np.maximum(pool(across(x, 1e-4 / 5)), 0)
+    assert x.shape == (48, 27, 27)
+    x = np.pad(x, ((0, 0), (2, 2), (2, 2)))
+    x = np.maximum(conv(x, layers["conv2.weight"], layers["conv2.bias"], stride=1), 0)
+    x = across(x, 1e-4) if recipe == "paper" else within(across(x, 1e-4 / 5))
+    x = pool(x)
+
+    patch = torch.from_numpy(image[3 : 3 + 224, 20 : 20 + 224].astype(np.uint8)).permute(2, 0, 1)
+    centred = patch.double() - mean_crop(mean_image)
+    found = tower.double().before_conv3(centred[None])[0].detach().numpy()
+    assert found.shape == x.shape == (128, 13, 13)
+    np.testing.assert_allclose(found, x, rtol=1e-10, atol=1e-10)
+
+
+def test_ten_views_average_the_softmax() -> None:
+    random = np.random.default_rng(9)
+    images = random.integers(0, 256, (2, 8, 8, 3), np.uint8).repeat(32, axis=1).repeat(32, axis=2)
+    mean_image = random.uniform(90, 160, (256, 256, 3)).astype(np.float32)
+    network = narrow_network(SOURCE145)
+    he_init(network)
+    with torch.no_grad():
+        network.fc8.weight.mul_(0.2)  # Or one class would have all the probability.
+    classifier = CropClassifier(network, mean_crop(mean_image))
+    found = average(list(view_probabilities([classifier], ten_crop(torch.from_numpy(images)))))
+
+    corners = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]
+    views = [images[:, top : top + 224, left : left + 224] for top, left in corners]
+    views += [view[:, :, ::-1] for view in views]
+    network.double()
+    logits = []
+    for view in views:
+        patches = (view - mean_image[16:240, 16:240].astype(np.float64)).transpose(0, 3, 1, 2)
+        logits.append(network(torch.from_numpy(patches.copy())).detach().numpy())
+    each = np.exp(np.stack(logits))
+    expected = (each / each.sum(axis=2, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # The softmax of the mean, which many a reimplementation takes, is something else.
+    other = np.exp(np.stack(logits).mean(axis=0))
+    assert np.abs(other / other.sum(axis=1, keepdims=True) - expected).max() > 1e-3
+
+
+def test_numbers() -> None:
+    for recipe in (PAPER, SOURCE145):
+        assert (recipe.learning_rate, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
+        assert (recipe.batch_size, recipe.dropout, recipe.colour_noise_std) == (128, 0.5, 0.1)
+    assert (PAPER.epochs, SOURCE145.epochs) == (90, 91)
+    assert isinstance(PAPER.schedule, PlateauSchedule)
+    assert (PAPER.schedule.factor, PAPER.schedule.drops) == (0.1, 3)

@@ -1,0 +1,139 @@
+"""Every row once, the same rows for any number of workers, and well mixed."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alexnet.shards.order import LANES, WINDOW, Rows, epoch_order, rows_of_rank
+
+GROUPS = st.lists(st.integers(0, 40), min_size=0, max_size=60)
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+def batches_of(
+    groups: list[int], seed: int, size: int, world: int, offset: int = 0
+) -> list[list[int]]:
+    """Global batches, put together again from what the workers take."""
+    rows, lanes = epoch_order(groups, seed, 3)
+    found = []
+    for start in range(offset, len(rows), size):
+        part = slice(start, start + size)
+        taken = [rows_of_rank(lanes[part], rank, world) for rank in range(world)]
+        positions = np.concatenate(taken)
+        together = np.empty(len(positions), np.int64)
+        together[positions] = rows[part][positions]
+        assert sorted(positions.tolist()) == list(range(len(rows[part])))
+        found.append(together.tolist())
+    return found
+
+
+@given(groups=GROUPS, seed=SEEDS, epoch=st.integers(0, 200))
+def test_every_row_comes_once(groups: list[int], seed: int, epoch: int) -> None:
+    rows, lanes = epoch_order(groups, seed, epoch)
+    assert sorted(rows.tolist()) == list(range(sum(groups)))
+    assert lanes.shape == rows.shape
+    assert rows.dtype == lanes.dtype == np.int64
+    assert set(lanes.tolist()) <= set(range(LANES))
+
+
+@given(groups=GROUPS, seed=SEEDS, epoch=st.integers(0, 200))
+def test_the_order_is_a_function_of_its_arguments(groups: list[int], seed: int, epoch: int) -> None:
+    np.random.seed(0)
+    first = epoch_order(groups, seed, epoch)
+    np.random.seed(1)
+    second = epoch_order(groups, seed, epoch)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@given(
+    lanes=st.lists(st.integers(0, LANES - 1), max_size=300).map(np.array),
+    world=st.integers(1, 40),
+)
+def test_workers_share_a_batch_evenly(lanes: Rows, world: int) -> None:
+    parts = [rows_of_rank(lanes, rank, world) for rank in range(world)]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(lanes)))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(
+    groups=GROUPS,
+    seed=SEEDS,
+    size=st.integers(1, 150),
+    worlds=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    done=st.integers(0, 20),
+)
+@settings(max_examples=60)
+def test_any_number_of_workers_continues_with_the_same_batches(
+    groups: list[int], seed: int, size: int, worlds: tuple[int, int], done: int
+) -> None:
+    unbroken = batches_of(groups, seed, size, worlds[0])
+    resumed = batches_of(groups, seed, size, worlds[1], offset=done * size)
+    assert resumed == unbroken[done:]
+    assert sum(map(len, unbroken)) == sum(groups)
+
+
+def test_epochs_and_seeds_give_other_orders() -> None:
+    groups = [64] * 100
+    orders = [epoch_order(groups, seed, epoch)[0] for seed in range(4) for epoch in range(4)]
+    for first, second in itertools.combinations(orders, 2):
+        # Two random orders of 6400 rows agree in about one place; 100 groups correlate by 0.1.
+        assert (first == second).sum() < 12
+        assert abs(np.corrcoef(first, second)[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("last", [64, 17])
+def test_a_batch_mixes_many_row_groups(last: int) -> None:
+    groups = [64] * 399 + [last]
+    ends = np.cumsum(groups)
+    rows, _ = epoch_order(groups, seed=1, epoch=2)
+    of_group = np.searchsorted(ends, rows, side="right")
+    counts = [len(set(of_group[i : i + 128])) for i in range(0, len(rows) - 127, 128)]
+    # 16 rows from each of 8 lanes, drawn from 4 groups: 31.7 groups on average at best.
+    assert np.mean(counts) > 30
+    assert min(counts[: int(0.9 * len(counts))]) >= 28
+    # And other groups in the next window: an epoch is no walk along the shards.
+    first, second = (set(of_group[i : i + 2048]) for i in (0, 2048))
+    assert len(first) == len(second) == LANES * WINDOW
+    assert not first & second
+    assert abs(np.corrcoef(np.arange(len(rows)), rows)[0, 1]) < 0.15
+
+
+def test_neighbours_in_a_shard_part() -> None:
+    rows, _ = epoch_order([64] * 100, seed=0, epoch=0)
+    place = np.empty_like(rows)
+    place[rows] = np.arange(len(rows))
+    distances = np.abs(np.diff(place.reshape(100, 64), axis=1))
+    # Two random places in a window of 2048 lie a third of it apart, about 683.
+    assert 500 < distances.mean() < 900
+    assert (distances < 16).mean() < 0.05
+
+
+def test_a_worker_reads_few_row_groups_twice() -> None:
+    groups = [64] * 160
+    ends = np.cumsum(groups)
+    rows, lanes = epoch_order(groups, seed=0, epoch=0)
+    readers: dict[int, set[int]] = {}
+    for start in range(0, len(rows), 128):
+        part = slice(start, start + 128)
+        for rank in range(4):
+            mine = rows[part][rows_of_rank(lanes[part], rank, 4)]
+            for group in np.searchsorted(ends, mine, side="right").tolist():
+                readers.setdefault(group, set()).add(rank)
+    assert len(readers) == 160
+    assert np.mean([len(ranks) for ranks in readers.values()]) < 1.3
+
+
+def test_a_reader_holds_a_bounded_number_of_groups() -> None:
+    groups = [64] * 200
+    of_group = np.searchsorted(np.cumsum(groups), epoch_order(groups, 5, 6)[0], side="right")
+    first = {group: place for place, group in reversed(list(enumerate(of_group.tolist())))}
+    last = {group: place for place, group in enumerate(of_group.tolist())}
+    held = [
+        sum(first[group] <= place <= last[group] for group in first)
+        for place in range(0, len(of_group), 97)
+    ]
+    assert max(held) <= LANES * WINDOW

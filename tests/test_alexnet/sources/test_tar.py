@@ -1,0 +1,295 @@
+"""Tar archives as byte ranges: right ones from sound archives, a clear error from any other."""
+
+import contextlib
+import io
+import tarfile
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alexnet import storage
+from alexnet.errors import UserError
+from alexnet.sources.tar import Members, list_members, list_nested
+
+CONTENTS = {"a.JPEG": b"first", "b.JPEG": b"", "c.JPEG": bytes(range(256)) * 5}
+
+
+def tar(contents: Mapping[str, bytes], form: int = tarfile.USTAR_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header that claims what it likes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def read_all(path: str, members: Members) -> dict[str, bytes]:
+    return {
+        name: storage.read_range(path, offset, size)
+        for name, offset, size in zip(*members, strict=True)
+    }
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_with_long_names_are_found_in_both_tar_formats(tmp_path: Path, form: int) -> None:
+    path = tmp_path / "x.tar"
+    contents = CONTENTS | {"ü" * 120: b"long", "sub/d.JPEG": b"deep"}
+    path.write_bytes(tar(contents, form))
+    found = read_all(str(path), list_members(str(path)))
+    assert found == {name.rpartition("/")[2]: content for name, content in contents.items()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1, max_size=8),
+        st.dictionaries(st.text("xyz", min_size=1, max_size=150), st.binary(max_size=1500)),
+        max_size=5,
+    )
+)
+def test_nested_members_are_read_from_the_outer_archive(
+    tmp_path_factory: pytest.TempPathFactory, classes: dict[str, dict[str, bytes]]
+) -> None:
+    path = tmp_path_factory.mktemp("nested") / "outer.tar"
+    inner = {name: tar(contents, tarfile.GNU_FORMAT) for name, contents in classes.items()}
+    path.write_bytes(tar(inner))
+    nested = list_nested(str(path))
+    assert {name: read_all(str(path), members) for name, members in nested.items()} == classes
+
+
+def raw_member(name: bytes, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A member under any name at all, ``tarfile`` would change some."""
+    block = bytearray(header("x", len(content), kind))
+    block[:100] = name.ljust(100, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + content + bytes(-len(content) % 512)
+
+
+def attributes(**values: str | bytes) -> bytes:
+    """A PAX header; ``__`` in a name stands for a dot."""
+    records = b""
+    for name, value in values.items():
+        text = value if isinstance(value, bytes) else value.encode()
+        body = b" %s=%s\n" % (name.replace("__", ".").encode(), text)
+        length = next(n for n in range(len(body), 10**6) if len(str(n)) + len(body) == n)
+        records += b"%d%s" % (length, body)
+    padding = bytes(-len(records) % 512)
+    return header("attributes", len(records), tarfile.XHDTYPE) + records + padding
+
+
+END = bytes(1024)
+KINDS = {
+    tarfile.REGTYPE: True,
+    tarfile.CONTTYPE: True,
+    tarfile.DIRTYPE: False,
+    tarfile.LNKTYPE: False,
+    tarfile.SYMTYPE: False,
+    tarfile.CHRTYPE: False,
+    tarfile.BLKTYPE: False,
+    tarfile.FIFOTYPE: False,
+}
+"""Kinds of members, and whether they are plain files."""
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.binary(min_size=1, max_size=100).filter(lambda name: b"\0" not in name)
+            | st.sampled_from([b"/etc/passwd", b"../../up", b"a/../b", b"caf\xe9", b"c\xcc\xa7"]),
+            st.sampled_from(list(KINDS)),
+            st.binary(max_size=1100),
+        ),
+        max_size=6,
+    )
+)
+def test_plain_files_are_listed_whatever_they_are_called_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, members: list[tuple[bytes, bytes, bytes]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "members.tar"
+    path.write_bytes(
+        b"".join(
+            raw_member(name, content if KINDS[kind] else b"", kind)
+            for name, kind, content in members
+        )
+        + END
+    )
+    expected = [
+        (name.decode("utf-8", "backslashreplace").rpartition("/")[2], content)
+        for name, kind, content in members
+        if KINDS[kind]
+    ]
+    if any(name in ("", ".", "..") for name, _ in expected):
+        with pytest.raises(UserError, match="is no name of a file"):
+            list_members(str(path))
+        return
+    found = list_members(str(path))
+    assert [
+        (name, storage.read_range(str(path), offset, size))
+        for name, offset, size in zip(*found, strict=True)
+    ] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (attributes(path="../../ü.JPEG") + raw_member(b"x", b"abc"), "ü.JPEG"),
+        (attributes(path=b"\xff.JPEG") + raw_member(b"x", b"abc"), r"\xff.JPEG"),
+        (
+            attributes(hdrcharset="BINARY", path=b"\xff.JPEG") + raw_member(b"x", b"abc"),
+            r"\xff.JPEG",
+        ),
+        (attributes(size="3") + raw_member(b"x", b"abc"), "x"),
+        (attributes(linkpath="/etc/passwd", mtime="-1") + raw_member(b"x", b"abc"), "x"),
+        (
+            raw_member(b"././@LongLink", b"n" * 300 + b"/../\xff\0", tarfile.GNUTYPE_LONGNAME)
+            + raw_member(b"x", b"abc"),
+            r"\xff",
+        ),
+        (
+            raw_member(b"././@LongLink", b"/etc/passwd\0", tarfile.GNUTYPE_LONGLINK)
+            + raw_member(b"x", b"abc"),
+            "x",
+        ),
+    ],
+    ids=["path", "not UTF-8", "binary", "size", "link", "long name", "long link"],
+)
+def test_extended_headers_name_a_file_and_lead_nowhere(
+    tmp_path: Path, content: bytes, name: str
+) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(content + END)
+    assert read_all(str(path), list_members(str(path))) == {name: b"abc"}
+
+
+def test_an_archive_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    whole = tar(CONTENTS)
+    end = len(whole.rstrip(b"\0")) + 512  # A tar ends in zeros; the first block of them is needed.
+    for length in range(0, end, 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="truncated"):
+            list_members(str(path))
+    path.write_bytes(whole[: end - 1024])
+    with pytest.raises(UserError, match=r"truncated archive: c\.JPEG goes on past its end"):
+        list_members(str(path))
+    path.write_bytes(whole[: end + 512])
+    assert list_members(str(path)).names == list(CONTENTS)
+
+
+def test_a_damaged_header_does_not_end_the_list_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    damaged = bytearray(tar(CONTENTS))
+    damaged[1024] ^= 1  # The second member's name no longer fits its checksum.
+    path.write_bytes(damaged)
+    with tarfile.open(path) as archive:
+        assert len(archive.getnames()) == 1
+    with pytest.raises(UserError, match="damaged header at byte 1024"):
+        list_members(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("huge.JPEG", 2**40),
+        header("negative.JPEG", -1),
+        header("negative.JPEG", -(2**40)),
+        header("attributes", 2**40, tarfile.XHDTYPE),
+        header("long name", 2**40, tarfile.GNUTYPE_LONGNAME),
+        header("attributes", 2**21, tarfile.XHDTYPE) + bytes(2**21),
+        header("sparse.JPEG", 5, tarfile.GNUTYPE_SPARSE) + bytes(512),
+        header("attributes", 0, tarfile.XHDTYPE) * 2000,
+        header("unknown", 2**40, b"Z"),
+        header("folder", -1024, tarfile.DIRTYPE),
+        attributes(size=str(2**40)) + raw_member(b"huge.JPEG", b"abc"),
+        attributes(size="-512") + raw_member(b"negative.JPEG", b"abc"),
+        attributes(size="many") + raw_member(b"many.JPEG", b"abc"),
+        attributes(GNU__sparse__map="0,3", GNU__sparse__size=str(2**40)) + raw_member(b"s", b"abc"),
+        attributes(GNU__sparse__major="1", GNU__sparse__minor="0") + raw_member(b"s", b"abc"),
+    ],
+    ids=[
+        "size",
+        "-1",
+        "negative",
+        "attributes",
+        "name",
+        "big-attributes",
+        "sparse",
+        "recursion",
+        "unknown",
+        "folder",
+        "pax-size",
+        "pax-negative",
+        "pax-text",
+        "pax-sparse",
+        "pax-sparse-1.0",
+    ],
+)
+def test_headers_that_lie_are_refused_in_little_memory(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(content + tar(CONTENTS))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"x\.tar") as caught:
+        list_members(str(path))
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4607), st.binary(min_size=1, max_size=12)), max_size=4))
+def test_damage_raises_nothing_but_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, bytes]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.tar"
+    content = bytearray(tar(CONTENTS, tarfile.PAX_FORMAT))
+    for position, replacement in damage:
+        content[position : position + len(replacement)] = replacement
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        read_all(str(path), list_members(str(path)))
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.JPEG"))
+    with pytest.raises(UserError, match="uncompressed"):
+        list_members(str(path))
+
+
+def test_a_fault_inside_an_inner_archive_names_both(tmp_path: Path) -> None:
+    path = tmp_path / "outer.tar"
+    path.write_bytes(tar({"good.tar": tar(CONTENTS), "bad.tar": tar(CONTENTS)[:600]}))
+    with pytest.raises(UserError, match=r"outer\.tar: bad\.tar: .*truncated"):
+        list_nested(str(path))
+
+
+def test_an_inner_archive_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "outer.tar"
+    path.write_bytes(tar({"x/a.tar": tar({}), "y/a.tar": tar({})}))
+    with pytest.raises(UserError, match=r"holds a\.tar twice"):
+        list_nested(str(path))
+
+
+def test_reading_past_the_end_or_nowhere_raises(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"12345")
+    assert storage.read_range(str(path), 1, 3) == b"234"
+    with pytest.raises(EOFError, match="2 bytes"):
+        storage.read_range(str(path), 3, 4)
+    with pytest.raises(FileNotFoundError):
+        storage.read_range(str(tmp_path / "missing"), 0, 1)

@@ -1,0 +1,164 @@
+"""The one-column export against the two towers it comes from, in training and in testing."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from factories import he_init, narrow_network, relative_error
+from safetensors.torch import load_file
+from torch import Tensor
+
+from alexnet import export
+from alexnet.errors import UserError
+from alexnet.model.classifier import CropClassifier
+from alexnet.model.grouped import GroupedAlexNet
+from alexnet.model.towers import AlexNet, Dropout
+from alexnet.recipes import PAPER, RECIPES, SOURCE145, Recipe, ablate
+from alexnet.training.checkpoint import TrainState, save, snapshot
+from alexnet.training.optimizer import build_optimizer
+
+MEAN = 255 * torch.rand((3, 224, 224), generator=torch.Generator().manual_seed(3))
+CASES = {
+    **RECIPES,
+    "one tower": ablate(SOURCE145, towers=1),
+    "no normalization": ablate(PAPER, normalization=False),
+    "no overlap": ablate(SOURCE145, overlapping_pooling=False),
+}
+
+
+def trained(recipe: Recipe, folder: Path) -> AlexNet:
+    """A network with lively weights, and its checkpoint."""
+    network = narrow_network(recipe)
+    he_init(network)
+    optimizer = build_optimizer(network, recipe)
+    save(str(folder), snapshot(network, optimizer, TrainState(step=1), MEAN))
+    return network
+
+
+def patches() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_column_equals_the_towers(tmp_path: Path, case: str) -> None:
+    network = trained(CASES[case], tmp_path).double().eval()
+    path = str(tmp_path / "column.safetensors")
+    export.write(str(tmp_path), path)
+    column = export.read(path).double()
+    assert not column.training
+    with torch.no_grad():
+        expected = network(patches() - MEAN.double())
+        found = column(patches())
+    assert relative_error(expected[:1], expected[1:]) > 0.01, "the images are felt"
+    assert relative_error(found, expected) < 1e-12
+    # The registered form of the same network, in single precision.
+    classifier = CropClassifier(network.float(), MEAN)
+    probabilities = classifier(patches().permute(0, 2, 3, 1))
+    torch.testing.assert_close(column.float()(patches()).softmax(1), probabilities)
+
+
+class Masked(torch.nn.Module):
+    """Zeros every third unit, instead of chance; ``scale`` as its kind of dropout has it."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.arange(x.shape[1]) % 3 > 0) * self.scale
+
+
+def test_dropout_in_training_is_equivalent_too(tmp_path: Path) -> None:
+    network = trained(PAPER, tmp_path).double()
+    path = str(tmp_path / "column.safetensors")
+    export.write(str(tmp_path), path)
+    column = export.read(path).double()
+    assert isinstance(column.dropout6, torch.nn.Dropout)
+    assert (column.dropout6.p, column.dropout7.p) == (0.5, 0.5)
+    # Torch's dropout doubles what it keeps, 2012's does not.
+    for name in ("dropout6", "dropout7"):
+        setattr(column, name, Masked(2.0))
+    for tower in network.towers:
+        assert isinstance(tower.dropout, Dropout)
+        tower.dropout = Masked(1.0)
+    with torch.no_grad():
+        assert relative_error(column(patches()), network(patches() - MEAN.double())) < 1e-12
+
+
+def test_what_the_file_holds(tmp_path: Path) -> None:
+    network = trained(SOURCE145, tmp_path)
+    path = tmp_path / "column.safetensors"
+    export.write(str(tmp_path), str(path))
+    state = load_file(path)
+    assert torch.equal(state["centre.mean"], MEAN)
+    assert state["conv1.weight"].shape == (96, 3, 11, 11)
+    assert state["conv2.weight"].shape == (256, 48, 5, 5)
+    assert torch.equal(state["fc8.weight"], network.fc8.weight / 2)
+    assert torch.equal(state["fc8.bias"], network.fc8.bias)
+    names = [name for name, _ in GroupedAlexNet(asdict(network.recipe), 4).named_parameters()]
+    assert sorted(state) == sorted([*names, "centre.mean"])
+
+
+def test_as_many_parameters_as_the_towers() -> None:
+    with torch.device("meta"):
+        column = GroupedAlexNet(asdict(PAPER), 1000)
+    assert sum(p.numel() for p in column.parameters()) == 60_965_224
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    trained(SOURCE145, tmp_path)
+    path = str(tmp_path / "column.safetensors")
+    export.write(str(tmp_path), path)
+    column = export.read(path).train()
+    loss = F.cross_entropy(column(patches()), torch.tensor([0, 3]))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in column.parameters())
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+    network = narrow_network(PAPER)
+    average = {name: torch.full_like(p, 0.25) for name, p in network.named_parameters()}
+    optimizer = build_optimizer(network, PAPER)
+    save(str(tmp_path), snapshot(network, optimizer, TrainState(), MEAN, average))
+    path = tmp_path / "column.safetensors"
+    export.write(str(tmp_path), str(path))
+    assert torch.equal(load_file(path)["conv3.weight"], torch.full((384, 256, 3, 3), 0.25))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    trained(PAPER, tmp_path)
+    path = tmp_path / "column.safetensors"
+    command = [sys.executable, "-m", "alexnet.export", str(tmp_path), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(export.read(str(path)).fc8.weight) == 4
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "mean.safetensors"])
+def test_a_damaged_checkpoint_is_named(
+    tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(PAPER, tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(SystemExit) as caught:
+        export.main([str(tmp_path), str(tmp_path / "column.safetensors")])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"python -m alexnet.export: {tmp_path}/{missing}: ")
+    assert message.count("\n") == 1
+    assert not (tmp_path / "column.safetensors").exists()
+
+
+def test_other_files_are_not_taken_for_exports(tmp_path: Path) -> None:
+    trained(PAPER, tmp_path)
+    (tmp_path / "text").write_text("no")
+    for name in ("text", "missing", "velocity.safetensors", "model.safetensors"):
+        with pytest.raises(UserError, match=r"not a file of alexnet\.export"):
+            export.read(str(tmp_path / name))
+    with pytest.raises(UserError, match="can't be written"):
+        export.write(str(tmp_path), str(tmp_path / "no" / "folder.safetensors"))

@@ -1,0 +1,105 @@
+"""Errors counted against the naive way."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from alexnet.metrics import Errors, average, confusion, top_labels
+
+Probabilities = NDArray[np.float32]
+
+
+@st.composite
+def predictions(draw: st.DrawFn) -> tuple[Probabilities, NDArray[np.int64]]:
+    """Rows that sum to 1, with ties, and labels."""
+    images, classes = draw(st.integers(1, 8)), draw(st.integers(1, 9))
+    weights = st.lists(st.integers(0, 3), min_size=classes, max_size=classes)
+    rows = np.array([draw(weights) for _ in range(images)], np.float64)
+    rows[rows.sum(axis=1) == 0] = 1
+    labels = [draw(st.integers(0, classes - 1)) for _ in range(images)]
+    return (rows / rows.sum(axis=1, keepdims=True)).astype(np.float32), np.array(labels)
+
+
+@given(predictions())
+def test_against_the_naive_way(given_: tuple[Probabilities, NDArray[np.int64]]) -> None:
+    probabilities, labels = given_
+    top1_wrong = top5_wrong = 0
+    loss = 0.0
+    for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
+        ranking = sorted(range(len(row)), key=lambda k, row=row: (-row[k], k))  # type: ignore[misc]
+        top1_wrong += ranking[0] != label
+        top5_wrong += label not in ranking[:5]
+        loss += -math.log(max(row[label], 1e-12))
+    errors = Errors()
+    errors.count(probabilities, labels)
+    assert (errors.images, errors.top1_wrong, errors.top5_wrong) == (
+        len(labels),
+        top1_wrong,
+        top5_wrong,
+    )
+    assert errors.loss == pytest.approx(loss, rel=1e-6, abs=1e-6)
+    assert errors.top1_error == pytest.approx(100 * top1_wrong / len(labels))
+    assert errors.top5_error == pytest.approx(100 * top5_wrong / len(labels))
+    assert errors.mean_loss == pytest.approx(loss / len(labels), rel=1e-6, abs=1e-6)
+
+
+@given(predictions(), st.integers(0, 8))
+def test_parts_add_up(given_: tuple[Probabilities, NDArray[np.int64]], cut: int) -> None:
+    probabilities, labels = given_
+    whole, first, second = Errors(), Errors(), Errors()
+    whole.count(probabilities, labels)
+    first.count(probabilities[:cut], labels[:cut])
+    second.count(probabilities[cut:], labels[cut:])
+    first.add(second)
+    assert (first.images, first.top1_wrong, first.top5_wrong) == (
+        whole.images,
+        whole.top1_wrong,
+        whole.top5_wrong,
+    )
+    assert first.loss == pytest.approx(whole.loss)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 5, 6])
+def test_few_classes_have_no_five_best(classes: int) -> None:
+    probabilities = np.linspace(0.1, 0.9, classes, dtype=np.float32)[None]
+    assert top_labels(probabilities).tolist() == [list(range(classes))[::-1][:5]]
+    errors = Errors()
+    errors.count(probabilities, np.array([0]))
+    assert errors.top5_wrong == (classes > 5)
+
+
+def test_ties_are_in_label_order() -> None:
+    even = np.full((2, 8), 0.125, np.float32)
+    assert top_labels(even).tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert top_labels(even, 2).tolist() == [[0, 1]] * 2
+    some = np.array([[0.1, 0.3, 0.2, 0.3, 0.1]], np.float32)
+    assert top_labels(some, 4).tolist() == [[1, 3, 2, 0]]
+
+
+def test_impossible_truth_costs_a_finite_loss() -> None:
+    errors = Errors()
+    errors.count(np.array([[1.0, 0.0]], np.float32), np.array([1]))
+    assert errors.loss == pytest.approx(-math.log(1e-12))
+
+
+def test_average_is_the_mean_in_double_precision() -> None:
+    random = np.random.default_rng(0)
+    parts = [random.random((5, 7), np.float32) for _ in range(10)]
+    found = average(parts)
+    assert found.dtype == np.float32
+    expected = sum(part.astype(np.float64) for part in parts) / 10
+    np.testing.assert_array_equal(found, np.asarray(expected, np.float32))
+
+
+def test_confusion_counts_pairs() -> None:
+    random = np.random.default_rng(1)
+    labels, predicted = random.integers(0, 4, (2, 300))
+    found = confusion(labels, predicted, 5)
+    assert found.shape == (5, 5)
+    for truth in range(5):
+        for guess in range(5):
+            assert found[truth, guess] == ((labels == truth) & (predicted == guess)).sum()

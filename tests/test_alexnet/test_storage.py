@@ -1,0 +1,154 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from alexnet import storage
+from alexnet.errors import UserError
+from alexnet.storage import files
+
+
+class Stop(Exception):
+    """Anything that may happen while a file is written."""
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def write_half(path: str, error: type[BaseException]) -> None:
+    with storage.atomic_output(path) as file:
+        file.write(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, OSError])
+def test_an_exception_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "new" / "file"
+    with pytest.raises(error):
+        write_half(str(path), error)
+    assert files_below(tmp_path) == []
+
+
+def test_an_exception_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    storage.write_bytes(str(path), b"old")
+    with pytest.raises(Stop):
+        write_half(str(path), Stop)
+    assert path.read_bytes() == b"old"
+    assert files_below(tmp_path) == ["file"]
+
+
+def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "file"
+    with storage.atomic_output(str(path)) as file:
+        file.write(b"content")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"content"
+    assert files_below(tmp_path) == ["deep/er/file"]
+
+
+def test_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    with storage.atomic_output(path) as first, storage.atomic_output(path) as second:
+        assert first.name != second.name
+        first.write(b"first")
+        second.write(b"second")
+    assert (tmp_path / "file").read_bytes() == b"first", "the last one to end"
+
+    contents = [bytes([65 + number]) * 100_000 for number in range(8)]
+    seen: list[bytes] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            seen.append((tmp_path / "file").read_bytes())
+
+    watcher = threading.Thread(target=watch)
+    writers = [threading.Thread(target=storage.write_bytes, args=(path, c)) for c in contents]
+    watcher.start()
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    watcher.join()
+    assert set(seen) <= {b"first", *contents}
+    assert (tmp_path / "file").read_bytes() in contents
+    assert files_below(tmp_path) == ["file"]
+
+
+def test_an_object_is_sent_only_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A local folder stands for the store: its streams, too, show what is sent at once.
+    monkeypatch.setattr(
+        files, "locate", lambda path: (fs.LocalFileSystem(), str(tmp_path / "object"))
+    )
+    with pytest.raises(Stop):
+        write_half("s3://bucket/object", Stop)
+    assert files_below(tmp_path) == []
+    with storage.atomic_output("s3://bucket/object") as file:
+        file.write(b"content")
+        assert files_below(tmp_path) == []
+    assert (tmp_path / "object").read_bytes() == b"content"
+
+
+def test_json_is_readable_and_never_half_written(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    storage.write_json(str(path), {"b": 1, "a": [0.1, None]})
+    assert list(json.loads(path.read_text())) == ["b", "a"]
+    assert path.read_text().endswith("}\n")
+    assert storage.read_json(str(path)) == {"b": 1, "a": [0.1, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        storage.write_json(str(path), {"loss": float("nan")})
+    assert storage.read_json(str(path)) == {"b": 1, "a": [0.1, None]}
+
+
+def test_what_lies_where(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "b" / "two"), b"22")
+    storage.write_bytes(str(tmp_path / "a"), b"1")
+    folder, file = str(tmp_path / "b"), str(tmp_path / "a")
+    assert (storage.exists(folder), storage.is_folder(folder), storage.is_file(folder)) == (
+        True,
+        True,
+        False,
+    )
+    assert (storage.exists(file), storage.is_folder(file), storage.is_file(file)) == (
+        True,
+        False,
+        True,
+    )
+    assert (storage.size(file), storage.size(folder), storage.size(file + "x")) == (1, -1, -1)
+    found = storage.list_files(str(tmp_path))
+    assert [(one.path, one.size) for one in found] == [(file, 1), (f"{folder}/two", 2)]
+    assert [one.path for one in storage.list_files(str(tmp_path), recursive=False)] == [file]
+    assert storage.list_folders(str(tmp_path)) == ["b"]
+    assert storage.list_files(str(tmp_path / "none")) == []
+    storage.delete_folder(folder)
+    storage.delete_folder(folder)
+    assert not storage.exists(folder)
+    with pytest.raises(FileNotFoundError):
+        storage.stat(folder)
+
+
+def test_places_do_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("x/../y") == str(tmp_path / "y")
+    assert storage.absolute(f"file://{tmp_path}/y") == str(tmp_path / "y")
+    assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
+    assert storage.absolute("~/x") == os.path.expanduser("~/x")
+    assert storage.join("s3://bucket/x", "y", "z") == "s3://bucket/x/y/z"
+
+
+def test_an_unknown_place_is_named() -> None:
+    with pytest.raises(UserError, match="nosuch://x"):
+        storage.exists("nosuch://x")

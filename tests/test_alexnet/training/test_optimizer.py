@@ -1,0 +1,245 @@
+"""The update of 2012 in float64 NumPy, its rates by layer, and both schedules."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from alexnet.recipes import LAYERS, RECIPES, PlateauSchedule, StepSchedule
+from alexnet.training.optimizer import (
+    EpochRates,
+    MomentumSGD,
+    build_optimizer,
+    rates_at,
+    set_rates,
+    with_drops,
+)
+
+RATES = [0.01, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
+"""Of seven steps, with a drop after the third and after the fifth."""
+
+
+def gradients(count: int = len(RATES), size: int = 12) -> list[np.ndarray]:
+    random = np.random.default_rng(5)
+    return [random.normal(size=size) for _ in range(count)]
+
+
+def start() -> np.ndarray:
+    return np.random.default_rng(6).normal(size=12)
+
+
+def test_update_across_drops() -> None:
+    weight = nn.Parameter(torch.from_numpy(start()))
+    group = {"params": [weight], "lr": 0.0, "momentum": 0.9, "weight_decay": 0.0005}
+    optimizer = MomentumSGD([group])
+    w, v = start(), np.zeros(12)
+    for rate, gradient in zip(RATES, gradients(), strict=True):
+        v = 0.9 * v - 0.0005 * rate * w - rate * gradient
+        w = w + v
+        optimizer.param_groups[0]["lr"] = rate
+        weight.grad = torch.from_numpy(gradient)
+        optimizer.step()
+        np.testing.assert_allclose(weight.detach().numpy(), w, rtol=1e-13)
+        np.testing.assert_allclose(optimizer.velocity(weight).numpy(), v, rtol=1e-12)
+
+
+def test_torch_differs_after_a_drop_and_not_before() -> None:
+    ours, theirs = (nn.Parameter(torch.from_numpy(start())) for _ in range(2))
+    group = {"params": [ours], "lr": 0.0, "momentum": 0.9, "weight_decay": 0.0005}
+    optimizers = (
+        MomentumSGD([group]),
+        torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.0005),
+    )
+    distances = []
+    for rate, gradient in zip(RATES, gradients(), strict=True):
+        for optimizer, weight in zip(optimizers, (ours, theirs), strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            weight.grad = torch.from_numpy(gradient)
+            optimizer.step()
+        distances.append(float((ours - theirs).detach().abs().max()))
+    assert max(distances[:3]) < 1e-15
+    # At the drop the momentum of 2012 still carries the old rate.
+    assert min(distances[3:]) > 0.005
+
+
+def network() -> nn.ModuleDict:
+    """A layer of each name, of two weights and a bias."""
+    layers = {name: nn.Linear(2, 1).double() for name in LAYERS}
+    return nn.ModuleDict({"towers": nn.ModuleList([nn.ModuleDict(layers)])})
+
+
+@pytest.mark.parametrize(("recipe", "bias_rate"), [("paper", 1), ("source145", 2)])
+@pytest.mark.parametrize(
+    ("rates", "conv1"),
+    [(EpochRates(0.01), 1.0), (EpochRates(0.01, conv1=0.1), 0.1), (EpochRates(0.01, 0.0), 0.0)],
+)
+def test_every_layer_has_its_rates(
+    recipe: str, bias_rate: int, rates: EpochRates, conv1: float
+) -> None:
+    model = network()
+    optimizer = build_optimizer(model, RECIPES[recipe])
+    set_rates(optimizer, rates)
+    random = np.random.default_rng(7)
+    before, grads = {}, {}
+    for name, parameter in model.named_parameters():
+        grads[name] = random.normal(size=tuple(parameter.shape))
+        before[name] = parameter.detach().numpy().copy()
+        parameter.grad = torch.from_numpy(grads[name])
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        rate = 0.01 * (conv1 if "conv1" in name else 1)
+        if name.endswith("bias"):
+            expected = before[name] - rate * bias_rate * grads[name]
+        else:
+            expected = before[name] - rate * (grads[name] + 0.0005 * before[name])
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "weights", "conv1", "biases", "conv1_biases"),
+    [
+        (0, 0.01, 0.01, 0.02, 0.02),
+        (25, 0.001, 0.001, 0.02, 0.02),
+        (66, 0.0001, 0.0001, 0.02, 0.02),
+        (67, 0.0001, 0.00001, 0.02, 0.02),
+        (72, 0.0001, 0.0, 0.02, 0.0),
+        (90, 0.00001, 0.0, 0.02, 0.0),
+    ],
+)
+def test_biases_of_the_source_keep_their_rate(
+    epoch: int, weights: float, conv1: float, biases: float, conv1_biases: float
+) -> None:
+    recipe = RECIPES["source145"]
+    optimizer = build_optimizer(network(), recipe)
+    set_rates(optimizer, rates_at(recipe.schedule, 0.01, epoch, [50.0] * epoch))
+    for group in optimizer.param_groups:
+        if group["name"].endswith("bias"):
+            expected = conv1_biases if "conv1" in group["name"] else biases
+        else:
+            expected = conv1 if "conv1" in group["name"] else weights
+        assert group["lr"] == pytest.approx(expected, rel=1e-12), group["name"]
+
+
+@pytest.mark.parametrize("drops", [None, [1, 2]])
+def test_biases_of_the_paper_drop_with_the_weights(drops: list[int] | None) -> None:
+    recipe = RECIPES["paper"]
+    optimizer = build_optimizer(network(), recipe)
+    schedule = with_drops(recipe.schedule, drops) if drops else recipe.schedule
+    set_rates(optimizer, rates_at(schedule, 0.01, 12, [50.0] * 12))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([1e-4] * len(rates))
+
+
+def test_frozen_weights_do_not_coast() -> None:
+    # The 2012 source skips the update of weights whose rate is 0, momentum and all.
+    model = network()
+    optimizer = build_optimizer(model, RECIPES["source145"])
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    set_rates(optimizer, EpochRates(0.01))
+    optimizer.step()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    set_rates(optimizer, EpochRates(0.01, conv1=0.0))
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("conv1" in name), name
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    model = network()
+    optimizer = build_optimizer(model, RECIPES["paper"])
+    grouped = [weight for group in optimizer.param_groups for weight in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate", "conv1", "noise"),
+    [
+        (0, 1e-2, 1.0, True),
+        (24, 1e-2, 1.0, True),
+        (25, 1e-3, 1.0, True),
+        (50, 1e-3, 1.0, True),
+        (51, 1e-4, 1.0, True),
+        (66, 1e-4, 1.0, True),
+        (67, 1e-4, 0.1, False),
+        (71, 1e-4, 0.1, False),
+        (72, 1e-4, 0.0, False),
+        (78, 1e-4, 0.0, False),
+        (79, 1e-5, 0.0, False),
+        (90, 1e-5, 0.0, False),
+    ],
+)
+def test_schedule_of_the_source(epoch: int, rate: float, conv1: float, noise: bool) -> None:
+    schedule = RECIPES["source145"].schedule
+    assert isinstance(schedule, StepSchedule)
+    # Whatever the errors were: the epochs alone decide.
+    for errors in ([50.0] * epoch, [100.0 - e for e in range(epoch)]):
+        rates = rates_at(schedule, 0.01, epoch, errors)
+        assert rates.learning_rate == pytest.approx(rate, rel=1e-12)
+        assert (rates.conv1, rates.colour_noise) == (conv1, noise)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_drops_may_be_given(recipe: str) -> None:
+    schedule = with_drops(RECIPES[recipe].schedule, [2, 4])
+    rates = [rates_at(schedule, 0.02, epoch, [9.0] * epoch) for epoch in (0, 1, 2, 3, 4, 80)]
+    assert [one.learning_rate for one in rates] == pytest.approx(
+        [0.02] * 2 + [2e-3] * 2 + [2e-4] * 2
+    )
+    last = (0.0, False) if recipe == "source145" else (1.0, True)
+    assert (rates[-1].conv1, rates[-1].colour_noise) == last
+    assert (rates[0].conv1, rates[0].colour_noise) == (1.0, True)
+
+
+def plateau(errors: Sequence[float], schedule: PlateauSchedule | None = None) -> list[float]:
+    """The learning rate of every epoch, the one after the last error included."""
+    schedule = schedule or PlateauSchedule()
+    return [
+        rates_at(schedule, 0.01, epoch, errors[:epoch]).learning_rate
+        for epoch in range(len(errors) + 1)
+    ]
+
+
+def test_the_paper_drops_when_the_error_stalls() -> None:
+    assert isinstance(RECIPES["paper"].schedule, PlateauSchedule)
+    improving = [90.0 - epoch for epoch in range(20)]
+    assert plateau(improving) == [0.01] * 21
+    # Epochs 0-3 improve, five do not: the tenth epoch has the lower rate.
+    stalled = [90, 80, 70, 60, 61, 60, 65, 60, 62]
+    assert plateau(stalled) == pytest.approx([0.01] * 9 + [0.001])
+    # One better epoch in between starts the count again.
+    saved = [90, 80, 70, 60, 61, 60, 65, 60, 59, 62]
+    assert plateau(saved) == [0.01] * 11
+    endless = plateau([60.0] * 40)
+    assert endless == pytest.approx([0.01] * 6 + [1e-3] * 5 + [1e-4] * 5 + [1e-5] * 25)
+
+
+@given(
+    st.lists(st.sampled_from([40.0, 41.0, 42.0, 43.0, 44.0, 45.0]), max_size=60),
+    st.integers(1, 6),
+)
+def test_plateau_schedule_for_any_history(errors: list[float], patience: int) -> None:
+    schedule = PlateauSchedule(patience=patience)
+    rates = plateau(errors, schedule)
+    allowed = [0.01, 0.001, 0.0001, 0.00001]
+    assert all(min(abs(rate / one - 1) for one in allowed) < 1e-9 for rate in rates)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates))
+    drops = [e for e in range(1, len(rates)) if rates[e] < rates[e - 1]]
+    assert len(drops) <= 3
+    assert all(later - earlier >= patience for earlier, later in itertools.pairwise(drops))
+    for drop in drops:
+        # None of the last ``patience`` epochs beat what came before them.
+        waited = errors[drop - patience : drop]
+        assert min(waited) >= min(errors[: drop - patience])
+    lasting = min(len(drops), 3) == 3
+    quiet = 0
+    for epoch in range(1, len(errors) + 1):
+        better = epoch == 1 or errors[epoch - 1] < min(errors[: epoch - 1])
+        quiet = 0 if better or epoch in drops else quiet + 1
+        assert quiet < patience or lasting, "a stall was missed"
+    assert rates == plateau(errors, schedule)

@@ -1,0 +1,60 @@
+"""The dry run: right counts, a sound estimate, no trace."""
+
+import hashlib
+from pathlib import Path
+
+import factories
+import pytest
+
+from alexnet.errors import UserError
+from alexnet.sources import md5
+from alexnet.sources.sample import write_sample
+from pipelines import preprocess
+from pipelines.settings import PreprocessCommandSettings
+
+
+def test_a_dry_run_counts_and_leaves_no_trace(
+    raw_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "work"
+    settings = PreprocessCommandSettings.model_validate(
+        {
+            "source": str(raw_images),
+            "workdir": str(workdir),
+            "rows_per_shard": 15,
+            "encoding": "raw",
+            "dry_run": True,
+        }
+    )
+    figures = preprocess.command(settings)
+    assert not workdir.exists()
+    classes = len(factories.CLASSES)
+    assert figures["train_images"] == factories.TRAIN * classes
+    assert figures["val_images"] == factories.VAL * classes
+    assert figures["shards"] == 3 + 1
+    assert figures["source_bytes"] == sum(p.stat().st_size for p in raw_images.glob("*/*/*"))
+    # All images are tried, and the broken one takes no room.
+    assert figures["estimated_bytes"] == (figures["images"] - 1) * 256 * 256 * 3
+    assert figures["estimated_seconds"] > 0
+    lines = capsys.readouterr().out.splitlines()
+    counted = [line.split()[:3] for line in lines if line.startswith("n0")]
+    assert counted == [
+        [wnid, str(factories.TRAIN), str(factories.VAL)] for wnid in factories.CLASSES
+    ]
+
+
+def test_archives_are_compared_with_their_md5(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "archives"
+    write_sample(str(source))
+    values = {"source": str(source), "workdir": str(tmp_path / "work")}
+    settings = PreprocessCommandSettings.model_validate(
+        values | {"check_md5": True, "dry_run": True}
+    )
+    with pytest.raises(UserError, match=r"img_train\.tar: md5 is .* download it again"):
+        preprocess.command(settings)
+    sums = {name: hashlib.md5((source / name).read_bytes()).hexdigest() for name in md5.OFFICIAL}
+    monkeypatch.setattr(md5, "OFFICIAL", sums)
+    assert preprocess.command(settings)["dry_run"] is True
+    assert "preprocess: md5 of ILSVRC2012_img_val.tar: " in capsys.readouterr().out

@@ -1,0 +1,377 @@
+"""The workflow on a real Ray cluster of two nodes, from raw images to predictions.
+
+The tests share one workdir and run in order: each starts from what the ones before it left.
+"""
+
+import contextlib
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+import ray.train
+from mlflow import MlflowClient
+from PIL import Image
+from ray.cluster_utils import Cluster
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray_clusters import cluster_of
+
+from alexnet.errors import UserError
+from pipelines import batch_inference, cluster, evaluate, full_run, preprocess, stages, train
+from pipelines.settings import (
+    BatchInferenceSettings,
+    EvaluateSettings,
+    FullRunSettings,
+    PreprocessSettings,
+    TrainSettings,
+)
+
+CLASSES = ("blue", "green", "red")
+TRAIN, VAL = 12, 4
+"""Images of each class."""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """Two nodes; the second declares GPUs, which no process here touches."""
+    small: dict[str, Any] = {"object_store_memory": 200 * 2**20}
+    with cluster_of({"num_cpus": 2} | small, {"num_cpus": 4, "num_gpus": 4} | small) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy images whose colour is their class, and a file that is no image."""
+    root = tmp_path_factory.mktemp("raw")
+    random = np.random.default_rng(0)
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        for channel, name in ((2, "blue"), (1, "green"), (0, "red")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 120, (280, 300 + number, 3), np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(folder / f"{name}{number}.jpg")
+    (root / "train" / "red" / "notes.jpg").write_bytes(b"not an image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> FullRunSettings:
+    values = {
+        "source": str(source),
+        "workdir": str(tmp_path_factory.mktemp("work")),
+        "rows_per_shard": 10,
+        "max_reject_fraction": 0.1,
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 0.0005,
+        "checkpoint_steps": 2,
+        "log_steps": 1,
+        "device": "cpu",
+    }
+    return FullRunSettings.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def first(nodes: Cluster, settings: FullRunSettings) -> dict[str, Any]:
+    return full_run.run(settings)
+
+
+def client(settings: FullRunSettings) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{settings.workdir}/mlflow.db")
+
+
+def weights(figures: dict[str, Any]) -> str:
+    path = Path(figures["checkpoint"]) / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_full_run_goes_from_raw_images_to_a_champion(
+    first: dict[str, Any], settings: FullRunSettings
+) -> None:
+    done = first["stages"]
+    assert list(done) == ["preprocess", "train", "evaluate", "promote"]
+    assert first["skipped"] == []
+    assert (first["images"], first["rejected"]) == (3 * (TRAIN + VAL), 1)
+    assert done["train"]["steps"] == 2 * 3
+    assert done["evaluate"]["images"] == 3 * VAL
+    assert done["promote"]["champion"] is True
+
+    shards = Path(done["preprocess"]["shards"])
+    rows = pq.read_table(shards / "train").to_pydict()
+    assert sorted(rows["key"]) == sorted(
+        f"train/{name}/{name}{n}.jpg" for name in CLASSES for n in range(TRAIN)
+    )
+    assert all(CLASSES[label] == w for label, w in zip(rows["label"], rows["wnid"], strict=True))
+    rejects = pq.read_table(shards / "rejects.parquet").to_pylist()
+    assert [(r["key"], r["split"], r["reason"]) for r in rejects] == [
+        ("train/red/notes.jpg", "train", "not an image")
+    ]
+    predictions = pq.read_table(done["evaluate"]["predictions"])
+    assert sorted(predictions["key"].to_pylist()) == sorted(
+        pq.read_table(shards / "val")["key"].to_pylist()
+    )
+
+
+def test_mlflow_shows_what_happened(first: dict[str, Any], settings: FullRunSettings) -> None:
+    mlflow = client(settings)
+    runs = {run.info.run_name: run for run in mlflow.search_runs(["1"])}
+    assert set(runs) == {"full_run", *first["stages"]}
+    parent = runs["full_run"].info.run_id
+    for name, figures in first["stages"].items():
+        run = runs[name]
+        assert run.data.tags["mlflow.parentRunId"] == parent
+        assert run.info.status == "FINISHED"
+        assert run.data.params["seed"] == "0"
+        assert run.info.run_id == figures["run_id"]
+    steps = [m.step for m in mlflow.get_metric_history(runs["train"].info.run_id, "loss")]
+    assert sorted(steps) == [1, 2, 3, 4, 5, 6]
+    inputs = runs["train"].inputs.dataset_inputs
+    assert [i.dataset.name for i in inputs] == ["shards"]
+    pictures = {
+        "preprocess": ["images.png", "mean_image.png", "original_sizes.png", "rejects.json"],
+        "train": ["first_layer_kernels.png", "learning_curves.png", "recipe.json"],
+        "evaluate": ["confusion_matrix.png", "predictions.png"],
+    }
+    for name, files in pictures.items():
+        listed = {file.path for file in mlflow.list_artifacts(runs[name].info.run_id)}
+        assert set(files) <= listed
+    version = mlflow.get_model_version_by_alias("alexnet", "champion")
+    assert version.run_id == runs["train"].info.run_id
+
+
+def test_a_second_full_run_has_nothing_to_do(
+    first: dict[str, Any], settings: FullRunSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = full_run.run(settings)
+    assert again["skipped"] == list(first["stages"])
+    assert capsys.readouterr().out.count("skipped, nothing has changed since") == 4
+    assert len(client(settings).search_runs(["1"])) == 5
+
+
+def test_a_stage_alone_is_not_done_again_either(
+    first: dict[str, Any], settings: FullRunSettings
+) -> None:
+    outcome = preprocess.run(settings.part(PreprocessSettings))
+    assert outcome.skipped
+    assert outcome.figures["digest"] == first["stages"]["preprocess"]["digest"]
+
+
+def test_a_killed_worker_changes_nothing(first: dict[str, Any], settings: FullRunSettings) -> None:
+    """Kill -9 after the first checkpoint within an epoch: same run, same weights, no step twice."""
+    before = weights(first["stages"]["train"])
+    killed: list[int] = []
+    ended = threading.Event()
+    forced = settings.part(TrainSettings).model_copy(update={"force": True})
+
+    def kill_after_first_checkpoint() -> None:
+        folder = Path(settings.workdir) / "training"
+        began = time.time()
+        while not ended.wait(0.05):
+            fresh = [
+                path for path in folder.glob("*/*/position.json") if path.stat().st_mtime > began
+            ]
+            if fresh:
+                killed.extend(_kill_train_workers())
+                return
+
+    killer = threading.Thread(target=kill_after_first_checkpoint)
+    killer.start()
+    try:
+        outcome = train.run(forced)
+    finally:
+        ended.set()
+        killer.join()
+    assert killed
+    assert outcome.figures["steps"] == first["stages"]["train"]["steps"]
+    assert weights(outcome.figures) == before
+    points = client(settings).get_metric_history(outcome.run_id, "loss")
+    original = client(settings).get_metric_history(first["stages"]["train"]["run_id"], "loss")
+    assert {p.step: p.value for p in points} == {p.step: p.value for p in original}
+    assert len(points) == len(original)
+
+
+def _kill_train_workers() -> list[int]:
+    killed = []
+    for process in psutil.process_iter(["cmdline"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if title.startswith("ray::RayTrainWorker") and _is_ours(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+    return killed
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(parent.pid == os.getpid() for parent in process.parents())
+    return False
+
+
+def test_a_changed_setting_runs_what_depends_on_it(
+    first: dict[str, Any], settings: FullRunSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two workers share the batches of the one epoch."""
+    changed = settings.model_copy(update={"epochs": 1, "num_workers": (2, 2)})
+    figures = full_run.run(changed)
+    assert figures["skipped"] == ["preprocess"]
+    assert "train: running, setting epochs changed from 2 to 1" in capsys.readouterr().out
+    trained = figures["stages"]["train"]
+    assert (trained["epochs"], trained["steps"], trained["images"]) == (1, 3, 3 * TRAIN)
+    assert figures["stages"]["evaluate"]["images"] == 3 * VAL
+
+
+def test_forced_preprocessing_gives_the_same_bytes(
+    first: dict[str, Any], settings: FullRunSettings
+) -> None:
+    folder = Path(first["stages"]["preprocess"]["shards"])
+    before = {path.name: path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+    only = settings.model_copy(update={"only": "preprocess", "force": True})
+    figures = full_run.run(only)
+    assert list(figures["stages"]) == ["preprocess"]
+    assert figures["stages"]["preprocess"]["shards_made"] > 0
+    assert {path.name: path.read_bytes() for path in sorted(folder.rglob("*.parquet"))} == before
+
+
+def test_several_models_are_averaged(first: dict[str, Any], settings: FullRunSettings) -> None:
+    records = stages.finished(settings.workdir, "train")
+    runs = [record.figures["model"] for record in records]
+    chosen = settings.part(EvaluateSettings).model_copy(update={"model": runs[:2]})
+    figures = evaluate.run(chosen).figures
+    assert figures["models"] == runs[:2]
+    assert figures["images"] == 3 * VAL
+
+
+def test_batch_inference_gives_a_row_for_every_file(
+    first: dict[str, Any], settings: FullRunSettings, source: Path, tmp_path: Path
+) -> None:
+    chosen = BatchInferenceSettings(
+        images=str(source),
+        output=str(tmp_path / "out"),
+        workdir=settings.workdir,
+        device="cpu",
+        views=1,
+        top_k=2,
+        batch_size=8,
+    )
+    figures = batch_inference.run(chosen)
+    assert (figures["images"], figures["rejected"]) == (3 * (TRAIN + VAL) + 1, 1)
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert sorted(row["path"] for row in rows) == sorted(map(str, source.rglob("*.jpg")))
+    for row in rows:
+        if row["path"].endswith("notes.jpg"):
+            assert row["status"] == "rejected"
+            assert row["reason"].startswith("not an image")
+            assert row["labels"] == []
+        else:
+            assert row["status"] == "ok"
+            assert row["names"] == [CLASSES[label] for label in row["labels"]]
+            assert len(row["labels"]) == 2
+            assert row["probabilities"] == sorted(row["probabilities"], reverse=True)
+    with pytest.raises(UserError, match="exists already"):
+        batch_inference.run(chosen)
+
+
+def test_the_registered_model_agrees_with_the_evaluation(
+    first: dict[str, Any], settings: FullRunSettings, source: Path, tmp_path: Path
+) -> None:
+    """Ten views of the same files give the same labels through both ways."""
+    figures = first["stages"]
+    chosen = BatchInferenceSettings(
+        images=str(source / "val"),
+        output=str(tmp_path / "out"),
+        workdir=settings.workdir,
+        model=figures["promote"]["model"],
+        device="cpu",
+        top_k=3,
+    )
+    batch_inference.run(chosen)
+    predicted = {
+        row["path"].removeprefix(f"{source}/"): row["labels"][0]
+        for row in pq.read_table(tmp_path / "out").to_pylist()
+    }
+    evaluated = pq.read_table(figures["evaluate"]["predictions"]).to_pylist()
+    # Stored JPEGs differ a little from the originals, so a close call may turn.
+    same = [predicted[row["key"]] == row["labels"][0] for row in evaluated]
+    assert sum(same) >= len(same) - 1
+
+
+def test_every_worker_holds_two_gpus_and_shares_none(nodes: Cluster, tmp_path: Path) -> None:
+    def loop(config: dict[str, Any]) -> None:
+        rank = ray.train.get_context().get_world_rank()
+        (Path(config["folder"]) / str(rank)).write_text(",".join(map(str, ray.get_gpu_ids())))
+
+    TorchTrainer(
+        loop,
+        train_loop_config={"folder": str(tmp_path)},
+        scaling_config=train.scaling(cluster.allocate_workers((2, 2), "cuda", 2)),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=ray.train.RunConfig(storage_path=str(tmp_path / "ray")),
+    ).fit()
+    held = [set((tmp_path / str(rank)).read_text().split(",")) for rank in range(2)]
+    assert [len(ids) for ids in held] == [2, 2]
+    assert not held[0] & held[1]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "each", "gpus"),
+    [("cpu", 1, 2, 0), ("auto", 2, 2, 2), ("auto", 3, 2, 1), ("auto", 5, 2, 0), ("cuda", 4, 1, 1)],
+)
+def test_gpus_are_chosen_by_what_the_cluster_has(
+    nodes: Cluster, device: Any, workers: int, each: int, gpus: int
+) -> None:
+    assert cluster.choose_gpus(device, workers, each) == gpus
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "each", "chosen"),
+    [
+        ("cpu", (3, 3), 2, 3),
+        ("cuda", (1, 4), 2, 2),
+        ("cuda", (1, 9), 1, 4),
+        ("auto", (1, 4), 2, 2),
+        ("cpu", (1, 2), 2, 2),
+        ("cpu", (2, 99), 2, 6),
+    ],
+)
+def test_a_range_of_workers_takes_what_finds_a_place(
+    nodes: Cluster, device: Any, workers: tuple[int, int], each: int, chosen: int
+) -> None:
+    assert cluster.choose_workers(workers, device, each) == chosen
+
+
+def test_what_the_workers_hold_counts_as_room(nodes: Cluster) -> None:
+    class Worker:
+        def here(self) -> None:
+            pass
+
+    worker = ray.remote(num_cpus=1, num_gpus=2)(Worker).remote()
+    ray.get(worker.here.remote())
+    until = time.monotonic() + 10
+    while (found := cluster.choose_workers((1, 4), "cuda", 2)) > 1 and time.monotonic() < until:
+        time.sleep(0.1)  # Free resources are told with a delay.
+    assert found == 1
+    assert cluster.choose_workers((1, 4), "cuda", 2, {"CPU": 1, "GPU": 2}) == 2
+    ray.kill(worker)
+
+
+def test_too_few_gpus_are_a_clear_error(nodes: Cluster) -> None:
+    with pytest.raises(UserError, match=r"3 workers of 2 GPUs need 6.* nodes have (0, 4|4, 0);"):
+        cluster.choose_gpus("cuda", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "cpus"), [(1, 0, 4), (2, 0, 2), (3, 0, 2), (4, 0, 1), (9, 0, 1), (2, 2, 2)]
+)
+def test_workers_fit_on_the_nodes(nodes: Cluster, workers: int, gpus: int, cpus: int) -> None:
+    assert cluster.cpus_per_worker(workers, gpus) == cpus
