@@ -2,14 +2,15 @@
 
     python -m alexnet.export CHECKPOINT OUTPUT.safetensors
 
-The file holds the state dict of ``GroupedAlexNet``: a plain ``nn.Sequential`` whose layers have
-the names ``conv1`` ... ``fc8``, with a group for each tower where the towers don't meet, and the
-mean image as ``centre.mean``. Its header holds the recipe's numbers as JSON, under ``recipe``.
-``alexnet/model/grouped.py`` imports nothing but torch, so its text can be copied elsewhere.
+The file contains the state dict of ``GroupedAlexNet``: a plain ``nn.Sequential`` with the layers
+``conv1`` ... ``fc8``. Convolutions in which the towers exchange no activations have one group for
+each tower. The mean image is ``centre.mean``. The header contains the recipe as JSON, under
+``recipe``. ``alexnet/model/grouped.py`` imports only torch, so it can be copied to another project.
 
-As a function the two are equal, in training and in testing. Dropout here is today's: zeros and a
-scale in training, nothing in testing. So the weights that read dropped-out units, of fc7 and
-fc8, are multiplied by the part that is kept; with .5, no digit is lost by that.
+As functions both networks are equal, in training and in evaluation. ``GroupedAlexNet`` uses torch's
+dropout, which scales the kept units in training and does nothing in evaluation. So the weights
+after dropout, those of fc7 and fc8, are multiplied by the fraction of kept units. With .5 this is
+exact in floating point.
 """
 
 import argparse
@@ -23,27 +24,33 @@ from safetensors.torch import load_file, save_file
 
 from alexnet.errors import UserError, one_line
 from alexnet.model.grouped import GroupedAlexNet
-from alexnet.model.placement import to_single
-from alexnet.training.checkpoint import read_recipe, read_tensors
+from alexnet.model.placement import to_grouped
+from alexnet.training.checkpoint import (
+    AVERAGE_FILE,
+    MEAN_FILE,
+    MODEL_FILE,
+    read_recipe,
+    read_tensors,
+)
 
 
 def write(checkpoint: str, path: str) -> None:
-    """Write a checkpoint's network, or the averaged one if the run kept one, as one file.
+    """Write a checkpoint's network as one file, with the averaged weights if there are any.
 
     Args:
-        checkpoint: its folder (``checkpoints``).
-        path: of the file, in an existing folder; a file that is there already is replaced.
+        checkpoint: its folder (``alexnet.training.checkpoint``).
+        path: of the file, in an existing folder. An existing file is replaced.
 
     Raises:
         UserError: the checkpoint can't be read, or the file can't be written.
     """
-    averaged = os.path.exists(os.path.join(checkpoint, "average.safetensors"))
-    name = "average.safetensors" if averaged else "model.safetensors"
+    averaged = os.path.exists(os.path.join(checkpoint, AVERAGE_FILE))
+    name = AVERAGE_FILE if averaged else MODEL_FILE
     recipe = read_recipe(checkpoint)
-    state = to_single(read_tensors(checkpoint, name))
+    state = to_grouped(read_tensors(checkpoint, name))
     for layer in ("fc7", "fc8"):
         state[f"{layer}.weight"] *= 1 - recipe["dropout"]
-    state["centre.mean"] = read_tensors(checkpoint, "mean.safetensors")["mean"]
+    state["centre.mean"] = read_tensors(checkpoint, MEAN_FILE)["mean"]
     try:
         save_file(state, f"{path}.part", {"recipe": json.dumps(recipe)})
         os.replace(f"{path}.part", path)
@@ -52,7 +59,7 @@ def write(checkpoint: str, path: str) -> None:
 
 
 def read(path: str) -> GroupedAlexNet:
-    """The network of an exported file, in testing mode.
+    """The network of an exported file, in evaluation mode.
 
     Raises:
         UserError: the file is missing, damaged or not an export.
@@ -69,16 +76,16 @@ def read(path: str) -> GroupedAlexNet:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command: exit status 0, or 2 with one line on what is wrong."""
+    """The command: exit status 0, or 2 with one line that explains the error."""
     parser = argparse.ArgumentParser(
         prog="python -m alexnet.export",
         description="Write a checkpoint as the state dict of a one-column network.",
     )
     parser.add_argument("checkpoint", help="folder of a checkpoint")
     parser.add_argument("output", metavar="OUTPUT.safetensors", help="file to write")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        write(given.checkpoint, given.output)
+        write(options.checkpoint, options.output)
     except UserError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

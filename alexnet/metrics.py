@@ -1,4 +1,4 @@
-"""Top-k errors, averages of views and of models, and who is taken for whom."""
+"""Top-k errors, averages of views and of models, and the confusion matrix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-TOP = 5
+TOP_K = 5
 
 
-def top_labels(probabilities: NDArray[np.float32], k: int = TOP) -> NDArray[np.int64]:
+def top_labels(probabilities: NDArray[np.float32], k: int = TOP_K) -> NDArray[np.int64]:
     """(N, K) probabilities → (N, min(k, K)) labels, best first; equal ones in label order."""
     return np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
 
@@ -21,40 +21,46 @@ def average(predictions: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 @dataclass(slots=True)
-class Errors:
-    """Counts that add up over batches and workers."""
+class ErrorCounts:
+    """How many images are classified wrongly."""
 
     images: int = 0
-    loss: float = 0.0
-    """Sum of cross-entropies, nats."""
     top1_wrong: int = 0
+    """Images whose best label is wrong."""
     top5_wrong: int = 0
-
-    def count(self, probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
-        """Count (N, K) probabilities against (N,) labels."""
-        best = top_labels(probabilities) == labels[:, None]
-        self.images += len(labels)
-        self.top1_wrong += int((~best[:, 0]).sum())
-        self.top5_wrong += int((~best.any(axis=1)).sum())
-        truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-        self.loss -= float(np.log(np.maximum(truth, 1e-12)).sum())
-
-    def add(self, other: "Errors") -> None:
-        """Count all that another one has counted."""
-        self.images += other.images
-        self.loss += other.loss
-        self.top1_wrong += other.top1_wrong
-        self.top5_wrong += other.top5_wrong
+    """Images whose true label is not among the five best."""
 
     @property
     def top1_error(self) -> float:
-        """Per cent of the images whose best label is wrong."""
+        """``top1_wrong`` in per cent of the images."""
         return 100 * self.top1_wrong / self.images
 
     @property
     def top5_error(self) -> float:
-        """Per cent of the images whose true label is not among the five best."""
+        """``top5_wrong`` in per cent of the images."""
         return 100 * self.top5_wrong / self.images
+
+
+@dataclass(slots=True)
+class LossAndErrors(ErrorCounts):
+    """The same with the loss; sums over batches and workers."""
+
+    loss: float = 0.0
+    """Sum of cross-entropies, nats."""
+
+    def count(self, probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+        """Add a batch: (N, K) probabilities and (N,) true labels."""
+        true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+        loss = -float(np.log(np.maximum(true, 1e-12)).sum())
+        errors = count_errors(top_labels(probabilities), labels)
+        self.add(LossAndErrors(errors.images, errors.top1_wrong, errors.top5_wrong, loss))
+
+    def add(self, other: "LossAndErrors") -> None:
+        """Add another one's sums."""
+        self.images += other.images
+        self.loss += other.loss
+        self.top1_wrong += other.top1_wrong
+        self.top5_wrong += other.top5_wrong
 
     @property
     def mean_loss(self) -> float:
@@ -62,10 +68,25 @@ class Errors:
         return self.loss / self.images
 
 
+def count_errors(best_labels: NDArray[np.int64], labels: NDArray[np.int64]) -> ErrorCounts:
+    """Count the errors of predicted labels.
+
+    Args:
+        best_labels: (N, ``TOP_K``), best first; fewer columns if there are fewer classes.
+        labels: (N,), the true ones.
+    """
+    correct = best_labels == labels[:, None]
+    return ErrorCounts(
+        images=len(labels),
+        top1_wrong=int((~correct[:, 0]).sum()),
+        top5_wrong=int((~correct.any(axis=1)).sum()),
+    )
+
+
 def confusion(
     labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
 ) -> NDArray[np.int64]:
-    """(K, K): how often images of one class (row) were taken for another (column)."""
+    """(K, K): how many images of one class (row) are classified as another (column)."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts

@@ -1,21 +1,20 @@
-"""The numbers of 2012, in two recipes: ``paper`` (the text) and ``source145`` (what ran).
+"""The hyperparameters of 2012 as two recipes: ``paper`` (the text), ``source145`` (the code).
 
-``source145`` is the published network of the authors' own source (Computer History Museum,
-``layers/layers-145.cfg`` and ``layer-params-145.cfg``, cited here as "145"), whose log ends at
-the paper's "1 CNN" row, 40.7 % top-1 and 18.2 % top-5 error on ILSVRC-2012's validation images.
 ``paper`` follows Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep
-Convolutional Neural Networks", NeurIPS 2012. Where they disagree, the recipes differ; what they
-share is a default below.
+Convolutional Neural Networks", NeurIPS 2012. ``source145`` is the network in the authors' published
+source (Computer History Museum, ``layers/layers-145.cfg`` and ``layer-params-145.cfg``, cited here
+as "145"). Its log ends with the errors of the paper's row "1 CNN": 40.7 % top-1 and 18.2 % top-5 on
+the validation images of ILSVRC-2012. The values that both share are the defaults below.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 IMAGE_SIZE = 256
-"""Width and height of the images that are stored, in pixels."""
+"""Width and height of the stored images, in pixels."""
 
 CROP_SIZE = 224
-"""Width and height of what the network is shown of them, in pixels."""
+"""Width and height of the network's input, a crop of a stored image, in pixels."""
 
 ColourNoise = Literal["eigenvalue", "deviation"]
 
@@ -24,83 +23,88 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalization:
-    """x / (bias + alpha · Σ x²) ^ .75, the sum over a window of ``size`` maps or positions."""
+    """x / (bias + alpha · Σ x²) ^ .75, with the sum over a window of ``size`` maps or positions."""
 
     size: int
-    """Width of the window: channels for the cross-map form, rows and columns within a map."""
+    """Width of the window: in maps for the cross-map kind, in rows and columns within a map."""
     alpha: float
-    """Weight of each squared term, any division by the window's size already done."""
+    """Weight of each square. A division by the window size is already included."""
     bias: float
     """The constant in the denominator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlateauSchedule:
-    """Divide the learning rate when the validation error stalls (paper, section 5)."""
+    """Lower the learning rate when the validation error stalls (paper, section 5)."""
 
     factor: float = 0.1
+    """The rate is multiplied by this at each drop."""
     drops: int = 3
+    """Number of drops at most."""
     patience: int = 5
-    """Epochs without a better validation error before a drop. The paper gives no number: its
-    rate was lowered by hand; five epochs out of ninety is our reading of "stopped improving"."""
+    """Epochs without a better validation error before a drop. The paper gives no number, because
+    its authors lowered the rate by hand. Five of ninety epochs is our reading of "stopped
+    improving"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSchedule:
-    """Divide the learning rate at fixed epochs (145)."""
+    """Lower the learning rate at fixed epochs (145)."""
 
     factor: float = 0.1
+    """The rate is multiplied by this at each drop."""
     drops: tuple[int, ...] = (25, 51, 79)
-    """Whole epochs trained before each drop."""
+    """Number of complete epochs before each drop."""
     biases_drop: bool = False
-    """Whether the biases' rate falls with the weights'. The log at the foot of
-    ``layer-params-145.cfg`` lowers ``epsW`` alone, and the file ends with ``epsW=0.00001`` beside
+    """Whether the biases' rate drops with the weights'. The log at the end of
+    ``layer-params-145.cfg`` lowers only ``epsW``, and the file ends with ``epsW=0.00001`` and
     ``epsB=0.02``, the first bias rate, in every layer but the frozen conv1 (``epsB=0.0``)."""
     conv1_slow_from: int = 67
-    """From this epoch on, conv1's weights learn at a tenth of the rate."""
+    """From this epoch on, the rate of conv1's weights is a tenth of the others'."""
     conv1_frozen_from: int = 72
-    """From this epoch on, conv1 does not learn. When its ``epsB`` became 0 is not in the log; we
-    take it to be now, with its ``epsW``."""
+    """From this epoch on, conv1 is frozen. The log does not contain the epoch in which its ``epsB``
+    became 0. We assume that it is the same one as for its ``epsW``."""
     colour_noise_until: int = 67
-    """From this epoch on, the colours are left alone."""
+    """From this epoch on, there is no colour noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that distinguishes one training of the network from another."""
+    """The hyperparameters of the network and of its training."""
 
     name: str
     cross_map: Normalization | None
-    """After conv1 and conv2, over neighbouring maps of one tower (paper, section 3.3), or none."""
+    """After conv1 and conv2, over neighbouring maps of one tower (paper, section 3.3), or None."""
     within_map: Normalization | None
-    """A further normalization over 5x5 positions between norm 2 and pool 2, or none."""
+    """A second normalization over 5x5 positions, between norm 2 and pool 2, or None."""
     norm1_before_relu: bool
-    """145 normalizes conv1's linear output and rectifies after pool 1."""
+    """Whether norm 1 takes conv1's linear output, and ReLU comes after pool 1 (145)."""
     pool_size: int = 3
-    """Side of the pools, which stand 2 apart: 3 makes them overlap (paper, section 3.4)."""
+    """Width of the pooling windows. Their stride is 2, so with 3 they overlap (paper, section
+    3.4)."""
     towers: int = 2
-    """Towers of 48, 128, 192 and 192 kernels in conv1 to conv4; they share the 256 of conv5 and the
-    units of fc6 and fc7, all of which a single tower has to itself."""
+    """Number of towers. Each has 48, 128, 192 and 192 kernels in conv1 to conv4. The 256 kernels of
+    conv5 and the units of fc6 and fc7 are divided among them."""
     hidden: int = 4096
     """Units in fc6, and in fc7, of all towers together."""
     weight_std: dict[str, float]
-    """Standard deviation of each layer's initial weights; their mean is 0."""
+    """Standard deviation of each layer's initial weights. Their mean is 0."""
     ones: tuple[str, ...] = ("conv2", "conv4", "conv5", "fc6", "fc7")
-    """Layers whose biases start at 1, the others' at 0 (paper, section 5)."""
+    """Layers whose biases start at 1. Those of the others start at 0 (paper, section 5)."""
     bias_rate: float
-    """The biases' first learning rate as a multiple of the weights' (145: ``epsB=0.02`` beside
+    """The biases' first learning rate as a multiple of the weights' (145: ``epsB=0.02`` and
     ``epsW=0.01``)."""
     colour_noise: ColourNoise
-    """Multiply the principal components by the eigenvalue (paper) or its root (145)."""
+    """Multiply the principal components by the eigenvalue (paper) or its square root (145)."""
     colour_noise_std: float = 0.1
     """Standard deviation of the colour noise's random factors (paper, section 4.1)."""
     training_scale: float
-    """Training patches are multiplied by this after the noise (145: 1 / 1.1), while there is noise:
-    the 2012 source divides only where it has added some."""
+    """Factor of training crops after the noise (145: 1 / 1.1). It is applied only in epochs with
+    noise, as in the 2012 source."""
     crop_positions: int
-    """Crop offsets per axis: 32 (the paper's 2048 patches with flips) or all 33 (145)."""
+    """Crop offsets per axis: 32 (the paper's 2048 crops with flips) or all 33 (145)."""
     crop_chunk: int
-    """This many consecutive images share a crop and a flip (145: 32)."""
+    """This many consecutive images have the same crop position and flip (145: 32)."""
     schedule: PlateauSchedule | StepSchedule
     epochs: int
     learning_rate: float = 0.01
@@ -108,7 +112,7 @@ class Recipe:
     weight_decay: float = 0.0005
     batch_size: int = 128
     dropout: float = 0.5
-    """Probability of a zero in fc6 and fc7 (paper, section 4.2)."""
+    """Probability of setting a unit of fc6 and fc7 to zero (paper, section 4.2)."""
 
 
 PAPER = Recipe(
@@ -149,17 +153,17 @@ def ablate(
     overlapping_pooling: bool = True,
     towers: int = 2,
 ) -> Recipe:
-    """A recipe without one or more of the ideas whose worth the paper measures.
+    """A recipe without one or more of the components for which the paper has an ablation.
 
-    What each of them is worth on ILSVRC-2010, in points of top-1 and top-5 error, by the paper:
+    The paper's effect of each on ILSVRC-2010, in percentage points of top-1 and top-5 error:
 
-    ``normalization``: 1.4 and 1.2 (section 3.3). Without it, both kinds are left out.
-    ``overlapping_pooling``: 0.4 and 0.3 (section 3.4). Without it, pools are 2x2 every 2; their
-    outputs have the same sizes, 27, 13 and 6.
-    ``towers``: 1.7 and 1.2 for two against one (section 3.2). The single tower has half of the
-    kernels in conv1 to conv4, but all 256 in conv5 and all of fc6 and fc7, so that both networks
-    have about as many parameters: the paper's footnote on the one-GPU net, and the source's
-    ``layers-145-half.cfg``. 59,798,312 parameters at 1000 classes.
+    ``normalization``: 1.4 and 1.2 (section 3.3). Without it, both kinds are removed.
+    ``overlapping_pooling``: 0.4 and 0.3 (section 3.4). Without it, pooling windows are 2x2 with
+    stride 2. Their outputs have the same sizes, 27, 13 and 6.
+    ``towers``: 1.7 and 1.2 for two instead of one (section 3.2). A single tower has half of the
+    kernels in conv1 to conv4, but all 256 kernels of conv5 and all units of fc6 and fc7. So both
+    networks have a similar number of parameters: 59,798,312 for the single tower at 1000 classes.
+    See the paper's footnote on the one-GPU net, and ``layers-145-half.cfg`` of the source.
     """
     return replace(
         recipe,

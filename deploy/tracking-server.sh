@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs an MLflow tracking server for everyone who trains. Settings are MLflow's own variables:
+# Runs an MLflow tracking server for several people. Settings are MLflow's environment variables:
 #
-#   MLFLOW_BACKEND_STORE_URI      runs and the model registry; SQLite under ./work/tracking unless
-#                                 given, e.g. postgresql://user@host/mlflow for more than one person
+#   MLFLOW_BACKEND_STORE_URI      runs and the model registry; by default SQLite in ./work/tracking;
+#                                 for several people, postgresql://user@host/mlflow
 #   MLFLOW_ARTIFACTS_DESTINATION  models and figures; ./work/tracking/artifacts, or s3://bucket/path
 #   MLFLOW_HOST, MLFLOW_PORT      127.0.0.1 and 5000
-#   MLFLOW_WORKERS                1, since SQLite has one writer; 4 suit PostgreSQL
-#   MLFLOW_SERVER_ALLOWED_HOSTS   the names that clients call the server by, e.g. mlflow:5000. Needed
-#                                 behind any name that isn't localhost or a private address, such as
-#                                 a Kubernetes service: MLflow answers other names with 403
+#   MLFLOW_WORKERS                1, because SQLite has one writer; 4 are suitable for PostgreSQL
+#   MLFLOW_SERVER_ALLOWED_HOSTS   the names by which clients call the server, e.g. mlflow:5000;
+#                                 needed for any name that is not localhost or a private address,
+#                                 such as a Kubernetes service: MLflow answers other names with 403
 #
-# Further options are passed on to `mlflow server`.
+# Options of this script are passed to `mlflow server`.
 set -euo pipefail
 
 host="${MLFLOW_HOST:-127.0.0.1}"
@@ -23,11 +23,11 @@ if [[ -z $store || -z $artifacts ]]; then
 fi
 case $host in
     127.*|localhost|::1) ;;
-    *) echo "tracking-server.sh: $host has no login: whoever reaches it can read and change" \
-            "everything; put it in a private network or add --app-name basic-auth" >&2 ;;
+    *) echo "tracking-server.sh: $host has no login: anyone who can connect to it can read and" \
+            "change everything; use a private network or add --app-name basic-auth" >&2 ;;
 esac
 
-# The server's background jobs judge language models' traces: nothing here uses their processes.
+# The server's background jobs evaluate traces of language models. This project does not use them.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION="${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}"
 
 exec mlflow server \

@@ -1,7 +1,7 @@
 """The whole workflow: preprocess, train, evaluate, promote.
 
 A stage whose inputs, settings and code have not changed is skipped; after a crash the same
-command goes on where it stopped. Without options it trains on an embedded sample of handwritten
+command resumes where it stopped. Without options it trains on an embedded sample of handwritten
 digits, a few minutes on two cores.
 
     python pipelines/full_run.py
@@ -12,11 +12,14 @@ digits, a few minutes on two cores.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from alexnet import storage
-from pipelines import evaluate, preprocess, promote, train
+from pipelines import evaluate, preprocess, promote, stages, train
 from pipelines.console.cli import run_script
+from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
+from pipelines.results import FullRunResult, StageResult
 from pipelines.settings import (
     EvaluateSettings,
     FullRunSettings,
@@ -25,12 +28,15 @@ from pipelines.settings import (
     StageName,
     TrainSettings,
 )
-from pipelines.stages import Figures, Outcome, Parent, StageKey, StageRecord, begin, finish
+from pipelines.stages import Parent, StageKey, StageOutcome, StageRecord
 from pipelines.tracking import server
 from pipelines.tracking.run import Run, close_run, open_run
-from pipelines.tracking.store import Store, connect, require_server
+from pipelines.tracking.store import connect, require_server
+from pipelines.workdir import Workdir
 
-STAGES: Mapping[StageName, Callable[[FullRunSettings, Parent], Outcome]] = {
+Outcomes = Mapping[StageName, StageOutcome[Any]]
+
+STAGES: Mapping[StageName, Callable[[FullRunSettings, Parent], StageOutcome[Any]]] = {
     "preprocess": lambda s, parent: preprocess.run(s.part(PreprocessSettings), parent),
     "train": lambda s, parent: train.run(s.part(TrainSettings), parent),
     "evaluate": lambda s, parent: evaluate.run(s.part(EvaluateSettings), parent),
@@ -38,36 +44,33 @@ STAGES: Mapping[StageName, Callable[[FullRunSettings, Parent], Outcome]] = {
 }
 
 
-def run(settings: FullRunSettings) -> Figures:
+def run(settings: FullRunSettings) -> FullRunResult:
     """Run the chosen stages, each in an MLflow run nested in one for all."""
-    begun = time.monotonic()
+    started = time.monotonic()
     storage.make_folder(settings.workdir)
     server.check_reachable(settings.tracking_uri)
-    outcomes: dict[StageName, Outcome] = {}
+    outcomes: dict[StageName, StageOutcome[Any]] = {}
     with _parent_run(settings, outcomes) as parent:
         for name in _chosen(settings):
             outcomes[name] = STAGES[name](settings, parent)
-    seconds = time.monotonic() - begun
-    print(f"full_run: done in {duration(seconds)}. To look at the runs:", flush=True)
-    print(f"  {connect(settings).ui_command()}", flush=True)
-    stages = {name: outcome.figures for name, outcome in outcomes.items()}
-    counted = {
-        key: stages[name][key]
-        for name, key in (
-            ("preprocess", "images"),
-            ("preprocess", "rejected"),
-            ("train", "images_per_second"),
-        )
-        if name in stages
-    }
-    return {
-        "stage": "full_run",
-        **counted,
-        "seconds": round(seconds, 1),
-        "workdir": settings.workdir,
-        "skipped": [name for name, outcome in outcomes.items() if outcome.skipped],
-        "stages": stages,
-    }
+    seconds = time.monotonic() - started
+    log = stage_logger("full_run")
+    log.info("done in %s. To look at the runs:", duration(seconds))
+    log.info("  %s", connect(settings).ui_command())
+    return _result(settings, outcomes, seconds)
+
+
+def _result(settings: FullRunSettings, outcomes: Outcomes, seconds: float) -> FullRunResult:
+    preprocessed, trained = outcomes.get("preprocess"), outcomes.get("train")
+    return FullRunResult(
+        images=preprocessed.result.images if preprocessed else None,
+        rejected=preprocessed.result.rejected if preprocessed else None,
+        images_per_second=trained.result.images_per_second if trained else None,
+        seconds=round(seconds, 1),
+        workdir=settings.workdir,
+        skipped=[name for name, outcome in outcomes.items() if outcome.skipped],
+        stages={name: outcome.to_json() for name, outcome in outcomes.items()},
+    )
 
 
 def _chosen(settings: FullRunSettings) -> list[StageName]:
@@ -77,75 +80,91 @@ def _chosen(settings: FullRunSettings) -> list[StageName]:
     return names[names.index(settings.from_) :] if settings.from_ else names
 
 
+class _ParentRun:
+    """The MLflow run of the full run; created or resumed at the first request for its id."""
+
+    def __init__(self, settings: FullRunSettings) -> None:
+        self.workdir = Workdir(settings.workdir)
+        self.record: StageRecord | None = None
+        self._settings = settings
+
+    def run(self) -> Run:
+        """The run."""
+        store = connect(self._settings)
+        if self.record is None:
+            key = StageKey(stage="full_run", settings=self._settings.results(), inputs={}, code="")
+            self.record = stages.start(
+                self.workdir,
+                key,
+                lambda unfinished: open_run(store, "full_run", resume=unfinished, parent=None),
+            )
+        return Run(store, self.record.run_id)
+
+
 @contextmanager
-def _parent_run(
-    settings: FullRunSettings, outcomes: Mapping[StageName, Outcome]
-) -> Iterator[Parent]:
+def _parent_run(settings: FullRunSettings, outcomes: Outcomes) -> Iterator[Parent]:
     """The run that the stages' runs are nested in.
 
-    It is opened when the first stage asks for it, so that doing nothing leaves no trace. A full
-    run that did not finish is gone on with.
+    Nothing is recorded if no stage requests it: if all are skipped. A full run that did not
+    finish is resumed.
     """
-    identity = StageKey(stage="full_run", settings=settings.results(), inputs={}, code="")
-    opened: list[tuple[Store, StageRecord]] = []
-
-    def parent() -> str:
-        if not opened:
-            store = connect(settings)
-            record = begin(
-                settings.workdir,
-                identity,
-                lambda old: open_run(store, "full_run", resume=old, parent=None),
-            )
-            opened.append((store, record))
-        return opened[0][1].run_id
-
+    parent = _ParentRun(settings)
+    started = time.monotonic()
     try:
-        yield parent
+        yield lambda: parent.run().run_id
     except BaseException as error:
-        for store, record in opened:
-            close_run(store, record.run_id, error)
+        if parent.record:
+            close_run(parent.run().store, parent.record.run_id, error)
         raise
-    for store, record in opened:
-        with require_server(store.uri):
-            run = Run(store, record.run_id)
+    if parent.record:
+        run = parent.run()
+        with require_server(run.store.uri):
             run.log_params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
             run.set_tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
             run.log_metrics(_summary(outcomes))
-            run.set_description(_note(outcomes))
-        close_run(store, record.run_id, None)
-        finish(settings.workdir, record, {})
+            run.set_description(_description(outcomes))
+        close_run(run.store, run.run_id, None)
+        stages.finish(parent.workdir, parent.record, time.monotonic() - started, {})
 
 
-def _summary(outcomes: Mapping[StageName, Outcome]) -> dict[str, float]:
-    """The figures by which one compares full runs."""
-    chosen = {
-        "train": ("train_loss", "images_per_second"),
-        "evaluate": ("top1_error", "top5_error", "centre_top1_error", "centre_top5_error"),
-        "promote": ("champion",),
-    }
+SUMMARY_METRICS: Mapping[StageName, tuple[str, ...]] = {
+    "train": ("train_loss", "images_per_second"),
+    "evaluate": ("top1_error", "top5_error", "centre_top1_error", "centre_top5_error"),
+    "promote": ("champion",),
+}
+"""Fields of the stages' results by which full runs are compared."""
+
+
+def _summary(outcomes: Outcomes) -> dict[str, float]:
     return {
-        key: float(outcomes[name].figures[key])  # type: ignore[index]
-        for name, keys in chosen.items()
+        field: float(getattr(outcomes[name].result, field))
+        for name, fields in SUMMARY_METRICS.items()
         if name in outcomes
-        for key in keys
+        for field in fields
     }
 
 
-def _note(outcomes: Mapping[StageName, Outcome]) -> str:
-    """What happened, as the first thing that the run's page says."""
+def _description(outcomes: Outcomes) -> str:
+    """A table of the stages in Markdown: the first thing that the run's page shows."""
     lines = ["| stage | what happened | figures |", "| --- | --- | --- |"]
     for name, outcome in outcomes.items():
         happened = "skipped, nothing changed" if outcome.skipped else "ran"
-        plain = {
-            key: value
-            for key, value in outcome.figures.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        figures = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in plain.items())
-        lines.append(f"| {name} | {happened} | {figures} |")
+        lines.append(f"| {name} | {happened} | {_numbers(outcome.result)} |")
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def _numbers(result: StageResult) -> str:
+    return ", ".join(
+        f"{field.replace('_', ' ')} {value:,}"
+        for field, value in result.to_json().items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    )
+
+
+def main() -> NoReturn:
+    """The command."""
     run_script(FullRunSettings, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

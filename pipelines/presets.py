@@ -15,14 +15,14 @@ SAMPLE: dict[str, Any] = {
 
 Command: ``python pipelines/full_run.py``.
 Time: 5 to 6 minutes on 2 CPU cores, of which training takes 4.
-Result: 5.0 % top-1 error with ten views (0.3 % top-5); 5.3 % with an earlier
-version's resizing. Rounding moves it, but leaves room: with three epochs and a drop after the
-second, one minute less, three roundings ended at 9.4 to 10.8 %.
+Result: 5.0 to 5.8 % top-1 error with ten views (0.3 % top-5); rounding differs by CPU. Three
+epochs with a drop after the second take a minute less; three runs that rounded differently ended at
+9.4 to 10.8 %.
 
-What was seen on the way: at batch 32 and rate .002, today's dropout, which scales up in training,
-threw the loss to 9 in the first steps and left the first epoch at chance; 2012's dropout did not.
-After two epochs, batch 32 at rate .003 stood at 26 % error, batch 16 at rate .002 at 14 %. The drop
-took the fourth of four epochs from 11.4 to 6.7 % (centre view).
+Also measured: at batch 32 and rate .002, inverted dropout, which scales up in training, raised the
+loss to 9 in the first steps and left the first epoch at chance; the dropout of 2012 did not. After
+two epochs, batch 32 at rate .003 had 26 % error, batch 16 at rate .002 had 14 %. The drop of the
+rate reduced the error in the fourth of four epochs from 11.4 to 6.7 % (centre view).
 """
 
 IMAGENETTE: dict[str, Any] = {

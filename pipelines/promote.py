@@ -7,99 +7,111 @@ validation images; --champion always moves the alias in any case, --champion nev
     python pipelines/promote.py --workdir /data/work
 """
 
+from typing import NoReturn
+
 from alexnet.errors import UserError
 from pipelines import stages
 from pipelines.console.cli import run_script
+from pipelines.console.log import stage_logger
+from pipelines.results import EvaluateResult, PromoteResult
 from pipelines.settings import PromoteSettings
-from pipelines.stages import Figures, Outcome, StageKey, StageRecord, run_stage
+from pipelines.stages import Parent, StageKey, StageOutcome, run_stage
 from pipelines.tracking import registry
 from pipelines.tracking.run import Run
-from pipelines.tracking.store import Store, connect
+from pipelines.tracking.store import connect
+from pipelines.workdir import Workdir
 
-VALIDATION, ERROR = "validation.content", "top1_error"
-VERSION_OF_RULES = "1"
+VALIDATION_TAG, ERROR_TAG = "validation.content", "top1_error"
+RULES_VERSION = "1"
 """Raised when the rule that picks the champion changes."""
 
 
-def run(settings: PromoteSettings, parent: stages.Parent | None = None) -> Outcome:
-    """Register the model evaluated last, or find that it has been done."""
-    evaluation = stages.require(settings.workdir, "evaluate")
-    models = evaluation.figures["models"]
+def run(settings: PromoteSettings, parent: Parent | None = None) -> StageOutcome[PromoteResult]:
+    """Register the model evaluated last, unless it has been done."""
+    evaluation = stages.require(Workdir(settings.workdir), EvaluateResult)
+    models = evaluation.result.models
     if len(models) > 1:
         raise UserError(
             f"the newest evaluation averages {len(models)} models, and only one can be registered; "
             "run pipelines/evaluate.py with one --model first"
         )
     store = connect(settings)
-    identity = StageKey(
+    key = StageKey(
         stage="promote",
         settings=settings.results(),
-        inputs={"model": models[0], "evaluation": evaluation.key},
-        code=VERSION_OF_RULES,
+        inputs={"model": models[0], "evaluation": evaluation.key.digest},
+        code=RULES_VERSION,
     )
     return run_stage(
         settings,
         store,
-        identity,
+        key,
+        PromoteResult,
         parent=parent,
-        usable=lambda record: (
+        usable=lambda _: (
             registry.by_alias(store, settings.registered_model, "candidate") is not None
         ),
-        work=lambda run, record: _work(settings, store, evaluation, run),
+        work=lambda run: _promote(settings, evaluation, run),
     )
 
 
-def _work(settings: PromoteSettings, store: Store, evaluation: StageRecord, run: Run) -> Figures:
-    name, figures = settings.registered_model, evaluation.figures
+def _promote(
+    settings: PromoteSettings, evaluation: StageOutcome[EvaluateResult], run: Run
+) -> PromoteResult:
+    """Register the model, set the aliases."""
+    store, name, evaluated = run.store, settings.registered_model, evaluation.result
     champion = registry.by_alias(store, name, "champion")
     tags = {
-        VALIDATION: figures["validation"],
-        ERROR: str(figures["top1_error"]),
-        "top5_error": str(figures["top5_error"]),
+        VALIDATION_TAG: evaluated.validation,
+        ERROR_TAG: str(evaluated.top1_error),
+        "top5_error": str(evaluated.top5_error),
         "evaluation.run": evaluation.run_id,
     }
-    version = registry.register(store, name, figures["models"][0], tags)
+    version = registry.register(store, name, evaluated.models[0], tags)
     registry.set_alias(store, name, "candidate", version)
-    wins, reason = decide_champion(settings, champion, version, figures)
+    wins, reason = decide_champion(settings, champion, version, evaluated)
     if wins:
         registry.set_alias(store, name, "champion", version)
     verdict = f"{name} version {version} is {'' if wins else 'not '}champion: {reason}"
-    print(f"promote: {verdict}", flush=True)
+    stage_logger("promote").info("%s", verdict)
     run.set_tags({"model.version": f"{name}/{version}", "verdict": verdict})
-    run.log_metrics({"champion": float(wins)})
-    return {
-        "stage": "promote",
-        "registered_model": name,
-        "version": version,
-        "champion": wins,
-        "reason": reason,
-        "model": f"models:/{name}/{version}",
-    }
+    return PromoteResult(
+        registered_model=name,
+        version=version,
+        champion=wins,
+        reason=reason,
+        model=f"models:/{name}/{version}",
+    )
 
 
 def decide_champion(
     settings: PromoteSettings,
     champion: registry.Version | None,
     version: str,
-    figures: Figures,
+    evaluated: EvaluateResult,
 ) -> tuple[bool, str]:
     """Whether a version becomes champion, and why."""
-    error = figures["top1_error"]
+    error = evaluated.top1_error
     if champion and champion.version == version:
         return True, "it was champion already"
     if settings.champion != "better":
         return settings.champion == "always", f"--champion {settings.champion}"
     if champion is None:
         return True, f"the first of its name, {error} % top-1 error"
-    if champion.tags.get(VALIDATION) != figures["validation"]:
+    if champion.tags.get(VALIDATION_TAG) != evaluated.validation:
         return False, (
             f"version {champion.version} was evaluated on other validation images; "
             "--champion always replaces it all the same"
         )
-    best = float(champion.tags[ERROR])
+    best = float(champion.tags[ERROR_TAG])
     compared = f"{error} % top-1 error against {best} % of version {champion.version}"
     return error < best, compared
 
 
+def main() -> NoReturn:
+    """The command."""
+    run_script(PromoteSettings, run, __doc__)
+
+
 if __name__ == "__main__":
-    run_script(PromoteSettings, lambda settings: run(settings).figures, __doc__)
+    main()

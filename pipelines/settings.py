@@ -1,8 +1,8 @@
 """Every setting of every stage, defined once: its type, its bounds, its default and its help.
 
 A stage's class holds the settings it reads; ``full_run`` has them all. A setting marked with
-``result`` decides what a stage makes, so a change of it makes the stage run again; the others
-say only where and how fast.
+``result`` decides a stage's result: if it changes, the stage runs again. The other settings decide
+only where and how fast the stage runs.
 """
 
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -16,6 +16,7 @@ from pydantic import (
     PlainSerializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from alexnet import storage
 
@@ -24,7 +25,7 @@ S = TypeVar("S", bound="Settings")
 StageName = Literal["preprocess", "train", "evaluate", "promote"]
 Device = Literal["auto", "cpu", "cuda"]
 
-Place = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
+PathOrUri = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
 """A local path, made absolute because Ray's workers run elsewhere, or an s3:// or gs:// URI."""
 
 
@@ -33,9 +34,13 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-def _switch(value: Any) -> Any:
-    """YAML reads a bare ``on`` and ``off`` as true and false."""
-    return ("on" if value else "off") if isinstance(value, bool) else value
+def _on_or_off(value: Any) -> bool:
+    """``on`` and ``off`` from the command line; YAML reads the bare words as true and false."""
+    if isinstance(value, bool):
+        return value
+    if value in ("on", "off"):
+        return bool(value == "on")
+    raise ValueError("on or off")
 
 
 def _range(value: Any) -> Any:
@@ -67,7 +72,15 @@ Workers = Annotated[
 """The least and the most workers; as text, ``4`` or ``1:4``."""
 
 OneOrTwo = Annotated[Literal[1, 2], BeforeValidator(_number)]
-Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
+Switch = Annotated[
+    bool, BeforeValidator(_on_or_off), PlainSerializer(lambda value: "on" if value else "off")
+]
+"""A setting with the words ``on`` and ``off``, unlike a flag, which has none."""
+
+
+def is_switch(field: FieldInfo) -> bool:
+    """Whether a field is a ``Switch``."""
+    return field.annotation is bool and bool(field.metadata)
 
 
 def option(default: Any, description: str, *, result: bool = False, **bounds: Any) -> Any:
@@ -82,7 +95,7 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", populate_by_name=True, validate_default=True
     )
 
-    workdir: Place = option(
+    workdir: PathOrUri = option(
         "work", "folder for shards, checkpoints, records and the tracking store"
     )
     tracking_uri: str | None = option(
@@ -91,7 +104,7 @@ class Settings(BaseModel):
     experiment: str = option("alexnet", "MLflow experiment", min_length=1)
 
     def results(self) -> dict[str, Any]:
-        """The settings that decide what the stage makes."""
+        """The settings that decide the stage's result."""
         return {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
@@ -126,7 +139,7 @@ class StageSettings(Settings):
 class PreprocessSettings(StageSettings):
     """Settings of ``preprocess``."""
 
-    source: Place | None = option(
+    source: PathOrUri | None = option(
         None, "folder with the official archives, Kaggle's form or {train,val}/<class>/"
     )
     encoding: Literal["jpeg", "raw"] = option(
@@ -172,9 +185,9 @@ class TrainSettings(StageSettings):
     towers: OneOrTwo = option(
         2, "1: the paper's one-GPU network, of half the kernels in conv1 to conv4", result=True
     )
-    normalization: Switch = option("on", "off: no response normalization", result=True)
+    normalization: Switch = option(True, "off: no response normalization", result=True)
     overlapping_pooling: Switch = option(
-        "on", "off: pools of 2x2 positions every 2 instead of 3x3", result=True
+        True, "off: pools of 2x2 positions every 2 instead of 3x3", result=True
     )
     precision: Literal["float32", "tf32", "bf16"] = option(
         "float32",
@@ -195,13 +208,13 @@ class TrainSettings(StageSettings):
         "none", "number format of gradients on their way between workers", result=True
     )
     channels_last: Switch = option(
-        "off", "on: the weights' layout in memory that suits tensor cores", result=True
+        False, "on: the weights' layout in memory that suits tensor cores", result=True
     )
     compile: Switch = option(
-        "off", "on: the towers through torch.compile, if the machine has a compiler", result=True
+        False, "on: the towers through torch.compile, if the machine has a compiler", result=True
     )
     num_workers: Workers = option(
-        1, "workers that share each batch; 1:4: as many of one to four as find a place"
+        1, "workers that share each batch; 1:4: as many of one to four as the cluster has room for"
     )
     device: Device = option("auto", "cuda: two GPUs for each worker; auto: GPUs if there are any")
     gpus_per_worker: OneOrTwo = option(
@@ -237,7 +250,7 @@ class EvaluateSettings(StageSettings):
         min_length=1,
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
-    num_workers: Workers = option(1, "models at work at the same time; 1:4: as for training")
+    num_workers: Workers = option(1, "actors that hold the models; 1:4: as for training")
 
 
 class PromoteSettings(StageSettings):
@@ -269,13 +282,13 @@ class FullRunSettings(PreprocessSettings, TrainSettings, EvaluateSettings, Promo
 class BatchInferenceSettings(Settings):
     """Settings of ``batch_inference``."""
 
-    images: Place = option(..., "folder of images, searched through all its subfolders")
-    output: Place = option(..., "folder for the predictions, in Parquet; must not exist yet")
+    images: PathOrUri = option(..., "folder of images, searched through all its subfolders")
+    output: PathOrUri = option(..., "folder for the predictions, in Parquet; must not exist yet")
     model: str = option("models:/alexnet@champion", "MLflow model")
     top_k: int = option(5, "labels for each image", ge=1)
     views: Annotated[Literal[1, 10], BeforeValidator(_number)] = option(
-        10, "patches averaged: ten as in 2012, or the central one"
+        10, "crops averaged: ten as in 2012, or the central one"
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
-    num_workers: int = option(1, "models at work at the same time", ge=1)
+    num_workers: int = option(1, "actors that hold the model", ge=1)
     batch_size: int = option(32, "images given to a model at once", ge=1)

@@ -1,4 +1,4 @@
-"""Runs of a command on a cluster of this machine, and ways to kill parts of them."""
+"""Commands on a Ray cluster of this computer, whose processes and nodes can be killed."""
 
 import json
 import os
@@ -15,47 +15,47 @@ import pytest
 from ray.cluster_utils import Cluster
 from ray_clusters import cluster_of
 
-WAIT_SECONDS = 120.0
+TIMEOUT_S = 300.0
 SMALL_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
 @contextmanager
 def three_nodes() -> Iterator[Cluster]:
-    """A cluster of one CPU a node on this machine."""
-    with cluster_of(SMALL_NODE, SMALL_NODE, SMALL_NODE) as found:
-        yield found
+    """A cluster of three nodes with one CPU each on this computer."""
+    with cluster_of(SMALL_NODE, SMALL_NODE, SMALL_NODE) as cluster:
+        yield cluster
 
 
 @contextmanager
 def small_file_system(folder: Path, megabytes: int) -> Iterator[Path]:
-    """Little room in a folder; only root can make one."""
-    mounted = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mounted, check=False, capture_output=True).returncode:
+    """A folder with little space; without root's permission to mount one, the test is skipped."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("file systems can't be mounted here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-class Attack:
-    """A command, started as often as it takes."""
+class ChaosRun:
+    """A command whose processes can be killed, and that can be started again."""
 
     def __init__(
         self,
-        nodes: Cluster,
+        cluster: Cluster,
         command: list[str],
         *,
         worker: str,
         progress: Callable[[], int],
     ) -> None:
-        """Prepare.
+        """Prepare; nothing is started.
 
         Args:
-            nodes: the cluster the command joins, of small nodes.
+            cluster: that the command joins, of small nodes.
             command: program and arguments.
-            worker: what the titles of the processes that do the work begin with.
-            progress: a number that grows while the work goes on.
+            worker: how the titles of the worker processes begin.
+            progress: a number that grows while the command works.
         """
-        self.nodes, self.command = nodes, command
+        self.cluster, self.command = cluster, command
         self.worker, self.progress = worker, progress
         self.process: subprocess.Popen[str] | None = None
         self.output = self.errors = ""
@@ -63,36 +63,36 @@ class Attack:
     def start(self) -> None:
         self.process = subprocess.Popen(
             self.command,
-            env=os.environ | {"RAY_ADDRESS": self.nodes.address},
+            env=os.environ | {"RAY_ADDRESS": self.cluster.address},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
     def wait_for_progress(self) -> bool:
-        """Until some more is done; False when the run ends first."""
+        """Wait until the progress has grown; False if the command ends first."""
         before = self.progress()
-        until = time.monotonic() + WAIT_SECONDS
+        end = time.monotonic() + TIMEOUT_S
         while self.progress() <= before:
-            if self.is_over():
+            if self.has_ended():
                 return False
-            assert time.monotonic() < until, "nothing goes on any more"
+            assert time.monotonic() < end, "no progress"
             time.sleep(0.02)
         return True
 
-    def end(self) -> dict[str, Any] | None:
-        """Wait for the end; the figures, or None if the run failed."""
+    def result(self) -> dict[str, Any] | None:
+        """Wait for the end; the command's JSON line, or None if it failed."""
         assert self.process is not None
-        self.output, self.errors = self.process.communicate(timeout=WAIT_SECONDS)
+        self.output, self.errors = self.process.communicate(timeout=TIMEOUT_S)
         status = self.process.returncode
         self.process = None
         if status:
             return None
-        figures: dict[str, Any] = json.loads(self.output.splitlines()[-1])
-        return figures
+        value: dict[str, Any] = json.loads(self.output.splitlines()[-1])
+        return value
 
     def kill_driver(self) -> None:
         assert self.process is not None
@@ -101,7 +101,7 @@ class Attack:
         self.process = None
 
     def kill_worker(self) -> None:
-        for node in self.nodes.list_all_nodes():
+        for node in self.cluster.list_all_nodes():
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             for process in raylet.children():
                 if " ".join(process.cmdline()).startswith(self.worker):
@@ -109,10 +109,12 @@ class Attack:
                     return
 
     def kill_node(self) -> None:
-        self.lose_node()
-        self.nodes.add_node(**SMALL_NODE)
+        """Kill the last node and add another one."""
+        self.remove_node()
+        self.cluster.add_node(**SMALL_NODE)
 
-    def lose_node(self) -> None:
-        node = self.nodes.list_all_nodes()[-1]
+    def remove_node(self) -> None:
+        """Kill the last node."""
+        node = self.cluster.list_all_nodes()[-1]
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-        self.nodes.remove_node(node, allow_graceful=False)
+        self.cluster.remove_node(node, allow_graceful=False)

@@ -1,8 +1,11 @@
-"""What several test modules need."""
+"""Fixtures and settings for all test modules."""
 
 import gc
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import factories
 import hypothesis
@@ -11,36 +14,59 @@ import torch
 
 from alexnet.shards.format import Manifest
 from alexnet.shards.write import make_shard
+from pipelines.console.log import show_in_terminal
 
-# No test is timed: a machine with other work may take a second for what takes a hundredth alone.
+# Examples have no time limit: on a busy computer one can take a hundred times longer than alone.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """The networks here are too small for more, and other work may be running beside the tests."""
+    """The networks of most tests are too small for more than one thread."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def own_threads() -> Iterator[None]:
-    """For a test that sets torch's number of threads: afterwards it is what it was."""
+    """For a test that sets torch's number of threads; it is restored afterwards."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_stays_frozen() -> Iterator[None]:
-    """Scripts and workers freeze what they hold; a library of the tests' own complains of that."""
+def _unfreeze_garbage() -> Iterator[None]:
+    """Commands and workers call ``gc.freeze``; a library of the tests warns of that at exit."""
     yield
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _lines_in_terminal() -> None:
+    """The lines that stages log are printed, as by a command."""
+    show_in_terminal()
+
+
+@pytest.fixture(autouse=True)
+def _ray_only_in_cluster_tests(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test without the marker ``cluster`` can neither start Ray nor use a started one."""
+    ray: Any = sys.modules.get("ray")
+    if ray is None or request.node.get_closest_marker("cluster"):
+        return
+    assert not ray.is_initialized(), "a fixture of this test has started Ray"
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("a test that starts Ray needs the marker cluster")
+
+    monkeypatch.setattr(ray, "init", refuse)
+
+
 @pytest.fixture(scope="session")
 def raw_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 training and 12 validation images in the folders form; one of them is broken."""
+    """40 training and 12 validation images in the folders layout; one of them is truncated."""
     root = tmp_path_factory.mktemp("raw-images")
     factories.write_images(root)
     return root
@@ -50,7 +76,24 @@ def raw_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(raw_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The same images as shards: 39 training rows in five row groups, 12 validation rows in two."""
     folder = tmp_path_factory.mktemp("shards")
-    units = factories.plan(raw_images, folder)
-    for unit in units:
-        make_shard(unit)
-    return factories.assemble(raw_images, folder, units)
+    tasks = factories.plan(raw_images, folder)
+    for task in tasks:
+        make_shard(task)
+    return factories.finalize_dataset(raw_images, folder, tasks)
+
+
+@pytest.fixture(scope="session")
+def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without runs; creating them takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_workdir(_empty_database: Path, tmp_path: Path) -> str:
+    """``tmp_path`` as a workdir whose tracking store exists and is empty."""
+    shutil.copy(_empty_database, tmp_path)
+    return str(tmp_path)

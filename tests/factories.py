@@ -1,32 +1,41 @@
 """Small things that behave like the large ones: a few images, a narrow network."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from alexnet.model.towers import AlexNet, initialize
-from alexnet.recipes import Recipe
+from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.codec import Encoding
-from alexnet.shards.finalize import finalize, finished
+from alexnet.shards.finalize import finalize, finished_results
 from alexnet.shards.format import Manifest
+from alexnet.shards.pixel_stats import read_statistics
 from alexnet.shards.plan import ShardTask, plan_digest, write_plan
 from alexnet.sources.read import read_source
+from alexnet.training.augment import mean_crop, pca_axes
+from alexnet.training.loop import TrainContext
+from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 
 CLASSES = ("n01", "n02", "n03", "n04")
 TRAIN, VAL = 10, 3
 """Images of each class."""
 BROKEN = "train/n02/n02_4.JPEG"
-"""The one file that can't be read: it ends early."""
+"""The one file that can't be decoded: it is truncated."""
+ROWS, BATCH_SIZE = 39, 8
+"""Training rows of the data set, and rows of a global batch."""
+SEED = 5
 JPEG = Encoding(kind="jpeg", jpeg_quality=95)
 RAW = Encoding(kind="raw", jpeg_quality=95)
 
 
 def write_images(root: Path) -> None:
-    """A data set in the folders form: smooth noise without symmetries, sizes of all kinds."""
+    """A data set in the folders layout: smooth noise without symmetries, in various sizes."""
     random = np.random.default_rng(2012)
     for split, count in (("train", TRAIN), ("val", VAL)):
         for wnid in CLASSES:
@@ -44,47 +53,78 @@ def write_images(root: Path) -> None:
 def plan(
     raw: Path, folder: Path, *, rows_per_shard: int = 8, seed: int = 0, encoding: Encoding = JPEG
 ) -> list[ShardTask]:
-    """The units of work that shard the images into a folder."""
+    """The shard tasks that turn the images into a data set in a folder."""
     return write_plan(str(folder), read_source(str(raw)), encoding, rows_per_shard, seed)
 
 
-def assemble(raw: Path, folder: Path, units: list[ShardTask]) -> Manifest:
-    """The manifest of finished units."""
+def finalize_dataset(raw: Path, folder: Path, tasks: list[ShardTask]) -> Manifest:
+    """The manifest of a data set whose tasks are finished."""
     source = read_source(str(raw))
     return finalize(
         str(folder),
-        finished(str(folder), units),
-        digest=plan_digest(source, {}),
+        finished_results(str(folder), tasks),
+        plan_digest=plan_digest(source, {}),
         source=str(raw),
-        form=source.form,
+        layout=source.layout,
         settings={},
         labels=source.labels,
     )
 
 
+SOURCE145_AND_SLOW_PAPER = [
+    pytest.param(PAPER, id="paper", marks=pytest.mark.slow),
+    pytest.param(SOURCE145, id="source145"),
+]
+"""Values of a test's parameter ``recipe``. In the quick tests one recipe is enough."""
+
+
 def narrow_network(recipe: Recipe, classes: int = len(CLASSES), *, seed: int = 0) -> AlexNet:
-    """The network with 48 units in fc6 and fc7 instead of 4096; initialized."""
+    """An initialized network with 48 units in fc6 and in fc7 instead of 4096."""
     network = AlexNet(replace(recipe, hidden=48), classes)
     initialize(network, recipe, seed)
     return network
 
 
-def he_init(network: AlexNet, seed: int = 0) -> None:
-    """Weights under which every layer passes the image on.
+def train_context(
+    dataset: Manifest,
+    recipe: Recipe,
+    *,
+    seed: int = SEED,
+    devices: Sequence[torch.device] = (torch.device("cpu"),),
+) -> TrainContext:
+    """The values that are constant during a run, with the data set's own pixel statistics."""
+    statistics = read_statistics(dataset.statistics_path)
+    mean = mean_crop(statistics.mean_image)
+    return TrainContext(
+        recipe=recipe,
+        means=[mean.to(device) for device in devices],
+        pca_axes=pca_axes(recipe, statistics.rgb_covariance),
+        seed=seed,
+    )
 
-    With the weights of 2012's first step the logits hardly depend on the image, and a wrong
-    normalization would hardly show.
-    """
+
+def start_training(recipe: Recipe, learning_rate: float = 0.001) -> tuple[AlexNet, MomentumSGD]:
+    """An initialized narrow network and its optimizer."""
+    network = narrow_network(recipe)
+    optimizer = build_optimizer(network, recipe)
+    set_rates(optimizer, EpochRates(learning_rate))
+    return network, optimizer
+
+
+def random_crops(count: int, seed: int = 0) -> Tensor:
+    """(count, 224, 224, 3) uint8: the input of ``CropClassifier``."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            std = 0.1 if name.endswith("bias") else (2 / parameter[0].numel()) ** 0.5
-            draws = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.copy_(std * draws)
+    return torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8, generator=generator)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over norm of what is expected."""
-    assert found.shape == expected.shape
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).norm() / expected.norm())
+def random_inputs(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(count, 3, 224, 224): crops minus the mean, the input of ``AlexNet``."""
+    generator = torch.Generator().manual_seed(seed)
+    return 70 * torch.randn((count, 3, 224, 224), generator=generator, dtype=dtype)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Norm of the difference divided by the norm of the expected tensor."""
+    assert actual.shape == expected.shape
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm())

@@ -1,13 +1,16 @@
-"""Several devices on a machine that has none: tensors that lie in the CPU's memory and are
-computed there, but claim to lie elsewhere.
+"""Devices for tests of placement on a computer without GPUs.
 
-Numbers, autograd and the optimizer are real. An operation on tensors of different devices raises,
-as it does with GPUs, and each device but the first has a random generator of its own.
+Two kinds are here. ``FakeDeviceMode`` computes real numbers: its tensors are stored and computed on
+the CPU, but report another device. Autograd and the optimizer are the real ones. An operation on
+tensors of different devices raises an error, as it does with GPUs, and each device but the first
+has its own random generator. ``shapes_only`` is torch's ``FakeTensorMode``, whose tensors have a
+device and a shape but no values, so that networks of full size need no memory.
 
-What autograd is told about their place is ``meta:0``, ``meta:1``: devices without threads and
-streams, whose backward pass runs where it was called. (Of a backend made in Python there can be
-only one device in torch 2.14: autograd refuses a second.) Python is told ``xla:0``, ``xla:1``:
-``torch.autocast`` knows these, and nothing has to be started to use them.
+A tensor of ``FakeDeviceMode`` has two device names. Autograd sees ``meta:0`` and ``meta:1``. These
+devices have no threads and streams, so the backward pass runs in the calling thread. (With a
+backend that is registered from Python, torch 2.14 supports only one device: autograd refuses a
+second one.) Python sees ``xla:0`` and ``xla:1``: ``torch.autocast`` supports this device type, and
+it needs no initialization.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,45 +18,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CPU = torch.device("cpu")
+GPU0, GPU1 = torch.device("cuda:0"), torch.device("cuda:1")
+"""Devices for ``shapes_only``."""
 aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default}
 RANDOM = {aten.native_dropout.default, aten.bernoulli_.float, aten.bernoulli.default}
 
 
-def device(number: int) -> torch.device:
-    """The pretended device of a number."""
+def shapes_only() -> FakeTensorMode:
+    """A context in which ``place_towers`` moves real weights to ``GPU0`` and ``GPU1``."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_device(number: int) -> torch.device:
+    """The fake device with a number."""
     return torch.device("xla", number)
 
 
-class Pretended(Tensor):
-    """A tensor that claims to lie on a pretended device; ``content`` is the real one."""
+class FakeDeviceTensor(Tensor):
+    """A tensor that reports a fake device. Its values are in ``cpu_tensor``."""
 
-    content: Tensor
+    cpu_tensor: Tensor
     number: int
 
     @staticmethod
-    def __new__(cls, content: Tensor, number: int) -> "Pretended":
-        made: Pretended = Tensor._make_wrapper_subclass(
+    def __new__(cls, cpu_tensor: Tensor, number: int) -> "FakeDeviceTensor":
+        wrapper: FakeDeviceTensor = Tensor._make_wrapper_subclass(
             cls,
-            content.shape,
-            strides=content.stride(),
-            storage_offset=content.storage_offset(),
-            dtype=content.dtype,
+            cpu_tensor.shape,
+            strides=cpu_tensor.stride(),
+            storage_offset=cpu_tensor.storage_offset(),
+            dtype=cpu_tensor.dtype,
             device=torch.device("meta", number),
         )
-        made.content, made.number = content, number
-        return made
+        wrapper.cpu_tensor, wrapper.number = cpu_tensor, number
+        return wrapper
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return device(self.number)
+        return fake_device(self.number)
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"{self.content!r} on {self.device}"
+        return f"{self.cpu_tensor!r} on {self.device}"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -63,19 +74,19 @@ class Pretended(Tensor):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return compute(func, args, kwargs or {})
+        return run_on_cpu(func, args, kwargs or {})
 
 
-class Pretending(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, real tensors can be moved to pretended devices, and new ones made there.
+class FakeDeviceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context in which tensors can be moved to fake devices and created on them.
 
-    ``performed`` lists all operations that a pretended device took part in.
+    ``operations`` lists all operations on tensors of fake devices.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.generators = [torch.Generator() for _ in range(2)]
-        self.performed: list[Callable[..., Any]] = []
+        self.operations: list[Callable[..., Any]] = []
 
     def __torch_dispatch__(
         self,
@@ -84,55 +95,55 @@ class Pretending(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        numbers = {leaf.number for leaf in tree_leaves(args) if isinstance(leaf, Pretended)}
+        numbers = {leaf.number for leaf in tree_leaves(args) if isinstance(leaf, FakeDeviceTensor)}
         if numbers or _number((kwargs or {}).get("device")) is not None:
-            self.performed.append(func)
+            self.operations.append(func)
         if func in RANDOM and numbers - {0}:
             with torch.random.fork_rng(devices=[]):
                 generator = self.generators[max(numbers)]
                 torch.set_rng_state(generator.get_state())
-                result = compute(func, args, kwargs or {})
+                result = run_on_cpu(func, args, kwargs or {})
                 generator.set_state(torch.get_rng_state())
             return result
-        return compute(func, args, kwargs or {})
+        return run_on_cpu(func, args, kwargs or {})
 
 
-def compute(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Perform an operation on the CPU and put the result where a real device would leave it."""
+def run_on_cpu(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an operation on the CPU. The result is on the device where real tensors would be."""
     leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    held = [leaf for leaf in leaves if isinstance(leaf, Pretended)]
-    places = {leaf.number for leaf in held}
-    # Numbers may come from the CPU: torch allows tensors without dimensions beside others.
-    strangers = [leaf for leaf in leaves if not isinstance(leaf, Pretended) and leaf.dim()]
-    if func not in COPIES and (len(places) > 1 or (places and strangers)):
-        found = {str(leaf.device) for leaf in leaves}
-        raise RuntimeError(f"{func}: tensors on more than one device: {', '.join(sorted(found))}")
-    result = func(*tree_map(_content, args), **tree_map(_content, kwargs))
+    fake = [leaf for leaf in leaves if isinstance(leaf, FakeDeviceTensor)]
+    numbers = {leaf.number for leaf in fake}
+    # Torch allows CPU tensors without dimensions, which are numbers, in operations on any device.
+    real = [leaf for leaf in leaves if not isinstance(leaf, FakeDeviceTensor) and leaf.dim()]
+    if func not in COPIES and (len(numbers) > 1 or (numbers and real)):
+        devices = ", ".join(sorted({str(leaf.device) for leaf in leaves}))
+        raise RuntimeError(f"{func}: tensors on more than one device: {devices}")
+    result = func(*tree_map(_without_wrapper, args), **tree_map(_without_wrapper, kwargs))
     if func is aten.copy_.default:
         return args[0]
     if "device" in kwargs and kwargs["device"] is not None:
         number = _number(kwargs["device"])
     else:
-        number = held[0].number if held else None
+        number = fake[0].number if fake else None
     if number is None:
         return result
-    # An operation that changes its input, or writes where it is told to, returns that again.
-    known = {id(leaf.content): leaf for leaf in held}
+    # An operation in place, or with an output argument, returns that same tensor.
+    wrappers = {id(leaf.cpu_tensor): leaf for leaf in fake}
 
-    def place(leaf: Any) -> Any:
+    def wrap(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return known[id(leaf)] if id(leaf) in known else Pretended(leaf, number)
+        return wrappers[id(leaf)] if id(leaf) in wrappers else FakeDeviceTensor(leaf, number)
 
-    return tree_map(place, result)
+    return tree_map(wrap, result)
 
 
-def _content(leaf: Any) -> Any:
-    if isinstance(leaf, Pretended):
-        return leaf.content
+def _without_wrapper(leaf: Any) -> Any:
+    if isinstance(leaf, FakeDeviceTensor):
+        return leaf.cpu_tensor
     return CPU if isinstance(leaf, torch.device) else leaf
 
 
-def _number(place: torch.device | None) -> int | None:
-    """Number of a pretended device, under either of its names; None for the CPU."""
-    return None if place is None or place.type == "cpu" else place.index or 0
+def _number(device: torch.device | None) -> int | None:
+    """The number of a fake device, by either of its names; None for the CPU."""
+    return None if device is None or device.type == "cpu" else device.index or 0

@@ -1,4 +1,4 @@
-"""Ray clusters of several nodes on this machine."""
+"""Ray clusters of several nodes on this computer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from ray.cluster_utils import Cluster
 @contextmanager
 def cluster_of(head: dict[str, Any], *others: dict[str, Any]) -> Iterator[Cluster]:
     """A cluster of nodes with the options of ``Cluster.add_node``, joined until the block ends."""
-    found = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     for options in others:
-        found.add_node(**options)
-    ray.init(address=found.address, log_to_driver=False)
+        cluster.add_node(**options)
+    ray.init(address=cluster.address, log_to_driver=False)
     try:
-        yield found
+        yield cluster
     finally:
         ray.shutdown()
-        found.shutdown()
+        cluster.shutdown()

@@ -1,4 +1,4 @@
-"""The deployment files say what the project needs, so far as a machine without a cloud can tell."""
+"""The deployment files contain what the project needs, as far as tests without a cloud show."""
 
 import copy
 import os
@@ -25,7 +25,7 @@ SERVER = ROOT / "deploy" / "tracking-server.sh"
 
 @pytest.fixture
 def cluster() -> dict[str, Any]:
-    """The cluster as Ray's launcher sees it: with Ray's defaults filled in."""
+    """The cluster as Ray's launcher reads it, with Ray's default values."""
     config: dict[str, Any] = prepare_config(yaml.safe_load((ROOT / "ray_cluster.yaml").read_text()))
     return config
 
@@ -52,7 +52,7 @@ class TestRayCluster:
     def test_ray_accepts_it(self, cluster: dict[str, Any]) -> None:
         validate_config(cluster)
 
-    def test_the_validator_would_notice_a_mistake(self, cluster: dict[str, Any]) -> None:
+    def test_the_validator_rejects_a_mistake(self, cluster: dict[str, Any]) -> None:
         wrong = copy.deepcopy(cluster)
         wrong["available_node_types"]["gpu"]["gpus"] = 4
         with pytest.raises(Exception, match="gpus"):
@@ -66,7 +66,7 @@ class TestRayCluster:
         assert counts
         assert all(count >= 2 and count % 2 == 0 for count in counts)
 
-    def test_only_gpus_wait_for_work_and_all_within_the_limit(
+    def test_only_gpu_nodes_are_permanent_and_all_are_within_the_limit(
         self, cluster: dict[str, Any]
     ) -> None:
         workers = [
@@ -104,15 +104,15 @@ class TestKubeRay:
             assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         assert gpus == {"gpu": (2, "alexnet:gpu"), "cpu": (0, "alexnet:cpu")}
 
-    def test_workers_asked_for_can_exist(self, job: dict[str, Any]) -> None:
+    def test_enough_pods_for_the_requested_workers(self, job: dict[str, Any]) -> None:
         words = shlex.split(job["entrypoint"])
-        asked = int(words[words.index("--num-workers") + 1])
+        requested = int(words[words.index("--num-workers") + 1])
         (gpu,) = (
             group
             for group in job["rayClusterSpec"]["workerGroupSpecs"]
             if group["groupName"] == "gpu"
         )
-        assert asked <= gpu["maxReplicas"]
+        assert requested <= gpu["maxReplicas"]
 
     def test_entrypoint_is_a_pipeline(self, job: dict[str, Any]) -> None:
         words = shlex.split(job["entrypoint"])
@@ -163,7 +163,7 @@ class TestTrackingServer:
 
     @pytest.fixture
     def server(self, tmp_path: Path) -> Iterator[str]:
-        """The script, running on a free port; its address."""
+        """The address of the running script, on a free port."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -204,8 +204,8 @@ class TestTrackingServer:
         search = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
         with urllib.request.urlopen(search, timeout=10) as answer:
             assert b'"Default"' in answer.read()
-        rebound = urllib.request.Request(search, headers={"Host": "elsewhere.example"})
+        other_name = urllib.request.Request(search, headers={"Host": "elsewhere.example"})
         with pytest.raises(urllib.error.HTTPError) as refusal:
-            urllib.request.urlopen(rebound, timeout=10)
+            urllib.request.urlopen(other_name, timeout=10)
         assert refusal.value.code == 403
         assert (tmp_path / "work" / "tracking" / "mlflow.db").is_file()

@@ -1,1 +1,1 @@
-"""What devices are worth to the two towers, and whether they compute the same."""
+"""Measurements of the two towers on given devices, and a check that they compute correctly."""

@@ -1,4 +1,4 @@
-"""What is copied from one device to another, seen while it happens."""
+"""A tracer of the copies between devices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,31 +15,31 @@ from alexnet.recipes import LAYERS
 
 
 class DeviceCopy(NamedTuple):
-    """One tensor's way from a device to another."""
+    """The copy of one tensor from one device to another."""
 
     source: torch.device
     target: torch.device
     shape: tuple[int, ...]
     dtype: torch.dtype
     layer: str = ""
-    """The layer that waits for it, if ``CopyTracer.layers`` told."""
+    """The layer that uses it, if ``CopyTracer.layers`` is active."""
 
     @property
     def bytes(self) -> int:
-        """How much is copied."""
+        """Size of the copied tensor."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class CopyTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, every operation is noted whose result lies on another device than an input.
+    """A context that records each operation whose result is on another device than an input.
 
-    It sees the operations themselves, those of the backward pass too, not what the code means to
-    do. Python is asked for each of them, so nothing inside should be timed.
+    It records the operations that are executed, including those of the backward pass. It runs
+    Python code for each of them, so execution times are not meaningful inside.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[DeviceCopy] = []
+        self.copies: list[DeviceCopy] = []
 
     def __torch_dispatch__(
         self,
@@ -51,7 +51,7 @@ class CopyTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.found += [
+        self.copies += [
             DeviceCopy(source.device, output.device, tuple(output.shape), output.dtype)
             for output in outputs
             for source in sources
@@ -61,17 +61,17 @@ class CopyTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def layers(self, network: AlexNet) -> Iterator[None]:
-        """Inside, each copy of a forward pass gets the name of the layer that runs next."""
+        """A context in which each copy of a forward pass gets the name of the next layer."""
         handles = []
         for name, module in network.named_modules():
             layer = name.rpartition(".")[2]
             if layer in LAYERS:
-                handles.append(module.register_forward_pre_hook(partial(self._reached, layer)))
+                handles.append(module.register_forward_pre_hook(partial(self._set_layer, layer)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _reached(self, layer: str, *_: Any) -> None:
-        self.found = [found._replace(layer=found.layer or layer) for found in self.found]
+    def _set_layer(self, layer: str, *_: Any) -> None:
+        self.copies = [copy._replace(layer=copy.layer or layer) for copy in self.copies]

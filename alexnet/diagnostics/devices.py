@@ -1,6 +1,6 @@
-"""What two towers on some devices do there: where they lie, what crosses between them, how fast.
+"""Measurements of the network on given devices: placement, copies between towers, times.
 
-For one look at a new machine; training knows nothing of it.
+They are for the examination of new hardware. Training does not use this module.
 """
 
 import time
@@ -24,21 +24,21 @@ from alexnet.training.optimizer import EpochRates, build_optimizer, set_rates
 
 CLASSES = 1000
 
-MOST, WITHIN = 10, 5.0
-"""Measurements of one thing: this many, or as many as begin in so many seconds."""
+MAX_REPEATS, MAX_SECONDS = 10, 5.0
+"""A measurement is repeated this many times, or as often as it can start in this time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
-    """A device and what lies on it."""
+    """A device and the parts of the network on it."""
 
     device: str
     name: str
     memory: int | None
-    """Bytes of the device; unknown for CPUs."""
+    """Bytes of the device; None for CPUs."""
     towers: list[int]
     last_layer: bool
-    """Whether fc8 lies here."""
+    """Whether fc8 is on this device."""
     parameters: int
     bytes: int
     """Of the parameters."""
@@ -46,25 +46,25 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """Medians in seconds."""
+    """Medians of measured times in seconds."""
 
-    step: float
-    """A whole update: forward, backward, new weights."""
-    alone: list[float]
-    """Forward and backward pass of each tower while the others rest; none on a single device."""
-    together: float | None
-    """Forward and backward pass of the whole network; None on a single device."""
-    peak: dict[str, int]
-    """Most bytes ever allocated in an update, for each GPU."""
+    step_seconds: float
+    """A whole update: forward pass, backward pass, new weights."""
+    tower_seconds: list[float]
+    """Forward and backward pass of each tower while the others are idle; empty on one device."""
+    network_seconds: float | None
+    """Forward and backward pass of the whole network; None on one device."""
+    peak_bytes: dict[str, int]
+    """Largest memory allocated in an update, for each GPU."""
 
     @property
     def overlap(self) -> float | None:
-        """As many towers as there are if all worked all the time, 1 if one after the other."""
-        return sum(self.alone) / self.together if self.together else None
+        """The number of towers if all compute all the time, 1 if they compute one by one."""
+        return sum(self.tower_seconds) / self.network_seconds if self.network_seconds else None
 
 
 class DeviceBenchmark:
-    """A network of full size on some devices, with a batch of noise on each."""
+    """A network of full size on some devices, with a batch of random crops on each."""
 
     def __init__(
         self,
@@ -83,134 +83,138 @@ class DeviceBenchmark:
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.network.train()
-        noise = torch.rand(images, 3, CROP_SIZE, CROP_SIZE).sub_(0.5).mul_(255)
-        self.patches = [noise.to(device) for device in self.devices]
+        crops = torch.rand(images, 3, CROP_SIZE, CROP_SIZE).sub_(0.5).mul_(255)
+        self.crops = [crops.to(device) for device in self.devices]
         labels = torch.arange(images) % CLASSES
-        nothing = torch.empty(0, dtype=torch.uint8)
-        self.batch = Batch(nothing, labels, np.arange(images), offset=0, rows=images)
+        no_images = torch.empty(0, dtype=torch.uint8)
+        self.batch = Batch(no_images, labels, np.arange(images), offset=0, rows=images)
 
     def device_infos(self) -> list[DeviceInfo]:
-        """What lies where."""
+        """The devices and the parts of the network on them."""
         towers: list[Tower] = list(self.network.towers)  # type: ignore[arg-type]
-        found = []
+        infos = []
         for device in self.devices:
-            mine = [p for p in self.network.parameters() if p.device == device]
-            cuda = device.type == "cuda"
-            about = torch.cuda.get_device_properties(device) if cuda else None
-            found.append(
+            parameters = [p for p in self.network.parameters() if p.device == device]
+            is_cuda = device.type == "cuda"
+            properties = torch.cuda.get_device_properties(device) if is_cuda else None
+            infos.append(
                 DeviceInfo(
                     device=str(device),
-                    name=about.name if about else f"{torch.get_num_threads()} threads",
-                    memory=about.total_memory if about else None,
+                    name=properties.name if properties else f"{torch.get_num_threads()} threads",
+                    memory=properties.total_memory if properties else None,
                     towers=[i for i, tower in enumerate(towers) if tower.device == device],
                     last_layer=self.network.fc8.weight.device == device,
-                    parameters=sum(p.numel() for p in mine),
-                    bytes=sum(p.numel() * p.element_size() for p in mine),
+                    parameters=sum(p.numel() for p in parameters),
+                    bytes=sum(p.numel() * p.element_size() for p in parameters),
                 )
             )
-        return found
+        return infos
 
     def peer_access(self) -> bool | None:
-        """Whether each GPU can read all the others' memory; None without several GPUs."""
+        """Whether each GPU can access the memory of all others; None without several GPUs."""
         if len(self.devices) == 1 or self.devices[0].type != "cuda":
             return None
         pairs = permutations(self.devices, 2)
         return all(torch.cuda.can_device_access_peer(*pair) for pair in pairs)
 
     def forward_copies(self) -> list[DeviceCopy]:
-        """What crosses between the towers' devices in one forward pass, in order."""
-        crossings = CopyTracer()
-        with torch.no_grad(), crossings, crossings.layers(self.network):
+        """The copies between the towers' devices in one forward pass, in order."""
+        tracer = CopyTracer()
+        with torch.no_grad(), tracer, tracer.layers(self.network):
             self._logits()
-        return self._between(crossings)
+        return self._between_towers(tracer)
 
     def step_copies(self) -> list[DeviceCopy]:
-        """What crosses between the towers' devices in one update, forward and backward."""
+        """The copies between the towers' devices in one update, forward and backward."""
         step = self._step()
-        with CopyTracer() as crossings:
+        with CopyTracer() as tracer:
             step()
-        return self._between(crossings)
+        return self._between_towers(tracer)
 
-    def copy_seconds(self, crossing: DeviceCopy) -> float:
-        """Time of one such copy among many; on GPUs the CPU's part of it is hidden."""
-        many = 20
-        tensor = torch.zeros(crossing.shape, dtype=crossing.dtype, device=crossing.source)
+    def copy_seconds(self, copy: DeviceCopy) -> float:
+        """Time of one copy in a series, so that launch times on the CPU overlap with copies."""
+        repeats = 20
+        tensor = torch.zeros(copy.shape, dtype=copy.dtype, device=copy.source)
 
-        def copy() -> None:
-            for _ in range(many):
-                tensor.to(crossing.target, non_blocking=True)
+        def copy_repeatedly() -> None:
+            for _ in range(repeats):
+                tensor.to(copy.target, non_blocking=True)
 
-        return self._seconds(copy) / many
+        return self._seconds(copy_repeatedly) / repeats
 
     def step_times(self) -> StepTimes:
-        """How long an update takes, and each tower's part of its passes."""
+        """The time of an update, and of each tower's forward and backward pass."""
         gpus = [device for device in self.devices if device.type == "cuda"]
-        step = self._seconds(self._step())
-        peak = {str(device): torch.cuda.max_memory_allocated(device) for device in gpus}
-        if len(self.devices) == 1:
-            return StepTimes(step=step, alone=[], together=None, peak=peak)
-        numbers = range(len(self.network.towers))
+        step_seconds = self._seconds(self._step())
+        peak_bytes = {str(device): torch.cuda.max_memory_allocated(device) for device in gpus}
+        tower_seconds: list[float] = []
+        network_seconds: float | None = None
+        if len(self.devices) > 1:
+            numbers = range(len(self.network.towers))
+            tower_seconds = [self._seconds(partial(self._run_tower, i)) for i in numbers]
+            network_seconds = self._seconds(self._run_network)
         return StepTimes(
-            step=step,
-            alone=[self._seconds(partial(self._alone, i)) for i in numbers],
-            together=self._seconds(self._together),
-            peak=peak,
+            step_seconds=step_seconds,
+            tower_seconds=tower_seconds,
+            network_seconds=network_seconds,
+            peak_bytes=peak_bytes,
         )
 
-    def _between(self, crossings: CopyTracer) -> list[DeviceCopy]:
-        """Without what comes from the CPU, such as labels."""
-        return [crossing for crossing in crossings.found if crossing.source in self.devices]
+    def _between_towers(self, tracer: CopyTracer) -> list[DeviceCopy]:
+        """The recorded copies, except those from the CPU to a GPU, such as labels."""
+        return [copy for copy in tracer.copies if copy.source in self.devices]
 
     def _step(self) -> Callable[[], object]:
         optimizer = build_optimizer(self.network, self.recipe)
-        # A rate of 0 would skip the work; this one leaves the network as it is long enough.
+        # The optimizer skips parameters with a rate of 0. A small one hardly changes the weights.
         set_rates(optimizer, EpochRates(1e-6))
         return lambda: train_step(
-            self.network, optimizer, self.patches, self.batch, 1, bf16=self.bf16
+            self.network, optimizer, self.crops, self.batch, 1, bf16=self.bf16
         )
 
     def _logits(self) -> Tensor:
         with self._autocast():
-            return self.network(*self.patches)  # type: ignore[no-any-return]
+            return self.network(*self.crops)  # type: ignore[no-any-return]
 
-    def _together(self) -> None:
+    def _run_network(self) -> None:
         self.network.zero_grad()
         self._logits().sum().backward()  # type: ignore[no-untyped-call]
 
-    def _alone(self, number: int) -> None:
-        """One tower's passes; zeros made on its device stand for what the others would send."""
+    def _run_tower(self, number: int) -> None:
+        """Forward and backward pass of one tower, with zeros as the other towers' activations."""
         self.network.zero_grad()
         tower: Tower = self.network.towers[number]  # type: ignore[assignment]
-        others = len(self.network.towers) - 1
-        inputs = dict(zip(self.devices, self.patches, strict=True))
+        other_towers = len(self.network.towers) - 1
+        crops = dict(zip(self.devices, self.crops, strict=True))[tower.device]
 
-        def meet(x: Tensor) -> Tensor:
-            return torch.cat([x] + [torch.zeros_like(x)] * others, dim=1)
+        def with_zeros(x: Tensor) -> Tensor:
+            return torch.cat([x] + [torch.zeros_like(x)] * other_towers, dim=1)
 
         with self._autocast():
-            x = tower.conv3_to_pool5(meet(tower.before_conv3(inputs[tower.device])))
-            x = tower.hidden7(meet(tower.hidden6(meet(x))))
+            x = tower.conv3_to_pool5(with_zeros(tower.before_conv3(crops)))
+            x = tower.hidden7(with_zeros(tower.hidden6(with_zeros(x))))
             if number == 0:
-                x = self.network.fc8(meet(x))
+                x = self.network.fc8(with_zeros(x))
         x.sum().backward()  # type: ignore[no-untyped-call]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.devices[0].type, torch.bfloat16, enabled=self.bf16)
 
     def _seconds(self, work: Callable[[], object]) -> float:
+        """Median time of ``work``, after some calls to warm up."""
         for _ in range(3 if self.devices[0].type == "cuda" else 1):
             work()
         times: list[float] = []
-        end = time.perf_counter() + WITHIN
-        while not times or (len(times) < MOST and time.perf_counter() < end):
-            self._wait()
-            begun = time.perf_counter()
+        end = time.perf_counter() + MAX_SECONDS
+        while not times or (len(times) < MAX_REPEATS and time.perf_counter() < end):
+            self._synchronize()
+            started = time.perf_counter()
             work()
-            self._wait()
-            times.append(time.perf_counter() - begun)
+            self._synchronize()
+            times.append(time.perf_counter() - started)
         return median(times)
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         for device in self.devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

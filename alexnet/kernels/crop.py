@@ -1,4 +1,4 @@
-"""The loop of ``augment`` on a CPU: from stored pixels to patches in one pass over memory."""
+"""The loop of ``alexnet.training.augment`` on CPUs: from stored pixels to crops in one pass."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,45 +10,46 @@ Pixels = NDArray[np.uint8]
 
 
 @jit
-def crop(
+def crop_batch(
     images: Pixels,
     corners: NDArray[np.int64],
     flips: NDArray[np.bool_],
     colours: Floats,
-    patches: Floats,
+    crops: Floats,
     mean: Floats,
     scale: np.float32,
 ) -> None:
-    """Write (pixel - mean + colour) · scale of a patch of each image.
+    """Write (pixel - mean + colour) · scale of one crop of each image into ``crops``.
 
-    Shapes: (B, 256, 256, 3), (B, 2), (B,), (B, 3) → (B, 224, 224, 3); ``mean`` (224, 672).
+    Shapes: (B, 256, 256, 3), (B, 2), (B,), (B, 3) → (B, 224, 224, 3). ``mean`` is (224, 672).
     """
-    lines, width = mean.shape
-    tint = np.empty(width, np.float32)
+    rows, width = mean.shape
+    row_colour = np.empty(width, np.float32)
     mirrored = np.empty(width, np.uint8)
     for n in range(len(images)):
         top, left = corners[n]
         for j in range(width):
-            tint[j] = colours[n, j % 3]
-        for i in range(lines):
-            line = images[n, top + i].reshape(-1)[3 * left :][:width]
+            row_colour[j] = colours[n, j % 3]
+        for i in range(rows):
+            row = images[n, top + i].reshape(-1)[3 * left :][:width]
             if flips[n]:
-                _mirror(line, mirrored)
-                line = mirrored
-            average, patch = mean[i], patches[n, i].reshape(-1)
+                _mirror(row, mirrored)
+                row = mirrored
+            mean_row, crop_row = mean[i], crops[n, i].reshape(-1)
             for j in range(width):
-                patch[j] = (np.float32(line[j]) - average[j] + tint[j]) * scale
+                crop_row[j] = (np.float32(row[j]) - mean_row[j] + row_colour[j]) * scale
 
 
 @jit
-def _mirror(line: Pixels, mirrored: Pixels) -> None:
-    """Copy a line of RGB pixels from right to left."""
-    # Without a sign an index can't count from the end, and nothing asks: fifty times as fast.
-    target, source, step = np.uint64(0), np.uint64(line.size - 3), np.uint64(3)
+def _mirror(row: Pixels, mirrored: Pixels) -> None:
+    """Copy a row of RGB pixels from right to left."""
+    # Unsigned indices can't be negative, so numba leaves out the check for negative indices. That
+    # makes the loop fifty times as fast.
+    target, source, step = np.uint64(0), np.uint64(row.size - 3), np.uint64(3)
     green, blue = np.uint64(1), np.uint64(2)
-    for _ in range(line.size // 3):
-        mirrored[target] = line[source]
-        mirrored[target + green] = line[source + green]
-        mirrored[target + blue] = line[source + blue]
+    for _ in range(row.size // 3):
+        mirrored[target] = row[source]
+        mirrored[target + green] = row[source + green]
+        mirrored[target + blue] = row[source + blue]
         target += step
         source -= step

@@ -1,11 +1,11 @@
-"""Python loops as machine code, and a batch worked off on all cores.
+"""Python loops compiled to machine code, and a batch split over threads.
 
-For the few places of a training step on a CPU where one pass over memory can do what takes
-torch a dozen. Numba compiles a loop when it is first used, some seconds for all of them, and
-keeps the result beside the module's byte code, or where ``NUMBA_CACHE_DIR`` says.
+These loops are for the few parts of a training step on a CPU where one pass over memory replaces a
+dozen torch operations. Numba compiles a loop at its first use; all of them take some seconds. It
+stores the result in ``__pycache__`` or in the folder that ``NUMBA_CACHE_DIR`` names.
 
-Loops are compiled without the liberties of "fast math": every operation is IEEE 754's, in the
-order written, so the same input gives the same bits on any CPU and any number of cores.
+Loops are compiled without "fast math". Every operation follows IEEE 754, in the order written, so
+the same input gives the same bits on any CPU and with any number of threads.
 """
 
 import functools
@@ -21,34 +21,37 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 def jit(loop: Loop) -> Loop:
-    """``loop`` as machine code that lets other threads work meanwhile."""
-    import numba  # Half a second, for nothing where all the work is done by GPUs.
+    """Compile ``loop`` to machine code that releases Python's lock."""
+    import numba  # Takes half a second, and is not needed if GPUs do all the work.
 
     compile_loop = functools.partial(numba.njit, nogil=True, error_model="numpy")
     try:
-        made: Loop = compile_loop(cache=True)(loop)
-    except RuntimeError:  # Neither the package's folder nor the user's can be written to.
-        made = compile_loop()(loop)
-    return made
+        compiled: Loop = compile_loop(cache=True)(loop)
+    except RuntimeError:  # Neither the package's folder nor the user's cache folder is writable.
+        compiled = compile_loop()(loop)
+    return compiled
 
 
 def parallel_over_batch(
     loop: Callable[..., None], arrays: list[NDArray[Any]], *settings: Any
 ) -> None:
-    """``loop(*arrays, *settings)``, each of torch's threads with some of the arrays' first axis."""
+    """Call ``loop(*arrays, *settings)`` in as many threads as torch uses.
+
+    Each thread gets an equal part of the arrays' first axis.
+    """
     threads, count = torch.get_num_threads(), len(arrays[0])
-    cuts = [count * number // threads for number in range(threads + 1)]
+    bounds = [count * number // threads for number in range(threads + 1)]
     parts = [
-        [array[begin:end] for array in arrays]
-        for begin, end in itertools.pairwise(cuts)
-        if begin < end
+        [array[start:end] for array in arrays]
+        for start, end in itertools.pairwise(bounds)
+        if start < end
     ]
-    # This thread works too: the others wake up while it does.
-    work = [_pool(threads).submit(loop, *part, *settings) for part in parts[1:]]
+    # The calling thread computes the first part while the others start.
+    futures = [_pool(threads).submit(loop, *part, *settings) for part in parts[1:]]
     for part in parts[:1]:
         loop(*part, *settings)
-    for piece in work:
-        piece.result()
+    for future in futures:
+        future.result()
 
 
 @functools.cache

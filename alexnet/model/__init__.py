@@ -1,1 +1,1 @@
-"""The network: two towers, their normalization and placement, and its one-column twin."""
+"""The network: two towers, their normalization and placement, and its one-column form."""

@@ -1,7 +1,7 @@
-"""A trained network as a function from 8-bit patches to class probabilities.
+"""A trained network as a function from 8-bit crops to class probabilities.
 
-This is what is registered and served: it holds its own mean image, needs no other file, and
-takes patches, so that one model serves the centre view and the ten views alike.
+This is the model that is registered and served. It contains its own mean image and needs no other
+file. It takes crops, so the same model serves the centre view and the ten views.
 """
 
 import torch
@@ -11,7 +11,7 @@ from alexnet.model.towers import AlexNet
 
 
 class CropClassifier(nn.Module):
-    """(N, 224, 224, 3) uint8 RGB patches → (N, classes) float32 probabilities."""
+    """(N, 224, 224, 3) uint8 RGB crops → (N, classes) float32 probabilities."""
 
     mean: Tensor
 
@@ -21,18 +21,18 @@ class CropClassifier(nn.Module):
         self.register_buffer("mean", mean)
         self.eval()
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Probabilities of each patch."""
-        # The subtraction makes floats of bytes; a ``float()`` would fix the device in an export.
-        return self.network(patches.permute(0, 3, 1, 2) - self.mean).softmax(dim=1)  # type: ignore[no-any-return]
+    def forward(self, crops: Tensor) -> Tensor:
+        """Probabilities of each crop."""
+        # uint8 minus float32 is float32. An explicit ``float()`` would fix the device in an export.
+        return self.network(crops.permute(0, 3, 1, 2) - self.mean).softmax(dim=1)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def view_probabilities(classifiers: list[nn.Module], views: Tensor) -> Tensor:
-    """Several classifiers' mean probabilities for several views of the same images.
+    """Mean probabilities of several classifiers for several views of the same images.
 
     Args:
-        classifiers: patch classifiers on one device, of this class or loaded from a registry.
+        classifiers: crop classifiers on one device, of this class or loaded from a registry.
         views: (V, N, 224, 224, 3) uint8 on that device.
 
     Returns:

@@ -1,8 +1,8 @@
-"""The network as one column with groups, independent of the towers: torch and nothing else.
+"""The network as one column with grouped convolutions, written independently of the towers.
 
-As a function it equals the towers, in training and in testing. Dropout here is today's: zeros and
-a scale in training, nothing in testing. The module imports nothing of this project, so its text
-can be copied elsewhere, beside the file that ``alexnet.export`` writes.
+As a function it equals the towers, in training and in evaluation. It uses torch's dropout, which
+scales the kept units in training and does nothing in evaluation. The module imports only torch, so
+it can be copied to another project together with the file that ``alexnet.export`` writes.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 class GroupedAlexNet(nn.Sequential):
     """The network as one column.
 
-    Takes RGB patches in the 0-255 range, (N, 3, 224, 224) of any number type; returns (N,
+    Takes RGB crops in the 0-255 range, (N, 3, 224, 224) of any number type. Returns (N,
     ``classes``) logits, classes in the order of their sorted wnids.
 
-    ``recipe`` gives ``towers``, ``hidden``, ``pool_size``, ``dropout``, ``norm1_before_relu`` and,
-    each with ``size``, ``alpha`` and ``bias`` or None, ``cross_map`` and ``within_map``.
+    ``recipe`` needs these keys: ``towers``, ``hidden``, ``pool_size``, ``dropout``,
+    ``norm1_before_relu``, ``cross_map`` and ``within_map``. Each of the last two is None or has
+    ``size``, ``alpha`` and ``bias``.
     """
 
     def __init__(self, recipe: Mapping[str, Any], classes: int) -> None:
@@ -73,7 +74,7 @@ class Centre(nn.Module):
         self.register_buffer("mean", torch.zeros(3, 224, 224))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subtract the mean image's central patch."""
+        """Subtract the mean image's central crop."""
         return x - self.mean
 
 
@@ -88,7 +89,7 @@ class CrossMap(nn.Module):
         """Normalize (N, C, H, W)."""
         count, maps, height, width = x.shape
         parts = x.reshape(count * self.groups, maps // self.groups, height, width)
-        # Torch divides alpha by the window's size.
+        # Torch divides alpha by the window size.
         parts = F.local_response_norm(parts, self.size, self.alpha * self.size, 0.75, self.bias)
         return parts.reshape(count, maps, height, width)
 

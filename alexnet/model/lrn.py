@@ -1,18 +1,18 @@
-"""Local response normalization: x / (bias + alpha · Σ x²) ^ .75, over maps or within a map.
+"""Local response normalization: x / (bias + alpha · Σ x²) ^ .75, across maps or within a map.
 
-Both forms are one function with two windows. A window sum is symmetric (i is in j's window if
-and only if j is in i's), so the derivative needs no other sum than the forward pass does:
+Both kinds are one function with two kinds of window. A window sum W is symmetric (i is in the
+window of j if and only if j is in the window of i), so the backward pass needs the same sum:
 
     y  = x · q            with q = d ^ -.75 and d = bias + alpha · W(x²)
     dx = g · q - 1.5 · alpha · x · W(g · x · q / d)
 
-The backward pass keeps only x and computes d again, which costs less than the memory traffic of
-saving it. On a CPU the loops of ``norm_loops`` read main memory once and write it once. Elsewhere
-a window sum is a few sums of the padded tensor and itself, shifted. Both are one operation to
-torch, ``alexnet::normalize``, of which it chooses the form by where the data lies.
+The backward pass keeps only x and recomputes d: this takes less time than storing and loading it.
+On CPUs the compiled loops of ``alexnet.kernels.lrn`` read and write main memory once. On other
+devices torch operations compute a window sum by adding shifted views of the padded tensor. For
+torch both are one operator, ``alexnet::normalize``, with one implementation for each device type.
 
-The paper's section 3.3 gives the cross-map form with alpha = 1e-4 on the plain sum;
-``torch.nn.LocalResponseNorm`` and the 2012 source divide alpha by the window's size.
+The paper's section 3.3 writes alpha = 1e-4 as a factor of the plain sum. The 2012 source and
+``torch.nn.LocalResponseNorm`` divide alpha by the window size.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ from alexnet.recipes import Normalization
 class CrossMapNorm(nn.Module):
     """Normalization over neighbouring maps at the same position.
 
-    Takes and returns (N, C, H, W); the window is cut off at the first and last map.
+    Takes and returns (N, C, H, W). The window is truncated at the first and the last map.
     """
 
     def __init__(self, norm: Normalization) -> None:
@@ -41,7 +41,7 @@ class CrossMapNorm(nn.Module):
 
 
 class WithinMapNorm(nn.Module):
-    """Normalization over a square of positions within each map, cut off at the borders.
+    """Normalization over a square of positions within each map, truncated at the borders.
 
     Takes and returns (N, C, H, W).
     """
@@ -57,47 +57,61 @@ class WithinMapNorm(nn.Module):
 
 def _normalize(x: Tensor, within: bool, norm: Normalization) -> Tensor:
     settings = within, norm.size, norm.bias, norm.alpha
-    if torch.compiler.is_compiling():  # The compiler finds the loops and the derivative itself.
-        return _as_in_the_loops(x, *settings)
+    if torch.compiler.is_compiling():  # The compiler generates its own loops and derivative.
+        return _normalize_decomposed(x, *settings)
     result: Tensor = _forward(x, *settings)
     return result
 
 
-def _as_in_the_loops(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
-    """The operations of ``norm_loops`` one by one: an exported network gives the same bits."""
+def _normalize_decomposed(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
+    """The same operations as the CPU loops, one by one: an exported network returns equal bits."""
     d = _window_sums(x.square(), within, size) * alpha + bias
-    root = d.rsqrt()  # Rounded as IEEE 754 asks for, which torch's ``sqrt`` is not.
+    # ``rsqrt`` is rounded as IEEE 754 requires. Torch's ``sqrt`` is not.
+    root = d.rsqrt()
     return x * (root * (d * root).rsqrt())
 
 
-def _normalized(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
-    root = _root(x, within, size, bias, alpha)
+def normalize_with_torch(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
+    """The forward pass in torch operations, for devices without a kernel of their own.
+
+    Args:
+        x: (N, C, H, W).
+        within: whether the window is a square within a map; else it is a range of maps.
+        size: width of the window.
+        bias: constant in the denominator.
+        alpha: weight of each square.
+    """
+    root = _inverse_root(x, within, size, bias, alpha)
     return root.sqrt().mul_(root).mul_(x)
 
 
-def _derivative(
+def normalize_backward_with_torch(
     grad: Tensor, x: Tensor, within: bool, size: int, bias: float, alpha: float
 ) -> Tensor:
-    root = _root(x, within, size, bias, alpha)
+    """The backward pass in torch operations: the gradient of x from the gradient of the output."""
+    root = _inverse_root(x, within, size, bias, alpha)
     direct = root.sqrt().mul_(root).mul_(grad)
-    through = _window_sums(root.square_().mul_(direct).mul_(x), within, size)
-    return direct.addcmul_(through, x, value=-1.5 * alpha)
+    window_sums = _window_sums(root.square_().mul_(direct).mul_(x), within, size)
+    return direct.addcmul_(window_sums, x, value=-1.5 * alpha)
 
 
-_forward = torch.library.custom_op("alexnet::normalize", _normalized, mutates_args=())
-_backward = torch.library.custom_op("alexnet::normalize_backward", _derivative, mutates_args=())
+_forward = torch.library.custom_op("alexnet::normalize", normalize_with_torch, mutates_args=())
+_backward = torch.library.custom_op(
+    "alexnet::normalize_backward", normalize_backward_with_torch, mutates_args=()
+)
 
 
 @_forward.register_kernel("cpu")
 def _forward_on_cpu(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
-    from alexnet.kernels.lrn import forward  # Loads a compiler, which GPUs don't need.
+    # Imported here, because it imports the compiler, which GPUs don't need.
+    from alexnet.kernels.lrn import forward
 
-    given = _maps_last(x)
-    result = torch.empty_like(given)
-    arrays = [given.numpy(), result.numpy()]
-    real = arrays[0].dtype.type
-    parallel_over_batch(forward, arrays, within, size, real(bias), real(alpha))
-    return _laid_out_like(x, result)
+    x_last = _channels_last(x)
+    result = torch.empty_like(x_last)
+    arrays = [x_last.numpy(), result.numpy()]
+    scalar = arrays[0].dtype.type
+    parallel_over_batch(forward, arrays, within, size, scalar(bias), scalar(alpha))
+    return _channels_second(result, like=x)
 
 
 @_backward.register_kernel("cpu")
@@ -106,26 +120,26 @@ def _backward_on_cpu(
 ) -> Tensor:
     from alexnet.kernels.lrn import backward
 
-    given, upstream = _maps_last(x), _maps_last(grad)
-    result = torch.empty_like(given)
-    arrays = [given.numpy(), upstream.numpy(), result.numpy()]
-    real = arrays[0].dtype.type
-    settings = within, size, real(bias), real(alpha), real(1.5 * alpha)
+    x_last, grad_last = _channels_last(x), _channels_last(grad)
+    result = torch.empty_like(x_last)
+    arrays = [x_last.numpy(), grad_last.numpy(), result.numpy()]
+    scalar = arrays[0].dtype.type
+    settings = within, size, scalar(bias), scalar(alpha), scalar(1.5 * alpha)
     parallel_over_batch(backward, arrays, *settings)
-    return _laid_out_like(x, result)
+    return _channels_second(result, like=x)
 
 
 @_forward.register_fake
-def _shape_forward(x: Tensor, *_: Any) -> Tensor:
-    return _laid_out_like(x, torch.empty_like(_maps_last(x)))
+def _fake_forward(x: Tensor, *_: Any) -> Tensor:
+    return _channels_second(torch.empty_like(_channels_last(x)), like=x)
 
 
 @_backward.register_fake
-def _shape_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return _laid_out_like(x, torch.empty_like(_maps_last(x)))
+def _fake_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return _channels_second(torch.empty_like(_channels_last(x)), like=x)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, *ctx.settings = inputs
     ctx.save_for_backward(x)
 
@@ -135,52 +149,52 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, No
     return _backward(grad, x, *ctx.settings), None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 def _window_sums(terms: Tensor, within: bool, size: int) -> Tensor:
-    """Of each window of ``size`` maps, or rows and columns; cut off at the borders."""
+    """Sums over windows of ``size`` maps, or rows and columns; truncated at the borders."""
     axes = (3, 2) if within else (1,)
-    # Innermost in memory are the columns, or the maps if the layout is channels-last.
+    # Axes by their stride in memory, largest first: for (N, C, H, W) or for channels last.
     order = (0, 1, 2, 3) if terms.is_contiguous() else (0, 2, 3, 1)
     border = [size // 2 if axis in axes else 0 for axis in order]
     padding = [side for width in reversed(border) for side in (width, width)]
     padded = F.pad(terms.permute(order), padding).contiguous()
     strides = dict(zip(order, padded.stride(), strict=True))
-    line = padded.flatten()
+    flat = padded.flatten()
     for axis in axes:
-        line = _neighbours(line, size, strides[axis])
-    return line.as_strided(terms.shape, [strides[axis] for axis in range(4)])
+        flat = _sliding_sums(flat, size, strides[axis])
+    return flat.as_strided(terms.shape, [strides[axis] for axis in range(4)])
 
 
-def _neighbours(line: Tensor, size: int, stride: int) -> Tensor:
+def _sliding_sums(flat: Tensor, size: int, stride: int) -> Tensor:
     """Element i of the result is the sum of ``size`` elements, from i on, ``stride`` apart.
 
-    Of a tensor that was padded and laid out in a line, these are the windows along one axis. What
-    lies across the end of a row, a map or an image falls to elements that nobody reads.
+    In a padded and flattened tensor these are the windows along one axis. Windows that extend over
+    the end of a row, a map or an image are at positions of the padding, which are not read.
     """
-    count = line.shape[0] - (size - 1) * stride
-    pairs = line[: line.shape[0] - stride] + line[stride:]
-    sums = pairs[:count] + line[2 * stride : 2 * stride + count]
+    count = flat.shape[0] - (size - 1) * stride
+    pairs = flat[: flat.shape[0] - stride] + flat[stride:]
+    sums = pairs[:count] + flat[2 * stride : 2 * stride + count]
     for step in range(3, size, 2):
         sums = sums + pairs[step * stride : step * stride + count]
     return sums
 
 
-def _root(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
-    """d ^ -.5; the power that is wanted is its square root times itself, and cheap."""
+def _inverse_root(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
+    """d ^ -.5. The required d ^ -.75 is this times its square root, which is cheap."""
     sums = _window_sums(x.square(), within, size)
-    # bias + alpha · sums in one pass, without a tensor that would tie a graph to a device.
+    # bias + alpha · sums in one pass. A constant tensor would bind an exported graph to a device.
     return torch.rsub(sums, bias, alpha=-alpha).rsqrt()
 
 
-def _maps_last(x: Tensor) -> Tensor:
-    """(N, C, H, W) → (N, H, W, C), contiguous; a copy unless it lies like this in memory."""
+def _channels_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) → (N, H, W, C), contiguous; a copy only if memory has another order."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _laid_out_like(x: Tensor, result: Tensor) -> Tensor:
-    """(N, H, W, C) → (N, C, H, W), in memory as ``x``."""
-    maps_second = result.permute(0, 3, 1, 2)
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return maps_second if last else maps_second.contiguous()
+def _channels_second(result: Tensor, *, like: Tensor) -> Tensor:
+    """(N, H, W, C) → (N, C, H, W), with the memory format of ``like``."""
+    permuted = result.permute(0, 3, 1, 2)
+    is_channels_last = like.is_contiguous(memory_format=torch.channels_last)
+    return permuted if is_channels_last else permuted.contiguous()

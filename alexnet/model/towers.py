@@ -1,11 +1,12 @@
-"""The network of 2012: two towers that meet in conv3, fc6, fc7 and fc8 (paper, section 3.5).
+"""The network of 2012: two towers that exchange activations in conv3, fc6, fc7 and fc8.
 
-Each tower holds half of the kernels and may live on a device of its own. Whatever crosses
-between them goes through ``_gather``; when both towers share a device nothing is copied. As a
-function this equals one column with two groups in conv2, conv4, conv5 and in the normalization.
+Paper, section 3.5. Each tower holds half of the kernels and may be placed on its own device. All
+copies between the devices happen in ``gather``. If both towers are on one device, nothing is
+copied. As a function the network equals one column with two groups in conv2, conv4, conv5 and in
+the normalization.
 
-Shapes below are those of two towers. A single one, for the paper's comparison, sees no other
-tower's maps in conv3 and has conv5, fc6 and fc7 to itself: see ``recipes.ablate``.
+Shapes below are those of two towers. The single tower of the paper's comparison has no other
+tower's maps as input of conv3, and has all units of conv5, fc6 and fc7: see ``recipes.ablate``.
 """
 
 from collections.abc import Sequence
@@ -17,17 +18,17 @@ from torch import Tensor, nn
 from alexnet.model.lrn import CrossMapNorm, WithinMapNorm
 from alexnet.recipes import LAYERS, Recipe
 
-CONV5 = 256
+CONV5_KERNELS = 256
 """Kernels in conv5 of all towers together."""
 
 
 class Dropout(nn.Module):
-    """Dropout as it was in 2012: zeros in training, smaller outputs in testing.
+    """Dropout as it was in 2012: zeros in training, scaled outputs in evaluation.
 
-    Today's form scales up in training instead, and the two agree up to the weights' scale. But
-    with the same initial weights and learning rate they learn differently: the outputs of fc6
-    and fc7 start near their bias, 1, and doubling them makes fc8's first steps four times as
-    large (paper, section 4.2).
+    Today's dropout scales the kept units up in training instead. Both are the same function up to
+    the scale of the weights. But with equal initial weights and learning rates they learn
+    differently: the outputs of fc6 and fc7 start near their bias, 1, and doubling them makes the
+    first updates of fc8 four times as large (paper, section 4.2).
     """
 
     def __init__(self, probability: float) -> None:
@@ -41,7 +42,7 @@ class Dropout(nn.Module):
 
 
 class Tower(nn.Module):
-    """A tower's share of the network: everything but the last layer."""
+    """One tower's part of the network: all layers except the last."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -49,8 +50,8 @@ class Tower(nn.Module):
         self.conv2 = nn.Conv2d(48, 128, 5, padding=2)
         self.conv3 = nn.Conv2d(recipe.towers * 128, 192, 3, padding=1)
         self.conv4 = nn.Conv2d(192, 192, 3, padding=1)
-        self.conv5 = nn.Conv2d(192, CONV5 // recipe.towers, 3, padding=1)
-        self.fc6 = nn.Linear(CONV5 * 6 * 6, recipe.hidden // recipe.towers)
+        self.conv5 = nn.Conv2d(192, CONV5_KERNELS // recipe.towers, 3, padding=1)
+        self.fc6 = nn.Linear(CONV5_KERNELS * 6 * 6, recipe.hidden // recipe.towers)
         self.fc7 = nn.Linear(recipe.hidden, recipe.hidden // recipe.towers)
         self.norm1 = CrossMapNorm(recipe.cross_map) if recipe.cross_map else nn.Identity()
         self.norm2 = CrossMapNorm(recipe.cross_map) if recipe.cross_map else nn.Identity()
@@ -61,13 +62,13 @@ class Tower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where this tower's weights lie."""
+        """The device that holds this tower's weights."""
         return self.conv1.weight.device
 
-    def before_conv3(self, patches: Tensor) -> Tensor:
+    def before_conv3(self, crops: Tensor) -> Tensor:
         """(N, 3, 224, 224) → (N, 128, 13, 13)."""
-        # cuda-convnet rounds the number of positions up: 55, with zeros right and below.
-        x = self.conv1(F.pad(patches, (0, 3, 0, 3)))
+        # cuda-convnet rounds the number of positions up to 55: it pads on the right and below.
+        x = self.conv1(F.pad(crops, (0, 3, 0, 3)))
         if self.linear_norm1:
             x = F.relu(self.pool(_in_float32(self.norm1, x)))
         else:
@@ -76,7 +77,7 @@ class Tower(nn.Module):
         return self.pool(_in_float32(self.within2, x))
 
     def conv3_to_pool5(self, maps: Tensor) -> Tensor:
-        """(N, 256, 13, 13) of both towers → (N, 4608), flattened maps of this one."""
+        """(N, 256, 13, 13) of both towers → (N, 4608), this tower's maps, flattened."""
         x = F.relu(self.conv3(maps))
         x = F.relu(self.conv5(F.relu(self.conv4(x))))
         return self.pool(x).flatten(1)
@@ -95,11 +96,11 @@ class Tower(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """Two towers and the last layer, which lies with the first tower.
+    """Two towers and the last layer, which is on the first tower's device.
 
-    Takes mean-subtracted RGB patches in the 0-255 range, (N, 3, 224, 224) float, once for each
-    tower's device (or once, when they share one); returns logits (N, ``classes``) on the first.
-    60,965,224 parameters at 1000 classes.
+    Takes mean-subtracted RGB crops in the 0-255 range, (N, 3, 224, 224) float: one tensor on each
+    tower's device, or a single tensor if the towers share a device. Returns (N, ``classes``) logits
+    on the first device. It has 60,965,224 parameters at 1000 classes.
     """
 
     def __init__(self, recipe: Recipe, classes: int) -> None:
@@ -108,43 +109,43 @@ class AlexNet(nn.Module):
         self.towers = nn.ModuleList(Tower(recipe) for _ in range(recipe.towers))
         self.fc8 = nn.Linear(recipe.hidden, classes)
 
-    def forward(self, *patches: Tensor) -> Tensor:
-        """Logits of a batch of patches."""
+    def forward(self, *crops: Tensor) -> Tensor:
+        """Logits of a batch of crops."""
         towers: Sequence[Tower] = list(self.towers)  # type: ignore[arg-type]
-        inputs = patches * len(towers) if len(patches) == 1 else patches
-        x = [tower.before_conv3(p) for tower, p in zip(towers, inputs, strict=True)]
-        x = [tower.conv3_to_pool5(_gather(x, tower.device)) for tower in towers]
-        x = [tower.hidden6(_gather(x, tower.device)) for tower in towers]
-        x = [tower.hidden7(_gather(x, tower.device)) for tower in towers]
-        return self.fc8(_gather(x, self.fc8.weight.device))  # type: ignore[no-any-return]
+        inputs = crops * len(towers) if len(crops) == 1 else crops
+        x = [tower.before_conv3(part) for tower, part in zip(towers, inputs, strict=True)]
+        x = [tower.conv3_to_pool5(gather(x, tower.device)) for tower in towers]
+        x = [tower.hidden6(gather(x, tower.device)) for tower in towers]
+        x = [tower.hidden7(gather(x, tower.device)) for tower in towers]
+        return self.fc8(gather(x, self.fc8.weight.device))  # type: ignore[no-any-return]
 
 
 def initialize(model: AlexNet, recipe: Recipe, seed: int) -> None:
-    """Draw the initial weights on the CPU, so that they don't depend on where the model lies."""
+    """Draw the initial weights. They are drawn on the CPU, so they don't depend on the devices."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             layer, kind = name.split(".")[-2:]
             assert layer in LAYERS, name
             if kind == "weight":
-                draws = torch.empty(parameter.shape, dtype=torch.float32)
-                draws.normal_(0.0, recipe.weight_std[layer], generator=generator)
-                parameter.copy_(draws)
+                weights = torch.empty(parameter.shape, dtype=torch.float32)
+                weights.normal_(0.0, recipe.weight_std[layer], generator=generator)
+                parameter.copy_(weights)
             else:
                 parameter.fill_(1.0 if layer in recipe.ones else 0.0)
 
 
 def _in_float32(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a normalization; under autocast, in full precision: its sums and powers need it."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    """Apply a normalization in float32 also under autocast: its sums and powers need it."""
+    device_type = x.device.type
+    if not torch.is_autocast_enabled(device_type):
         return norm(x)  # type: ignore[no-any-return]
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(device_type, enabled=False):
         return norm(x.float())  # type: ignore[no-any-return]
 
 
-def _gather(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    """The towers' outputs side by side on one device, the first tower's channels first."""
-    # No ``to`` where nothing moves: an exported network would keep its device for ever.
-    here = [p if p.device == device else p.to(device, non_blocking=True) for p in parts]
-    return torch.cat(here, dim=1)
+def gather(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Concatenate the towers' activations on one device, the first tower's channels first."""
+    # ``to`` only where a copy is needed: ``torch.export`` would record its device as a constant.
+    local = [p if p.device == device else p.to(device, non_blocking=True) for p in parts]
+    return torch.cat(local, dim=1)

@@ -1,1 +1,1 @@
-"""The figures that a person looks at."""
+"""The figures of the pipeline's reports."""

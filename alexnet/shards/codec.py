@@ -1,4 +1,4 @@
-"""256x256 images ↔ the bytes that a shard's column ``image`` holds: one encoder, one decoder."""
+"""256x256 images ↔ the bytes in a shard's column ``image``: one encoder, one decoder."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from PIL import Image
 from alexnet.recipes import IMAGE_SIZE
 
 RAW_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
-"""Length of an image that is stored without compression."""
+"""Bytes of an image that is stored without compression."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +24,11 @@ class Encoding:
 
     kind: Literal["jpeg", "raw"]
     jpeg_quality: int
-    """1 to 100; without effect on raw images."""
+    """1 to 100; has no effect on raw images."""
 
 
 def encode(pixels: NDArray[np.uint8], encoding: Encoding) -> bytes:
-    """(256, 256, 3) RGB → stored bytes, the same every time."""
+    """(256, 256, 3) RGB → stored bytes; the same pixels always give the same bytes."""
     if encoding.kind == "raw":
         return pixels.tobytes()
     buffer = BytesIO()
@@ -39,20 +39,20 @@ def encode(pixels: NDArray[np.uint8], encoding: Encoding) -> bytes:
 def decode_into(stored: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
     """Write a stored image, raw or JPEG, into a contiguous (256, 256, 3) array.
 
-    Safe to call from several threads: decoding releases the interpreter's lock.
+    Can be called from several threads at the same time: decoding releases Python's global lock.
 
     Args:
-        stored: (bytes,) what the column ``image`` holds.
-        image: (256, 256, 3); RGB afterwards.
+        stored: (n,) bytes of the column ``image``.
+        image: (256, 256, 3), overwritten with RGB.
 
     Raises:
-        ValueError: the bytes are neither.
+        ValueError: the bytes are neither a raw image nor a 256x256 JPEG.
     """
     if len(stored) == RAW_BYTES:
         image[:] = stored.reshape(image.shape)
         return
     decoded = simplejpeg.decode_jpeg(stored, "RGB", buffer=image)
-    if decoded.shape != image.shape:  # A smaller one fills only a part of the array.
+    if decoded.shape != image.shape:  # A smaller image fills only a part of the array.
         raise ValueError(f"{decoded.shape[1]}x{decoded.shape[0]} pixels")
 
 
@@ -60,7 +60,7 @@ def decode_images(stored: Sequence[pa.Buffer], threads: ThreadPoolExecutor) -> N
     """Stored images → (n, 256, 256, 3) RGB.
 
     Raises:
-        ValueError: the bytes of one of them are no stored image.
+        ValueError: one of them is neither a raw image nor a 256x256 JPEG.
     """
     images = np.empty((len(stored), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 

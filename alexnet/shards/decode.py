@@ -1,11 +1,11 @@
-"""Bytes of an image file → 256x256 RGB, or the reason why not.
+"""Bytes of an image file → 256x256 RGB, or the reason for which it can't be decoded.
 
-The shorter side becomes 256 pixels and the central square is kept, as in 2012; small images are
-enlarged and EXIF rotation is ignored. The result is that of torchvision's ``Resize(256)`` and
-``CenterCrop(256)`` on a Pillow image to within two grey levels.
+The shorter side is resized to 256 pixels and the central square is kept, as in 2012; small images
+are enlarged and EXIF rotation is ignored. The result differs from that of torchvision's
+``Resize(256)`` and ``CenterCrop(256)`` on a Pillow image by at most 2 of 255.
 
-JPEG's reduced-size decoding is not used: it pays only from 512 pixels on, which is a few per cent
-of ILSVRC2012, and moves pixels of those images by several grey levels.
+JPEG's reduced-size decoding is not used: it is faster only if the shorter side has 512 pixels or
+more, which is so for a few per cent of ILSVRC2012, and it changes their pixels by more than that.
 """
 
 import re
@@ -28,7 +28,7 @@ from alexnet.errors import one_line
 from alexnet.recipes import IMAGE_SIZE
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit, 360 MB in its memory; ILSVRC2012's largest image has 61 million pixels."""
+"""Pillow's limit, 360 MB in its memory; the largest image of ILSVRC2012 has 61 million pixels."""
 
 Reason = Literal[
     "empty", "truncated", "not an image", "too many pixels", "unsupported", "unreadable"
@@ -37,35 +37,35 @@ Reason = Literal[
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """An image that could be read."""
+    """A decoded image."""
 
     pixels: NDArray[np.uint8]
     """(256, 256, 3) RGB."""
     width: int
-    """Of the original."""
+    """Of the original image, in pixels."""
     height: int
-    """Of the original."""
+    """Of the original image, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why an image could not be read."""
+    """Why an image can't be decoded."""
 
     reason: Reason
-    """One of a few, to count by."""
+    """The category, by which rejects are counted."""
     detail: str
-    """One line for a person."""
+    """One line of explanation."""
 
 
 class _Jpeg(JpegImageFile):
-    """A JPEG whose EXIF stays unread: nothing here needs it, and Pillow warns of broken ones."""
+    """A JPEG reader that ignores EXIF: it is not needed, and Pillow warns if it is damaged."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
 
 
-# The reader is chosen by content: endings lie, and Image.open would also try the EXIF of several
-# images in one file and check the size against a limit of its own.
+# The reader is chosen by content, because file extensions are unreliable. Image.open is not used:
+# it also reads EXIF of files with several images, and checks the size against another limit.
 _READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
     (re.compile(rb"\xff\xd8\xff"), _Jpeg),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -82,28 +82,29 @@ _OTHER_IMAGE = re.compile(
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded | Rejection:
-    """Read a JPEG, PNG, WEBP, GIF (its first picture) or BMP file.
+    """Decode and resize a JPEG, PNG, WEBP, GIF (its first image) or BMP file.
 
-    Bad data raises nothing. Whatever the pixels are (grey, palette, CMYK, 16 bits, with alpha),
-    they become 8-bit RGB; alpha is dropped.
+    Damaged data raises no exception. All kinds of pixels (grey, palette, CMYK, 16 bits, with alpha)
+    are converted to 8-bit RGB; alpha is dropped.
 
     Args:
-        data: the whole file.
-        max_pixels: the largest width times height; larger images are refused by their header.
+        data: content of the file.
+        max_pixels: the largest width times height; larger images are rejected by their header.
     """
     if not data:
         return Rejection("empty", "the file has no bytes")
-    reader = next((reader for start, reader in _READERS if start.match(data)), None)
+    reader = next((reader for signature, reader in _READERS if signature.match(data)), None)
     if reader is None:
-        known = _OTHER_IMAGE.match(data)
+        is_image = _OTHER_IMAGE.match(data)
         return Rejection(
-            "unsupported" if known else "not an image",
+            "unsupported" if is_image else "not an image",
             f"starts with {data[:12]!r}; JPEG, PNG, WEBP, GIF and BMP are read",
         )
-    # Needs torch, which takes seconds to import, and not everyone who reads images decodes any.
+    # This imports torch, which takes seconds, and not every process that imports this module
+    # decodes images.
     from alexnet.shards.resize import square_of_image
 
-    if reader is _Jpeg and (decoded := _decode_ordinary_jpeg(data, max_pixels)):
+    if reader is _Jpeg and (decoded := decode_ordinary_jpeg(data, max_pixels)):
         return decoded
     try:
         image = reader(BytesIO(data))
@@ -114,17 +115,17 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded | Rejection:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return Rejection("too many pixels", one_line(error))
     except MemoryError:
-        raise  # The machine's fault; the size was already found to be within the limit.
-    except Exception as error:  # Pillow's readers raise almost anything on damaged files.
+        raise  # Not the image's fault: its size is within the limit.
+    except Exception as error:  # Pillow raises many types of errors on damaged files.
         return Rejection(_reason(data, str(error).lower()), one_line(error))
     return Decoded(pixels, width, height)
 
 
-def _decode_ordinary_jpeg(data: bytes, max_pixels: int) -> Decoded | None:
-    """An undamaged colour JPEG of ordinary size within the limit; None for all others.
+def decode_ordinary_jpeg(data: bytes, max_pixels: int) -> Decoded | None:
+    """Decode and resize an undamaged colour JPEG of ordinary size; None for all other files.
 
-    Pillow and simplejpeg both hand the work to libjpeg-turbo with the same options and give the
-    same pixels, but Pillow's way there is a quarter longer.
+    Pillow and simplejpeg both call libjpeg-turbo with the same options and return the same pixels,
+    but Pillow takes a quarter longer.
     """
     from alexnet.shards.resize import is_ordinary, square_of_pixels
 
@@ -134,17 +135,17 @@ def _decode_ordinary_jpeg(data: bytes, max_pixels: int) -> Decoded | None:
         if colours != "YCbCr" or not ordinary:
             return None
         pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
-    except ValueError:  # Whatever it warns of too: Pillow decides what can be read.
+    except ValueError:  # Also for what are only warnings: Pillow decides what can be decoded.
         return None
     return Decoded(square_of_pixels(pixels), width, height)
 
 
 def render_reject(data: bytes) -> NDArray[np.uint8]:
-    """What can be seen of a rejected file, (256, 256, 3): a JPEG up to its damage, else grey."""
+    """A rejected file as (256, 256, 3) RGB: a JPEG up to its damaged part, other files as grey."""
     if data.startswith(b"\xff\xd8\xff"):
-        ended = decode(data + b"\xff\xd9")
-        if isinstance(ended, Decoded):
-            return ended.pixels
+        decoded = decode(data + b"\xff\xd9")
+        if isinstance(decoded, Decoded):
+            return decoded.pixels
     return np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 128, np.uint8)
 
 
@@ -152,10 +153,10 @@ def _to_rgb(image: ImageFile) -> Image.Image:
     image.load()
     if image.mode == "RGB":
         return image
-    # Pillow warns where it can't keep this, and here it is dropped anyway.
+    # Pillow would warn if it can't convert transparency, which is dropped here.
     image.info.pop("transparency", None)
     if image.mode.startswith("I"):
-        # Pillow takes the high byte of 16-bit colour, but would clip 16-bit grey.
+        # Pillow converts 16-bit colour to its high byte, but it would clip 16-bit grey.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
@@ -167,7 +168,7 @@ def _reason(data: bytes, message: str) -> Reason:
 
 
 def _ends_early(data: bytes) -> bool:
-    """Whether the data stops before the end that its format announces."""
+    """Whether the data ends before the end that the format requires."""
     if data.startswith(b"RIFF"):
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(b"BM"):

@@ -1,7 +1,6 @@
-"""From finished shards to a complete data set, and the check that it still is one.
+"""The last step of a data set: from all shards' results to rejects, statistics and the manifest.
 
-Every finished unit has left a shard and a report, in ``parts/``. When all are there they are
-added up: rejects, statistics, and the manifest last, which declares the data set complete.
+Also the check whether the files of a complete data set are still those that the manifest lists.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,125 +8,131 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from alexnet import storage
-from alexnet.errors import UserError
+from alexnet.errors import CorruptDatasetError, UserError
 from alexnet.shards.format import (
-    COMPANIONS,
+    EXTRA_FILES,
+    REJECTS,
     SPLITS,
+    STATISTICS,
     Manifest,
     Shard,
     rejects_table,
     write_manifest,
     write_table,
 )
-from alexnet.shards.pixel_stats import PixelSums, finish, read_sums, write_statistics
-from alexnet.shards.plan import ShardTask
-from alexnet.shards.write import Report, read_report
+from alexnet.shards.pixel_stats import PixelSums, compute_statistics, read_sums, write_statistics
+from alexnet.shards.plan import ShardTask, parts_folder
+from alexnet.shards.write import ShardResult, finished_result
 from alexnet.sources.labels import Label
 
-# Reports are small and shards are hashed outside Python's lock; object stores answer slowly.
+# Threads that read results and hash shards: an object store answers slowly, and hashing releases
+# Python's global lock.
 _THREADS = 16
 
 
-def finished(folder: str, units: Sequence[ShardTask]) -> dict[ShardTask, Report]:
-    """Reports of the units that are done: report and shard exist and agree on the size."""
-    sizes = {
-        file.path: file.size
-        for part in ("parts", *SPLITS)
-        for file in storage.list_files(storage.join(folder, part))
-    }
-    reported = [unit for unit in units if unit.report in sizes]
+def finished_results(folder: str, tasks: Sequence[ShardTask]) -> dict[ShardTask, ShardResult]:
+    """Results of those tasks that are finished; lists the data set's folder only once."""
+    folders = [parts_folder(folder), *(storage.join(folder, split) for split in SPLITS)]
+    sizes = {file.path: file.size for part in folders for file in storage.list_files(part)}
+
+    def size_of(path: str) -> int:
+        return sizes.get(path, -1)
+
     with ThreadPoolExecutor(_THREADS) as threads:
-        reports = dict(zip(reported, threads.map(read_report, reported), strict=True))
-    return {
-        unit: report
-        for unit, report in reports.items()
-        if report.agrees(sizes.get(storage.join(folder, unit.file)))
-    }
+        results = list(threads.map(lambda task: finished_result(task, size_of), tasks))
+    return {task: result for task, result in zip(tasks, results, strict=True) if result is not None}
 
 
 def finalize(
     folder: str,
-    reports: Mapping[ShardTask, Report],
+    results: Mapping[ShardTask, ShardResult],
     *,
-    digest: str,
+    plan_digest: str,
     source: str,
-    form: str,
+    layout: str,
     settings: Mapping[str, Any],
     labels: tuple[Label, ...],
 ) -> Manifest:
-    """Add up the reports of all units; write rejects, statistics, then the manifest.
+    """Write the rejects, the statistics and, last, the manifest; delete temporary files.
+
+    Args:
+        folder: of the data set.
+        results: of all tasks.
+        plan_digest: of the source and the settings.
+        source: path of the raw images.
+        layout: of the raw images.
+        settings: that the shards depend on.
+        labels: of all classes.
 
     Raises:
         UserError: a split has no readable image.
     """
-    units = sorted(reports, key=lambda unit: unit.group)
-    made: dict[str, tuple[Shard, ...]] = {}
+    tasks = sorted(results, key=lambda task: task.row_group)
+    shards: dict[str, tuple[Shard, ...]] = {}
     rejected: dict[str, int] = {}
     for split in SPLITS:
-        mine = [reports[unit] for unit in units if unit.split == split]
-        made[split] = tuple(report.shard for report in mine if report.shard.rows)
-        rejected[split] = sum(len(report.rejects) for report in mine)
-        if not made[split]:
-            first = mine[0].rejects[0]
+        of_split = [results[task] for task in tasks if task.split == split]
+        shards[split] = tuple(result.shard for result in of_split if result.shard.rows)
+        rejected[split] = sum(len(result.rejects) for result in of_split)
+        if not shards[split]:
+            first = of_split[0].rejects[0]
             raise UserError(
                 f"{source}: none of the {rejected[split]} files of split {split} can be read as an "
                 f"image; the first, {first['key']}, is rejected as {first['reason']}"
             )
     sums = PixelSums.zero()
-    for unit in units:
-        if unit.split == "train":
-            sums.merge(read_sums(unit.sums))
-    _remove_leftovers(folder, made)
-    found = (reject for unit in units for reject in reports[unit].rejects)
-    write_table(storage.join(folder, "rejects.parquet"), rejects_table(found))
-    write_statistics(storage.join(folder, "statistics.npz"), finish(sums))
+    for task in tasks:
+        if task.split == "train":
+            sums.merge(read_sums(task.sums_path))
+    _delete_temporary_files(folder, shards)
+    rejects = (reject for task in tasks for reject in results[task].rejects)
+    write_table(storage.join(folder, REJECTS), rejects_table(rejects))
+    write_statistics(storage.join(folder, STATISTICS), compute_statistics(sums))
     manifest = Manifest(
         folder=folder,
-        digest=digest,
+        plan_digest=plan_digest,
         source=source,
-        form=form,
+        layout=layout,
         settings=settings,
         labels=labels,
-        shards=made,
+        shards=shards,
         rejected=rejected,
-        files={name: _sha256(storage.join(folder, name)) for name in COMPANIONS},
+        files={name: _sha256(storage.join(folder, name)) for name in EXTRA_FILES},
     )
     write_manifest(manifest)
-    storage.delete_folder(storage.join(folder, "parts"))
+    storage.delete_folder(parts_folder(folder))
     return manifest
 
 
-def _remove_leftovers(folder: str, made: Mapping[str, Sequence[Shard]]) -> None:
-    """Delete what killed processes had begun to write beside the shards."""
+def _delete_temporary_files(folder: str, shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Delete incomplete files of killed processes from the folders of the shards."""
     for split in SPLITS:
-        known = {storage.join(folder, shard.file) for shard in made[split]}
+        shard_paths = {storage.join(folder, shard.file) for shard in shards[split]}
         for file in storage.list_files(storage.join(folder, split)):
-            if file.path not in known:
+            if file.path not in shard_paths:
                 storage.delete_file(file.path)
 
 
 def corrupt_shards(manifest: Manifest) -> list[Shard]:
-    """Shards that are gone or whose bytes are no longer those that the manifest names.
+    """Shards that are missing or whose sha256 is not the one in the manifest.
 
     Raises:
-        UserError: one of the files beside the shards is damaged, which can't be made by itself.
+        CorruptDatasetError: one of ``EXTRA_FILES`` is missing or damaged; unlike a shard it can't
+            be recreated alone.
     """
     for name, sha256 in manifest.files.items():
         path = storage.join(manifest.folder, name)
         if _sha256(path) != sha256:
-            raise UserError(
-                f"{path}: is gone or damaged; run pipelines/preprocess.py --force to make the "
-                "data set again"
-            )
-    present = [shard for split in SPLITS for shard in manifest.shards[split]]
+            raise CorruptDatasetError(f"{path}: is missing or damaged")
+    shards = [shard for split in SPLITS for shard in manifest.shards[split]]
     with ThreadPoolExecutor(_THREADS) as threads:
-        paths = [storage.join(manifest.folder, shard.file) for shard in present]
-        found = list(threads.map(_sha256, paths))
-    return [shard for shard, sha256 in zip(present, found, strict=True) if sha256 != shard.sha256]
+        paths = [storage.join(manifest.folder, shard.file) for shard in shards]
+        actual = list(threads.map(_sha256, paths))
+    return [shard for shard, sha256 in zip(shards, actual, strict=True) if sha256 != shard.sha256]
 
 
 def _sha256(path: str) -> str:
-    """Of a file's bytes; empty when it is gone or can't be read."""
+    """sha256 of a file; empty if it is missing or can't be read."""
     try:
         return storage.sha256(path)
     except OSError:

@@ -1,12 +1,13 @@
-"""Parquet shards of 256x256 images, and the manifest that names every one of them.
+"""Parquet shards of 256x256 images, and the manifest that lists all of them.
 
-A data set lies in one folder:
+A data set is one folder:
 
     train/part-00000.parquet ...   val/part-00000.parquet ...
     manifest.json   rejects.parquet   statistics.npz
 
-The manifest is written last: a folder with a manifest is complete. Shards are ordinary Parquet,
-uncompressed (JPEG does not compress further), in row groups small enough to be read at random.
+The manifest is written last: a folder with a manifest is complete. Shards are ordinary Parquet
+files without compression (JPEG can't be compressed further), in row groups that are small enough
+for random access.
 """
 
 import hashlib
@@ -19,14 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alexnet import storage
-from alexnet.errors import UserError, one_line
+from alexnet.errors import CorruptDatasetError, CorruptShardError, MissingDatasetError, one_line
 from alexnet.sources.labels import Label
 
 FORMAT = 2
+"""Version of the manifest and the shards."""
 ROW_GROUP_ROWS = 64
+"""Rows in every row group of a shard but the last."""
 SPLITS = ("train", "val")
-COMPANIONS = ("rejects.parquet", "statistics.npz")
-"""The files beside the shards."""
+
+MANIFEST = "manifest.json"
+REJECTS = "rejects.parquet"
+STATISTICS = "statistics.npz"
+EXTRA_FILES = (REJECTS, STATISTICS)
+"""The files whose sha256 the manifest contains, apart from the shards."""
 
 SCHEMA = pa.schema(
     [
@@ -39,8 +46,8 @@ SCHEMA = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
     ]
 )
-"""``image``: JPEG, or 196,608 raw bytes of RGB rows. ``width``, ``height`` and ``sha256`` are
-the original file's; ``label`` is -1 where it is unknown."""
+"""``image``: JPEG, or 196,608 raw bytes of RGB rows. ``width``, ``height`` and ``sha256`` are those
+of the original file; ``label`` is -1 where it is unknown."""
 
 REJECTS_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("key", "split", "reason", "detail")],
@@ -49,7 +56,7 @@ REJECTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One Parquet file: its path below the data set's folder, and what it holds."""
+    """One Parquet file: its path below the data set's folder, its rows, bytes and sha256."""
 
     file: str
     rows: int
@@ -59,42 +66,58 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """A piece of a shard that is read at once."""
+    """A row group of a shard: the unit in which shards are read."""
 
     path: str
+    """Of the shard."""
     number: int
+    """Of the row group within the shard."""
     rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a data set's folder holds, and where it came from."""
+    """Content and origin of a data set."""
 
     folder: str
-    digest: str
-    """Of the plan: the source's index, the settings, the seed; also the folder's name."""
+    plan_digest: str
+    """``plan.plan_digest`` of the source and the settings; also the name of the folder."""
     source: str
-    form: str
+    """Path of the raw images."""
+    layout: str
+    """Of the raw images: a ``sources.read.Layout``."""
     settings: Mapping[str, Any]
     labels: tuple[Label, ...]
     shards: Mapping[str, tuple[Shard, ...]]
+    """By split."""
     rejected: Mapping[str, int]
+    """Number of rejected images by split."""
     files: Mapping[str, str]
-    """sha256 of each of ``COMPANIONS``."""
+    """sha256 of each of ``EXTRA_FILES``."""
+
+    @property
+    def rejects_path(self) -> str:
+        """Path of the table of rejected images."""
+        return storage.join(self.folder, REJECTS)
+
+    @property
+    def statistics_path(self) -> str:
+        """Path of the training set's pixel statistics."""
+        return storage.join(self.folder, STATISTICS)
 
     def rows(self, split: str) -> int:
         """Number of images in a split."""
         return sum(shard.rows for shard in self.shards[split])
 
     def content_digest(self, split: str | None = None) -> str:
-        """sha256 of the shards' own digests, of one split or of all: the bytes themselves."""
+        """sha256 of the labels and of the shards' sha256, in one split or in all."""
         splits = SPLITS if split is None else (split,)
-        names = [shard.sha256 for name in splits for shard in self.shards[name]]
+        digests = [shard.sha256 for name in splits for shard in self.shards[name]]
         labels = [list(label) for label in self.labels]
-        return hashlib.sha256(json.dumps([names, labels]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([digests, labels]).encode()).hexdigest()
 
     def row_groups(self, split: str) -> list[RowGroup]:
-        """The split's row groups in order, known without opening a file."""
+        """The split's row groups in order; no file is opened."""
         groups = []
         for shard in self.shards[split]:
             path = storage.join(self.folder, shard.file)
@@ -104,11 +127,16 @@ class Manifest:
         return groups
 
 
+def manifest_path(folder: str) -> str:
+    """Path of a data set's manifest."""
+    return storage.join(folder, MANIFEST)
+
+
 def write_shard(folder: str, name: str, row_groups: Iterable[pa.Table]) -> Shard:
     """Write one shard atomically, row group by row group; the same rows give the same bytes.
 
-    Every row group but the last has ``ROW_GROUP_ROWS`` rows. Without any there is no file, and
-    the shard has 0 rows.
+    Every row group but the last has ``ROW_GROUP_ROWS`` rows. If there are none, no file is written
+    and the shard has 0 rows.
     """
     groups = iter(row_groups)
     group = next(groups, None)
@@ -116,7 +144,7 @@ def write_shard(folder: str, name: str, row_groups: Iterable[pa.Table]) -> Shard
         return Shard(name, 0, 0, "")
     rows = 0
     with storage.atomic_output(storage.join(folder, name)) as file:
-        output = _Hashing(file)
+        output = _HashingFile(file)
         with pq.ParquetWriter(
             pa.PythonFile(output, "w"),
             SCHEMA,
@@ -133,8 +161,8 @@ def write_shard(folder: str, name: str, row_groups: Iterable[pa.Table]) -> Shard
     return Shard(name, rows, output.size, output.digest.hexdigest())
 
 
-class _Hashing:
-    """A file to write that counts and hashes what passes."""
+class _HashingFile:
+    """A file to write that counts and hashes the written bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.digest = hashlib.sha256()
@@ -152,53 +180,54 @@ class _Hashing:
         return self.size
 
     def flush(self) -> None:
-        """The file's owner flushes it."""
+        """Does nothing: ``storage.atomic_output`` flushes the file."""
 
     def close(self) -> None:
-        """The file's owner closes it."""
+        """Does nothing: ``storage.atomic_output`` closes the file."""
 
 
 def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
     """Some columns of one row group.
 
     Raises:
-        UserError: the shard is missing or damaged.
+        CorruptShardError: the shard is missing or damaged.
     """
     try:
         with storage.open_input(group.path) as file:
-            # Neighbouring columns come in one request. More threads would only cost time: callers
-            # have their own.
+            # Adjacent columns are read with one request. Arrow's threads are not used: callers read
+            # several row groups in their own threads.
             table = pq.ParquetFile(
                 file, page_checksum_verification=True, pre_buffer=True
             ).read_row_group(group.number, columns=columns, use_threads=False)
-        # Parquet passes over columns that it doesn't find.
+        # The reader ignores columns that the file does not have.
         expected = [(name, SCHEMA.field(name).type) for name in columns]
-        found = [(field.name, field.type) for field in table.schema]
-        if table.num_rows != group.rows or found != expected:
+        actual = [(field.name, field.type) for field in table.schema]
+        if table.num_rows != group.rows or actual != expected:
             raise ValueError(
-                f"row group {group.number} has {table.num_rows} rows of {_columns(found)}, "
-                f"not {group.rows} of {_columns(expected)}"
+                f"row group {group.number} has {table.num_rows} rows of {_describe(actual)}, "
+                f"not {group.rows} of {_describe(expected)}"
             )
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-        raise UserError(
-            f"{group.path}: the shard can't be read ({one_line(error)}); "
-            "run pipelines/preprocess.py --verify, which makes damaged shards again"
+        raise CorruptShardError(
+            f"{group.path}: the shard can't be read ({one_line(error)})"
         ) from error
     return table
 
 
-def _columns(columns: list[tuple[str, pa.DataType]]) -> str:
-    return " and ".join(f"{name} ({kind})" for name, kind in columns) or "nothing"
+def _describe(columns: list[tuple[str, pa.DataType]]) -> str:
+    return " and ".join(f"{name} ({kind})" for name, kind in columns) or "no column"
 
 
 def write_manifest(manifest: Manifest) -> None:
-    """Write ``manifest.json``, which declares the data set complete."""
+    """Write ``manifest.json``; with it the data set is complete."""
+    # Scripts read this file, so its keys keep their names: "digest" is the plan digest, "content"
+    # the content digest and "form" the layout.
     value = {
         "format": FORMAT,
-        "digest": manifest.digest,
+        "digest": manifest.plan_digest,
         "content": manifest.content_digest(),
         "source": manifest.source,
-        "form": manifest.form,
+        "form": manifest.layout,
         "settings": dict(manifest.settings),
         "images": {split: manifest.rows(split) for split in SPLITS},
         "rejected": dict(manifest.rejected),
@@ -213,27 +242,28 @@ def write_manifest(manifest: Manifest) -> None:
             for split in SPLITS
         },
     }
-    storage.write_json(storage.join(manifest.folder, "manifest.json"), value)
+    storage.write_json(manifest_path(manifest.folder), value)
 
 
 def read_manifest(folder: str) -> Manifest:
     """The manifest of a complete data set.
 
     Raises:
-        UserError: there is none, or it is of another format.
+        MissingDatasetError: there is no manifest.
+        CorruptDatasetError: the manifest is damaged or of another version.
     """
-    path = storage.join(folder, "manifest.json")
+    path = manifest_path(folder)
     if not storage.is_file(path):
-        raise UserError(f"{path}: no such manifest; run pipelines/preprocess.py first")
+        raise MissingDatasetError(f"{path}: no such manifest")
     try:
         value = storage.read_json(path)
         if (value["format"], value["row_group_rows"]) != (FORMAT, ROW_GROUP_ROWS):
             raise ValueError("written by another version")
         return Manifest(
             folder=folder,
-            digest=value["digest"],
+            plan_digest=value["digest"],
             source=value["source"],
-            form=value["form"],
+            layout=value["form"],
             settings=value["settings"],
             labels=tuple(Label(**label) for label in value["labels"]),
             shards={
@@ -243,18 +273,17 @@ def read_manifest(folder: str) -> Manifest:
             files=value["files"],
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a manifest that this version reads ({error}); "
-            "run pipelines/preprocess.py --force"
+        raise CorruptDatasetError(
+            f"{path}: not a manifest that this version can read ({one_line(error)})"
         ) from error
 
 
 def rejects_table(rejects: Iterator[Mapping[str, str]]) -> pa.Table:
-    """Rejected images, sorted by key: ``key``, ``split``, ``reason``, ``detail``."""
+    """Rejected images as a table of ``REJECTS_SCHEMA``, sorted by key."""
     return pa.Table.from_pylist(list(rejects), schema=REJECTS_SCHEMA).sort_by("key")
 
 
 def write_table(path: str, table: pa.Table) -> None:
-    """Write a table that is small enough for memory as one Parquet file, atomically."""
+    """Write a table as one Parquet file, atomically."""
     with storage.atomic_output(path) as file:
         pq.write_table(table, file)

@@ -1,12 +1,13 @@
-"""Shard rows → batches of decoded images, in the order that ``order`` gives.
+"""Shard rows → batches of decoded images, in the order that ``order`` computes.
 
-Two pools of threads work while the network computes: one reads row groups ahead of their first
-use, the other decodes straight into the batches (codecs and copies release Python's lock). A row
-group is dropped after its last use. The result is the same for any number of threads.
+Two pools of threads work while the network computes: one reads row groups before their first row is
+needed, the other decodes images into the batches (codecs and copies release Python's global lock).
+A row group is dropped after its last row is used. The result does not depend on the number of
+threads.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexnet.errors import UserError
+from alexnet.errors import CorruptShardError
 from alexnet.recipes import IMAGE_SIZE
 from alexnet.shards.codec import decode_into
 from alexnet.shards.format import Manifest, RowGroup, read_row_group
@@ -26,25 +27,25 @@ PREFETCH_BATCHES = 2
 """Batches that are prepared while one is in use."""
 
 MAX_CACHED_ROW_GROUPS = 2 * LANES * WINDOW
-"""Row groups in memory, as far as batches in preparation don't need more: all lanes enter their
-next window at about the same time, and by then its groups should have been read."""
+"""Row groups in memory, unless the batches in preparation need more. All lanes begin their next
+window at about the same time, and by then the row groups of that window should have been read."""
 
 MAX_CONCURRENT_READS = 8
-"""Row groups that are read at once: a request to an object store is mostly waiting."""
+"""Row groups that are read at the same time: a request to an object store mostly waits."""
 
 DECODE_CHUNK = 16
-"""Images that a thread decodes in one go."""
+"""Images that a thread decodes in one task."""
 
 
 class Batch(NamedTuple):
-    """One worker's part of a global batch."""
+    """One worker's part of a global batch, b images."""
 
     images: Tensor
     """(b, 256, 256, 3) uint8."""
     labels: Tensor
     """(b,) int64."""
     positions: NDArray[np.int64]
-    """(b,): where in the global batch these images stand."""
+    """(b,): index of each image within the global batch."""
     offset: int
     """Rows of the epoch before this global batch."""
     rows: int
@@ -53,149 +54,209 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardLoader:
-    """A worker's view of the training rows; every worker of a run has the same but its rank."""
+    """Loads a worker's training rows; the loaders of a run differ only in their ranks."""
 
     manifest: Manifest
     batch_size: int
     """Rows in a global batch; the epoch's last one may be smaller."""
     seed: int
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     threads: int = 2
-    pinned: bool = False
-    """Whether batches lie in memory that a GPU copies from while the program goes on."""
+    """Threads that decode."""
+    pin_memory: bool = False
+    """Whether batches are in pinned memory, from which a GPU can copy asynchronously."""
 
     def epoch(self, epoch: int, offset: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from an offset on: all workers yield equally many.
+        """The batches of one epoch, starting at an offset; all workers yield the same number.
+
+        Args:
+            epoch: from 0.
+            offset: rows of the epoch to skip.
 
         Raises:
-            UserError: a shard is missing or damaged.
+            CorruptShardError: a shard is missing or damaged.
         """
         groups = self.manifest.row_groups("train")
+        # (all rows,) each: the epoch's row numbers in order, and the lane of each.
         rows, lanes = epoch_order([group.rows for group in groups], self.seed, epoch)
         starts = range(offset, len(rows), self.batch_size)
-        parts = [slice(start, start + self.batch_size) for start in starts]
-        positions = [rows_of_rank(lanes[part], self.rank, self.world) for part in parts]
-        mine = [rows[part][places] for part, places in zip(parts, positions, strict=True)]
+        batches = [slice(start, start + self.batch_size) for start in starts]
+        # For each batch, (b,) each: this worker's positions in it, and their row numbers.
+        positions = [rows_of_rank(lanes[batch], self.rank, self.world_size) for batch in batches]
+        batch_rows = [rows[batch][p] for batch, p in zip(batches, positions, strict=True)]
         readers = ThreadPoolExecutor(MAX_CONCURRENT_READS, "read")
         decoders = ThreadPoolExecutor(self.threads, "decode")
-        source = _Rows(groups, mine, readers, self.pinned)
+        cache = _RowGroupCache(groups, batch_rows, readers, self.pin_memory)
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         try:
-            for number in range(len(parts)):
+            for number in range(len(batches)):
                 for later in range(
-                    number + len(pending), min(number + PREFETCH_BATCHES + 1, len(parts))
+                    number + len(pending), min(number + PREFETCH_BATCHES + 1, len(batches))
                 ):
-                    images, labels, work = source.fetch(later, decoders)
-                    count = len(rows[parts[later]])
+                    images, labels, tasks = cache.fetch(later, decoders)
+                    count = len(rows[batches[later]])
                     batch = Batch(images, labels, positions[later], starts[later], count)
-                    pending.append((batch, work))
-                for piece in pending[0][1]:
-                    piece.result()
-                source.drop(number)
+                    pending.append((batch, tasks))
+                for task in pending[0][1]:
+                    task.result()
+                cache.drop(number)
                 yield pending.popleft()[0]
         finally:
-            # In this order, or a decoder could wait for ever for a group that nobody reads.
+            # Readers first: decoders wait for row groups until their reads end or are cancelled.
             readers.shutdown(cancel_futures=True)
             decoders.shutdown(cancel_futures=True)
 
 
-class _Group(NamedTuple):
-    """The two columns of a row group, as NumPy sees Arrow's memory."""
+class RowGroupData(NamedTuple):
+    """The columns ``image`` and ``label`` of a row group, as views of Arrow's memory."""
 
     data: NDArray[np.uint8]
-    """All images, one behind the other."""
+    """(bytes,): all stored images, one after the other."""
     bounds: NDArray[np.int32]
-    """Where each image starts in ``data``, and where the last one ends."""
+    """(rows + 1,): where each image starts in ``data``, and where the last one ends."""
     labels: NDArray[np.int32]
+    """(rows,)."""
 
 
-def _read(group: RowGroup) -> _Group:
+def load_row_group(group: RowGroup) -> RowGroupData:
+    """Read a row group's images and labels.
+
+    Raises:
+        CorruptShardError: the shard is missing or damaged.
+    """
     table = read_row_group(group, ["image", "label"])
     (images,) = table["image"].chunks
     _, bounds, data = images.buffers()
-    return _Group(
+    return RowGroupData(
         np.frombuffer(data, np.uint8),
         np.frombuffer(bounds, np.int32)[images.offset : images.offset + len(images) + 1],
         table["label"].to_numpy(),
     )
 
 
-class _Rows:
-    """Rows by number; each row group is read ahead of its first use and held until its last."""
+class _Schedule(NamedTuple):
+    """Which row groups the batches of an epoch use, and when."""
+
+    group_of_row: list[NDArray[np.intp]]
+    """For each batch, (b,): the row group of each row."""
+    index_of_row: list[NDArray[np.int64]]
+    """For each batch, (b,): the index of each row within its row group."""
+    read_order: list[int]
+    """(used row groups,): the row groups in the order of their first rows."""
+    reads_needed: NDArray[np.intp]
+    """(batches,): how many groups of ``read_order`` that batch and all before it use together."""
+    last_batch: NDArray[np.intp]
+    """(row groups,): the last batch that uses each row group; -1 if none does."""
+
+
+def _schedule(groups: Sequence[RowGroup], batch_rows: Sequence[NDArray[np.int64]]) -> _Schedule:
+    """Look up the row groups of the batches.
+
+    Args:
+        groups: all row groups; row i of group g has the number ``sum(rows of groups[:g]) + i``.
+        batch_rows: for each batch, (b,), the numbers of its rows in order.
+    """
+    # (row groups,) each: number of the first row, and of the row after the last.
+    ends = np.cumsum([group.rows for group in groups])
+    starts = ends - [group.rows for group in groups]
+    # (batches,): rows in each batch; (batches - 1,): where all rows are divided into batches.
+    sizes = [len(rows) for rows in batch_rows]
+    boundaries = np.cumsum(sizes)[:-1]
+    # (all rows of the batches,) each, in the order of use: row number, row group, batch.
+    rows = np.concatenate([np.empty(0, np.int64), *batch_rows])
+    group_of_row = np.searchsorted(ends, rows, side="right")
+    batch_of_row = np.repeat(np.arange(len(batch_rows)), sizes)
+    # (row groups,). A group is assigned once for each of its rows, and the last assignment stays.
+    last_batch = np.full(len(groups), -1)
+    last_batch[group_of_row] = batch_of_row
+    # (row groups,): position in ``rows`` of the group's first row; ``len(rows)`` if it is not used.
+    # In reverse order, the last assignment is that of the first row.
+    first_position = np.full(len(groups), len(rows))
+    first_position[group_of_row[::-1]] = np.arange(len(rows))[::-1]
+    # (used row groups,), in the order of first use; unused groups are at the end and cut off.
+    read_order = np.argsort(first_position)[: np.count_nonzero(first_position < len(rows))]
+    # (used row groups,): the first batch of each; it ascends.
+    first_batch = batch_of_row[first_position[read_order]]
+    return _Schedule(
+        np.split(group_of_row, boundaries),
+        np.split(rows - starts[group_of_row], boundaries),
+        read_order.tolist(),
+        np.searchsorted(first_batch, np.arange(len(batch_rows)), "right"),
+        last_batch,
+    )
+
+
+class _RowGroupCache:
+    """The row groups of an epoch; each is read before its first use and kept until its last."""
 
     def __init__(
         self,
         groups: list[RowGroup],
-        uses: list[NDArray[np.int64]],
+        batch_rows: list[NDArray[np.int64]],
         readers: ThreadPoolExecutor,
-        pinned: bool,
+        pin_memory: bool,
     ) -> None:
-        """``uses`` are the rows of each batch."""
+        """``batch_rows``: see ``_schedule``."""
         self.groups = groups
         self.readers = readers
-        self.pinned = pinned
-        ends = np.cumsum([group.rows for group in groups])
-        starts = ends - [group.rows for group in groups]
-        sizes = [len(part) for part in uses]
-        rows = np.concatenate([np.empty(0, np.int64), *uses])
-        of_row = np.searchsorted(ends, rows, side="right")
-        cuts = np.cumsum(sizes)[:-1]
-        self.group_of = np.split(of_row, cuts)
-        self.place_of = np.split(rows - starts[of_row], cuts)
-        # Of equal indices, the last assignment stays.
-        batch_of = np.repeat(np.arange(len(uses)), sizes)
-        self.last_use = np.full(len(groups), -1)
-        self.last_use[of_row] = batch_of
-        first_row = np.full(len(groups), len(rows))
-        first_row[of_row[::-1]] = np.arange(len(rows))[::-1]
-        by_use = np.argsort(first_row)[: np.count_nonzero(first_row < len(rows))]
-        self.unread = deque(by_use.tolist())
-        self.needed = np.searchsorted(batch_of[first_row[by_use]], np.arange(len(uses)), "right")
-        """How many groups the batches up to each one need."""
+        self.pin_memory = pin_memory
+        self.schedule = _schedule(groups, batch_rows)
         self.reads = 0
-        self.held: dict[int, Future[_Group]] = {}
+        """Groups of ``read_order`` that have been submitted to the readers."""
+        self.cached: dict[int, Future[RowGroupData]] = {}
 
     def fetch(
         self, number: int, decoders: ThreadPoolExecutor
     ) -> tuple[Tensor, Tensor, list[Future[None]]]:
-        """Images and labels of a batch, and the work that fills them; to be asked for in order."""
-        while self.unread and (
-            self.reads < self.needed[number] or len(self.held) < MAX_CACHED_ROW_GROUPS
-        ):
-            group = self.unread.popleft()
-            self.held[group] = self.readers.submit(_read, self.groups[group])
-            self.reads += 1
-        groups, places = self.group_of[number].tolist(), self.place_of[number].tolist()
+        """Start to decode a batch; the batches have to be fetched in order.
+
+        Returns:
+            Images, (b, 256, 256, 3) uint8, and labels, (b,) int64, which are complete when the
+            futures are done.
+        """
+        self._read_ahead(number)
+        groups = self.schedule.group_of_row[number].tolist()
+        indices = self.schedule.index_of_row[number].tolist()
         shape = (len(groups), IMAGE_SIZE, IMAGE_SIZE, 3)
-        # Torch keeps pinned memory for the next batch; getting it anew is slow.
+        # Torch reuses pinned memory for later batches; to allocate it is slow.
         images = (
             torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            if self.pinned
+            if self.pin_memory
             else torch.from_numpy(np.empty(shape, np.uint8))
         )
         pixels = images.numpy()
         labels = np.empty(len(groups), np.int64)
-        held = {group: self.held[group] for group in set(groups)}
+        reads = {group: self.cached[group] for group in set(groups)}
 
-        def fill(start: int) -> None:
-            for index in range(start, min(start + DECODE_CHUNK, len(groups))):
-                group = held[groups[index]].result()
-                begin, end = group.bounds[places[index] : places[index] + 2]
+        def decode_chunk(start: int) -> None:
+            for row in range(start, min(start + DECODE_CHUNK, len(groups))):
+                group, index = reads[groups[row]].result(), indices[row]
+                begin, end = group.bounds[index : index + 2]
                 try:
-                    decode_into(group.data[begin:end], pixels[index])
+                    decode_into(group.data[begin:end], pixels[row])
                 except ValueError as error:
-                    raise UserError(
-                        f"{self.groups[groups[index]].path}: one of the images can't be decoded "
-                        f"({error}); run pipelines/preprocess.py --verify"
+                    raise CorruptShardError(
+                        f"{self.groups[groups[row]].path}: an image can't be decoded ({error})"
                     ) from error
-                labels[index] = group.labels[places[index]]
+                labels[row] = group.labels[index]
 
-        work = [decoders.submit(fill, start) for start in range(0, len(groups), DECODE_CHUNK)]
-        return images, torch.from_numpy(labels), work
+        starts = range(0, len(groups), DECODE_CHUNK)
+        tasks = [decoders.submit(decode_chunk, start) for start in starts]
+        return images, torch.from_numpy(labels), tasks
+
+    def _read_ahead(self, number: int) -> None:
+        """Submit the reads that a batch needs, and more while the cache has space."""
+        order, needed = self.schedule.read_order, self.schedule.reads_needed[number]
+        while self.reads < len(order) and (
+            self.reads < needed or len(self.cached) < MAX_CACHED_ROW_GROUPS
+        ):
+            group = order[self.reads]
+            self.cached[group] = self.readers.submit(load_row_group, self.groups[group])
+            self.reads += 1
 
     def drop(self, number: int) -> None:
-        """Forget the groups that no batch after this one needs."""
-        for group in set(self.group_of[number].tolist()):
-            if self.last_use[group] == number:
-                del self.held[group]
+        """Remove the row groups that no batch after this one uses."""
+        for group in set(self.schedule.group_of_row[number].tolist()):
+            if self.schedule.last_batch[group] == number:
+                del self.cached[group]

@@ -1,16 +1,16 @@
-"""Which row is seen when: pure functions of (seed, epoch, offset, rank, world).
+"""The order of the training rows: pure functions of (seed, epoch, offset, rank, world_size).
 
-One epoch is one sequence of all rows that does not depend on the number of workers: a global
-batch is ``batch_size`` consecutive rows of it, whoever computes them. So the position of a
-training run is two integers, the epoch and the offset, and a run that resumes there, with any
-number of workers, sees exactly the batches that an unbroken run would have seen.
+An epoch is a sequence of all rows that does not depend on the number of workers. A global batch is
+``batch_size`` consecutive rows of it. So the state of the data is two integers, the epoch and the
+offset: a run that resumes there, with any number of workers, sees exactly the batches that an
+uninterrupted run would have seen.
 
-Rows are read in row groups. The groups are dealt in random order to ``LANES`` lanes; in each
-lane, a window of ``WINDOW`` groups is shuffled row by row; the sequence takes one row from each
-lane in turn. A batch therefore mixes rows of LANES x WINDOW groups, while a reader needs to
-hold no more than that. With several workers, each takes whole lanes of a batch where it can, so
-that few groups are read twice. Shards are themselves a global shuffle of the data set, which
-makes any group a fair sample.
+Rows are read in row groups. The groups are distributed in random order to ``LANES`` lanes. In each
+lane, the rows of ``WINDOW`` consecutive groups are shuffled. The sequence takes one row from each
+lane in turn. So a batch mixes rows of LANES x WINDOW groups, and a loader has to hold no more
+groups than that. With several workers, each takes whole lanes of a batch where possible, so that
+few groups are read by two workers. The shards are a global shuffle of the data set, so every group
+is a random sample.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 LANES = 8
+"""Number of streams of row groups that a batch takes its rows from."""
 WINDOW = 4
+"""Row groups of a lane whose rows are shuffled together."""
 
 Rows = NDArray[np.int64]
 
 
 def epoch_order(groups: Sequence[int], seed: int, epoch: int) -> tuple[Rows, Rows]:
-    """The sequence of rows of one epoch, and the lane of each.
+    """The sequence of rows of one epoch, and the lane of each row.
 
     Args:
         groups: number of rows in each row group; row i of group g has the number
             ``sum(groups[:g]) + i``.
-        seed: the run's seed.
+        seed: of the training run.
         epoch: from 0.
 
     Returns:
@@ -38,40 +40,45 @@ def epoch_order(groups: Sequence[int], seed: int, epoch: int) -> tuple[Rows, Row
     """
     random = np.random.default_rng([seed, epoch])
     ends = np.cumsum(groups, dtype=np.int64)
-    dealt = random.permutation(len(groups))
+    shuffled_groups = random.permutation(len(groups))
     lanes = []
     for lane in range(LANES):
-        mine = dealt[lane::LANES]
-        windows = [mine[i : i + WINDOW] for i in range(0, len(mine), WINDOW)]
+        lane_groups = shuffled_groups[lane::LANES]
+        windows = [lane_groups[i : i + WINDOW] for i in range(0, len(lane_groups), WINDOW)]
         lanes.append([_shuffled_rows(window, groups, ends, random) for window in windows])
     return _interleave([np.concatenate([np.empty(0, np.int64), *rows]) for rows in lanes])
 
 
-def rows_of_rank(lanes: Rows, rank: int, world: int) -> Rows:
-    """Positions within one global batch that a worker computes.
+def rows_of_rank(lanes: Rows, rank: int, world_size: int) -> Rows:
+    """Positions of one worker's rows within a global batch.
 
-    The batch, sorted by lane, is cut into ``world`` parts whose sizes differ by one at most.
+    The batch, sorted by lane, is divided into ``world_size`` parts whose sizes differ by at most 1.
 
     Args:
-        lanes: the lane of each row of the batch, from ``epoch_order``.
-        rank: this worker, from 0.
-        world: number of workers.
+        lanes: (rows of the batch,), the lane of each, from ``epoch_order``.
+        rank: of the worker, from 0.
+        world_size: number of workers.
+
+    Returns:
+        (rows of the worker,) int64.
     """
     by_lane = np.argsort(lanes, kind="stable").astype(np.int64)
-    return np.array_split(by_lane, world)[rank]
+    return np.array_split(by_lane, world_size)[rank]
 
 
 def _shuffled_rows(
     window: NDArray[np.intp], groups: Sequence[int], ends: Rows, random: np.random.Generator
 ) -> Rows:
+    """The rows of a window's row groups in random order; ``ends`` is the end row of each group."""
     rows = [np.arange(ends[group] - groups[group], ends[group]) for group in window]
     return random.permutation(np.concatenate(rows))
 
 
 def _interleave(lanes: Sequence[Rows]) -> tuple[Rows, Rows]:
-    """One row from each lane in turn; a lane that has run out is passed over."""
+    """One row from each lane that has rows left, in turn; also the lane of each row."""
+    # Each is (all rows,): row number, its lane, its index within the lane.
     rows = np.concatenate(lanes)
-    lane = np.repeat(np.arange(len(lanes)), [len(rows) for rows in lanes])
-    depth = np.concatenate([np.arange(len(rows)) for rows in lanes])
-    turn = np.lexsort((lane, depth))
-    return rows[turn], lane[turn]
+    lane = np.repeat(np.arange(len(lanes)), [len(lane_rows) for lane_rows in lanes])
+    index = np.concatenate([np.arange(len(lane_rows)) for lane_rows in lanes])
+    order = np.lexsort((lane, index))
+    return rows[order], lane[order]

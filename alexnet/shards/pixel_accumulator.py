@@ -1,7 +1,8 @@
-"""Adding up images as they are decoded, exactly and without leaving the processor's cache.
+"""Exact sums of pixels and of products of channels, computed while images are decoded.
 
-A sum of at most 257 bytes fits into 16 bits, and float32 counts to 2^24 without rounding, which
-is 258 products of bytes. So many are added up in these types before the sums move on to 64 bits.
+A sum of 257 bytes fits into 16 bits, and float32 represents all integers up to 2^24, which is a
+sum of 258 products of bytes. Sums of up to that many images are kept in these small types, which
+fit into the processor's cache, and are then added to sums of 64 bits.
 """
 
 import numpy as np
@@ -13,20 +14,21 @@ from alexnet.shards.codec import RAW_BYTES
 from alexnet.shards.pixel_stats import PixelSums
 
 _PARTS = 4
-"""An image's values are multiplied in so many parts, of 200 kB each in single precision."""
+"""An image is multiplied in this number of parts, of 200 kB each as float32."""
 
-_EXACT = 256 // _PARTS
-"""Images after which sums of products, each at most 255 * 255, stay below 2^24."""
+_MAX_IMAGES = 256 // _PARTS
+"""Images for which sums of products, each at most 255 * 255, are below 2^24."""
 
 
 class PixelAccumulator:
-    """Sums over images, one after the other."""
+    """Sums over images that are added one by one."""
 
     def __init__(self) -> None:
         self._pixels = np.zeros(RAW_BYTES, np.uint16)
         self._values = torch.empty(RAW_BYTES // _PARTS)
-        # Of each value times itself, times the next and times the one after: with three channels
-        # side by side, these hold all products of two channels of a pixel.
+        # (3 lags, values of a part): sums of each value times itself, times the next value and
+        # times the one after that. The channels are the last dimension of an image, so these
+        # contain all products of two channels of a pixel.
         self._products = torch.zeros(3, RAW_BYTES // _PARTS)
         self._lags = [
             (sums[: len(sums) - lag], self._values[: len(sums) - lag], self._values[lag:])
@@ -36,7 +38,7 @@ class PixelAccumulator:
         self._total = PixelSums.zero()
 
     def add(self, image: NDArray[np.uint8]) -> None:
-        """Count one image, (256, 256, 3)."""
+        """Add one image, (256, 256, 3)."""
         flat = image.reshape(-1)
         np.add(self._pixels, flat, out=self._pixels)
         values = self._values
@@ -45,18 +47,18 @@ class PixelAccumulator:
             for products, first, second in self._lags:
                 products.addcmul_(first, second)
         self._count += 1
-        if self._count == _EXACT:
-            self._move()
+        if self._count == _MAX_IMAGES:
+            self._flush()
 
     def sums(self) -> PixelSums:
-        """Over all images so far."""
-        self._move()
+        """The sums over all images so far."""
+        self._flush()
         return self._total
 
-    def _move(self) -> None:
-        """From the recent sums to the total."""
-        # (3 lags, 3 channels): the channel of the first factor; lags reach into the next pixel
-        # where channel + lag is above 2, and these are left out.
+    def _flush(self) -> None:
+        """Add the sums of the last images to the total and reset them."""
+        # (3 lags, 3 channels of the first factor). If channel + lag is above 2, the second factor
+        # belongs to the next pixel; these sums are not used.
         lagged = self._products.double().view(3, -1, 3).sum(dim=1)
         for first in range(3):
             for second in range(first, 3):

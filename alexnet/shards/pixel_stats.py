@@ -1,8 +1,8 @@
 """The training set's mean image and the covariance of its RGB values, from exact partial sums.
 
-The sums are integers, so their total does not depend on the order in which shards are finished.
-The mean image is what the network's input is centred with, the covariance gives the colour
-noise its principal components (paper, sections 2 and 4.1).
+The sums are integers, so the total does not depend on the order in which shards are finished. The
+mean image is subtracted from the network's input (paper, section 2). The eigenvectors of the
+covariance are the principal components of the colour noise (section 4.1).
 """
 
 import io
@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet import storage
-from alexnet.errors import UserError
+from alexnet.errors import CorruptDatasetError
 from alexnet.recipes import IMAGE_SIZE
 
 
 @dataclass(slots=True)
 class PixelSums:
-    """Sums over ``count`` images; they add up over shards."""
+    """Sums over ``count`` images; the sums of all shards are added up."""
 
     pixels: NDArray[np.int64]
     """(256, 256, 3): sum of the values at each position."""
@@ -34,7 +34,7 @@ class PixelSums:
         return cls(np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.int64), np.zeros((3, 3), np.int64), 0)
 
     def merge(self, other: "PixelSums") -> None:
-        """Count all that another one has counted."""
+        """Add the sums of other images."""
         self.pixels += other.pixels
         self.products += other.products
         self.count += other.count
@@ -42,18 +42,18 @@ class PixelSums:
 
 @dataclass(frozen=True, slots=True)
 class PixelStatistics:
-    """What training and evaluation need to know about the training set."""
+    """Statistics of the training set, which training and evaluation need."""
 
     mean_image: NDArray[np.float32]
     """(256, 256, 3), 0-255."""
     rgb_covariance: NDArray[np.float64]
-    """(3, 3), squared grey levels, over all pixels of all training images."""
+    """(3, 3), in squared levels of 0-255, over all pixels of all training images."""
     count: int
     """Number of images."""
 
 
-def finish(sums: PixelSums) -> PixelStatistics:
-    """The statistics of at least one image."""
+def compute_statistics(sums: PixelSums) -> PixelStatistics:
+    """Mean image and covariance from the sums over at least one image."""
     assert sums.count > 0
     pixels = sums.count * IMAGE_SIZE * IMAGE_SIZE
     mean = sums.pixels.sum(axis=(0, 1)) / pixels
@@ -67,13 +67,13 @@ def write_sums(path: str, sums: PixelSums) -> None:
 
 
 def read_sums(path: str) -> PixelSums:
-    """Read what ``write_sums`` wrote."""
+    """Read partial sums that ``write_sums`` wrote."""
     with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as arrays:
         return PixelSums(arrays["pixels"], arrays["products"], int(arrays["count"]))
 
 
 def write_statistics(path: str, statistics: PixelStatistics) -> None:
-    """Write ``statistics.npz``, atomically."""
+    """Write the statistics as an ``.npz`` file, atomically."""
     _write_npz(
         path,
         mean_image=statistics.mean_image,
@@ -83,10 +83,10 @@ def write_statistics(path: str, statistics: PixelStatistics) -> None:
 
 
 def read_statistics(path: str) -> PixelStatistics:
-    """Read ``statistics.npz``.
+    """Read statistics that ``write_statistics`` wrote.
 
     Raises:
-        UserError: it is missing or damaged.
+        CorruptDatasetError: the file is missing or damaged.
     """
     try:
         with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as arrays:
@@ -94,9 +94,7 @@ def read_statistics(path: str) -> PixelStatistics:
                 arrays["mean_image"], arrays["rgb_covariance"], int(arrays["count"])
             )
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: can't be read ({error}); run pipelines/preprocess.py --force"
-        ) from error
+        raise CorruptDatasetError(f"{path}: can't be read ({error})") from error
 
 
 def _write_npz(path: str, **arrays: NDArray[np.generic] | np.generic) -> None:

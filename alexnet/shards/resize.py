@@ -1,9 +1,9 @@
-"""The shorter side to 256 pixels, the central 256x256 kept.
+"""Resizing the shorter side to 256 pixels and cropping the central 256x256.
 
-Sizes and offsets are rounded as torchvision's ``Resize`` and ``CenterCrop`` round them. Ordinary
-images are resized by torch's kernel for bytes, three times as fast as Pillow's. Very large and
-very long ones go through Pillow, which computes no pixel outside the crop and so needs no more
-memory than the image.
+Sizes and offsets are rounded as torchvision's ``Resize`` and ``CenterCrop`` round them. Images of
+ordinary size are resized by torch's kernel for bytes, which is three times as fast as Pillow. Very
+large and very long images are resized by Pillow, which computes no pixel outside the crop and so
+needs no more memory than the image.
 """
 
 import numpy as np
@@ -15,23 +15,23 @@ from alexnet.recipes import IMAGE_SIZE
 
 _ORDINARY_PIXELS = 2**21
 _ORDINARY_RATIO = 4
-"""Images with more pixels, or longer for their width, are left to Pillow."""
+"""Pillow resizes images with more pixels or a larger ratio of the longer to the shorter side."""
 
 
 def is_ordinary(width: int, height: int) -> bool:
-    """Whether ``square_of_pixels`` takes an image of this size."""
+    """Whether ``square_of_pixels`` is used for images of this size."""
     short, long = sorted((width, height))
     return long <= _ORDINARY_RATIO * short and long * short <= _ORDINARY_PIXELS
 
 
 def square_of_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The central square of writable pixels (height, width, 3): (256, 256, 3)."""
+    """(height, width, 3) uint8, writable → the resized central square, (256, 256, 3) uint8."""
     height, width, channels = pixels.shape
     long, start = _long_side(width, height)
     rows, columns = (long, IMAGE_SIZE) if width <= height else (IMAGE_SIZE, long)
     target = torch.empty((rows, columns, channels), dtype=torch.uint8)
-    # What ``interpolate(antialias=True)`` calls; it could not be told to keep a pixel's channels
-    # side by side, and putting them together again would take as long as the resizing.
+    # The kernel of ``interpolate(antialias=True)``, which can't write into an array whose last
+    # dimension is the channels; to transpose its result would take as long as the resizing.
     torch.ops.aten._upsample_bilinear2d_aa.out(
         torch.from_numpy(pixels).permute(2, 0, 1)[None],
         [rows, columns],
@@ -47,19 +47,19 @@ def square_of_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def square_of_image(image: Image.Image) -> NDArray[np.uint8]:
-    """The central square of an RGB image in Pillow's hands: (256, 256, 3)."""
+    """An RGB image of Pillow → the resized central square, (256, 256, 3) uint8."""
     width, height = image.size
     if is_ordinary(width, height):
         return square_of_pixels(np.array(image))
     long, start = _long_side(width, height)
     scale = max(width, height) / long
-    near, far = start * scale, (start + IMAGE_SIZE) * scale
-    box = (0, near, width, far) if width <= height else (near, 0, far, height)
+    begin, end = start * scale, (start + IMAGE_SIZE) * scale
+    box = (0, begin, width, end) if width <= height else (begin, 0, end, height)
     return np.array(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box))
 
 
 def _long_side(width: int, height: int) -> tuple[int, int]:
-    """The longer side when the shorter is 256, and where along it the central square begins."""
+    """Length of the longer side after resizing, and where along it the central square begins."""
     short, long = sorted((width, height))
     resized = IMAGE_SIZE * long // short
     return resized, round((resized - IMAGE_SIZE) / 2)

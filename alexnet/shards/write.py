@@ -1,13 +1,13 @@
-"""The work that makes one shard: read, decode, resize, encode, write, report.
+"""Execution of one shard task: read, decode, resize, encode and write its images.
 
-It depends on the plan alone, so it gives the same bytes wherever and whenever it is done. The
-next images are read while these are decoded, and the shard is written a row group at a time, so
-that memory does not grow with the shard.
+It depends on the plan only, so a repeated execution writes the same bytes. The next images are read
+while the present ones are decoded. The shard is written one row group at a time, so memory does not
+depend on the size of the shard.
 """
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,94 +22,104 @@ from alexnet.shards.format import ROW_GROUP_ROWS, SCHEMA, Shard, write_shard
 from alexnet.shards.pixel_stats import write_sums
 from alexnet.shards.plan import ShardTask, read_plan
 
-# Locally one thread reads ahead, many images at a time, which costs next to nothing. From an
-# object store every image is a request, and many must be on their way at once.
+# Threads, and images that a thread reads in one call. A local disk needs one thread. In an object
+# store every image is a request, and many requests have to run at the same time.
 _LOCAL = (1, 32)
 _REMOTE = (32, 1)
 
 _MAX_BYTES = 2**29
-"""Twice an uncompressed image of the largest size that is read."""
+"""Twice the size of an uncompressed image with the largest number of pixels that is decoded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What became of a unit's images."""
+class ShardResult:
+    """The shard that a task wrote, and the images that it rejected."""
 
     shard: Shard
+    """It has 0 rows and no file if all images were rejected."""
     rejects: tuple[dict[str, str], ...]
     """``key``, ``split``, ``reason`` and ``detail`` of each."""
 
-    def agrees(self, size: int | None) -> bool:
-        """Whether the shard's file has its bytes; a shard of rejects alone has no file."""
-        return not self.shard.rows or size == self.shard.bytes
 
-
-def make_shard(unit: ShardTask) -> Report:
-    """Make a unit's shard; its report, written last, says that it is done.
+def make_shard(task: ShardTask) -> ShardResult:
+    """Write a task's shard, its sums and then its result, with which the task is finished.
 
     Raises:
-        UserError: the source can't be read any more; single unreadable images are rejects.
+        UserError: the source as a whole can't be read; single unreadable images are rejects.
         OSError: the shard can't be written.
     """
-    # Needs torch, which takes seconds to import, and not everyone who reads reports makes shards.
+    # This imports torch, which takes seconds, and not every process that reads results makes
+    # shards.
     from alexnet.shards.pixel_accumulator import PixelAccumulator
 
-    summing = PixelAccumulator()
+    accumulator = PixelAccumulator()
     rejects: list[dict[str, str]] = []
 
     def row_groups() -> Iterator[pa.Table]:
         rows: list[dict[str, Any]] = []
-        for planned, data in _read_ahead(read_plan(unit)):
+        for planned, data in _read_ahead(read_plan(task)):
             decoded = data if isinstance(data, Rejection) else decode(data)
             if isinstance(decoded, Rejection):
-                found = {"reason": decoded.reason, "detail": decoded.detail}
-                rejects.append({"key": planned["key"], "split": unit.split} | found)
+                image = {"key": planned["key"], "split": task.split}
+                rejects.append(image | {"reason": decoded.reason, "detail": decoded.detail})
                 continue
             assert isinstance(data, bytes)
-            summing.add(decoded.pixels)
-            rows.append(_row(planned, data, decoded, unit.encoding))
+            accumulator.add(decoded.pixels)
+            rows.append(_row(planned, data, decoded, task.encoding))
             if len(rows) == ROW_GROUP_ROWS:
                 yield pa.Table.from_pylist(rows, schema=SCHEMA)
                 rows = []
         if rows:
             yield pa.Table.from_pylist(rows, schema=SCHEMA)
 
-    shard = write_shard(unit.folder, unit.file, row_groups())
-    if unit.split == "train":
-        write_sums(unit.sums, summing.sums())
-    storage.write_json(unit.report, asdict(shard) | {"rejects": rejects})
-    return Report(shard, tuple(rejects))
+    shard = write_shard(task.folder, task.file, row_groups())
+    if task.split == "train":
+        write_sums(task.sums_path, accumulator.sums())
+    storage.write_json(task.result_path, asdict(shard) | {"rejects": rejects})
+    return ShardResult(shard, tuple(rejects))
 
 
-def is_made(unit: ShardTask) -> bool:
-    """Whether the unit's report exists and its shard has the size that the report says."""
-    if not storage.is_file(unit.report):
-        return False
-    return read_report(unit).agrees(storage.size(storage.join(unit.folder, unit.file)))
+def finished_result(
+    task: ShardTask, size_of: Callable[[str], int] = storage.size
+) -> ShardResult | None:
+    """The result of a finished task; None if its shard has to be written.
+
+    A task is finished if its result exists and its shard has the size that the result contains.
+
+    Args:
+        task: the task.
+        size_of: returns the bytes in a file, -1 if there is no such file.
+    """
+    if size_of(task.result_path) < 0:
+        return None
+    result = read_result(task)
+    if result.shard.rows and size_of(task.shard_path) != result.shard.bytes:
+        return None
+    return result
 
 
-def read_report(unit: ShardTask) -> Report:
-    """The report of a unit that is done."""
-    value = storage.read_json(unit.report)
+def read_result(task: ShardTask) -> ShardResult:
+    """The result that a task wrote."""
+    value = storage.read_json(task.result_path)
     rejects = tuple(value.pop("rejects"))
-    return Report(Shard(**value), rejects)
+    return ShardResult(Shard(**value), rejects)
 
 
 def _read_ahead(
     planned: list[dict[str, Any]],
 ) -> Iterator[tuple[dict[str, Any], bytes | Rejection]]:
     """The planned images' bytes, in order; the next ones are read in the background."""
-    count, together = _REMOTE if storage.is_remote(planned[0]["path"]) else _LOCAL
-    pieces = [planned[start : start + together] for start in range(0, len(planned), together)]
+    count, chunk_size = _REMOTE if storage.is_remote(planned[0]["path"]) else _LOCAL
+    chunks = [planned[start : start + chunk_size] for start in range(0, len(planned), chunk_size)]
     with ThreadPoolExecutor(count) as threads:
-        reading: deque[Future[list[bytes | Rejection]]] = deque()
+        pending: deque[Future[list[bytes | Rejection]]] = deque()
         try:
-            for number, piece in enumerate(pieces):
-                for next_piece in pieces[number + len(reading) : number + count + 1]:
-                    reading.append(
-                        threads.submit(lambda rows: [_read(row) for row in rows], next_piece)
+            for number, chunk in enumerate(chunks):
+                for next_chunk in chunks[number + len(pending) : number + count + 1]:
+                    pending.append(
+                        threads.submit(lambda rows: [_read(row) for row in rows], next_chunk)
                     )
-                yield from zip(piece, reading.popleft().result(), strict=True)
+                yield from zip(chunk, pending.popleft().result(), strict=True)
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -118,7 +128,7 @@ def _read(planned: Mapping[str, Any]) -> bytes | Rejection:
     """One image's bytes.
 
     Raises:
-        UserError: not this image but the place where it lies can't be read.
+        UserError: not only this image but its folder or archive can't be read.
     """
     path, offset, size = planned["path"], planned["offset"], planned["size"]
     if size > _MAX_BYTES:
@@ -128,11 +138,11 @@ def _read(planned: Mapping[str, Any]) -> bytes | Rejection:
     except EOFError as error:
         return Rejection("truncated", one_line(error))
     except OSError as error:
-        its_own = isinstance(error, FileNotFoundError | PermissionError) and not offset
-        if its_own and storage.exists(path.rpartition("/")[0]):
+        only_this_file = isinstance(error, FileNotFoundError | PermissionError) and not offset
+        if only_this_file and storage.exists(path.rpartition("/")[0]):
             return Rejection("unreadable", one_line(error))
         raise UserError(
-            f"{path}: the source can't be read any more ({one_line(error)}); when it can, "
+            f"{path}: the source can't be read any more ({one_line(error)}); make it readable and "
             "give the same command again: finished shards are kept"
         ) from error
 

@@ -1,1 +1,1 @@
-"""Where raw images lie, in any of the forms that people have them in, as one index."""
+"""Raw images in any of four layouts → one index of keys, labels and byte ranges."""

@@ -1,39 +1,38 @@
 """Imagenette: ten classes of ILSVRC2012, 9,469 and 3,925 images, 1.6 GB, free to download.
 
-https://github.com/fastai/imagenette; torchvision's data set class knows where it lies.
+https://github.com/fastai/imagenette; torchvision's data set class holds the address of the file.
 """
 
 import os
+from collections.abc import Callable
 
 from alexnet import storage
-from alexnet.errors import UserError, one_line
+from alexnet.errors import DownloadError, one_line
 
 FOLDER = "imagenette2"
 
 
-def fetch(workdir: str) -> str:
-    """The folder with Imagenette's ``train`` and ``val``, downloaded if it is not there yet.
+def fetch(folder: str, on_download: Callable[[], None] = lambda: None) -> str:
+    """The path of Imagenette's folders ``train`` and ``val``; downloads them if they are missing.
+
+    Args:
+        folder: the folder in which Imagenette's own folder is created.
+        on_download: called once before a download starts.
 
     Raises:
-        UserError: it can't be downloaded, or the workdir is not on a local disk.
+        DownloadError: the download fails, or the folder is not on a local disk.
     """
-    if storage.is_remote(workdir):
-        raise UserError(
-            f"Imagenette is downloaded to local disks only, not to {workdir}; "
-            "copy it there and give --source"
-        )
-    place = os.path.join(workdir, FOLDER)
-    if os.path.isdir(os.path.join(place, "train")) and os.path.isdir(os.path.join(place, "val")):
-        return place
+    if storage.is_remote(folder):
+        raise DownloadError(f"Imagenette is downloaded to local disks only, not to {folder}")
+    path = os.path.join(folder, FOLDER)
+    if os.path.isdir(os.path.join(path, "train")) and os.path.isdir(os.path.join(path, "val")):
+        return path
     from torchvision.datasets import Imagenette
 
-    os.makedirs(workdir, exist_ok=True)
-    print("preprocess: downloading Imagenette (1.6 GB)", flush=True)
+    os.makedirs(folder, exist_ok=True)
+    on_download()
     try:
-        Imagenette(workdir, split="train", size="full", download=True)
+        Imagenette(folder, split="train", size="full", download=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"Imagenette can't be downloaded ({one_line(error)}); "
-            f"unpack imagenette2.tgz yourself and give its folder as --source"
-        ) from error
-    return place
+        raise DownloadError(f"Imagenette can't be downloaded ({one_line(error)})") from error
+    return path

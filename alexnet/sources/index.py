@@ -1,8 +1,9 @@
 """The index of a data set's raw images: one row per image, a million rows in a few buffers.
 
-An index is put together from parts, each made from one class or split by itself. A part also
-tells what it was made from, so that the whole has a fingerprint: a digest of the files' names,
-sizes and times of change, which is cheap to know and changes whenever an image does.
+An index is the union of parts, each the rows of one class or split. A part also has a digest of the
+files that contain its images. The source's fingerprint is computed from these digests: it depends
+on the files' names, sizes and times of modification. So it changes whenever a file is changed, and
+no file has to be read for it.
 """
 
 import hashlib
@@ -21,9 +22,9 @@ from alexnet.sources.labels import Label
 from alexnet.sources.tar import Members
 from alexnet.storage import File
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
-_LOCATED = pa.schema(
+_PART_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),
@@ -35,36 +36,36 @@ _LOCATED = pa.schema(
 
 SCHEMA = pa.schema(
     [
-        _LOCATED.field("key"),
+        _PART_SCHEMA.field("key"),
         pa.field("split", pa.string(), nullable=False),
         pa.field("wnid", pa.string(), nullable=False),
-        *(_LOCATED.field(name) for name in ("label", "path", "offset", "size")),
+        *(_PART_SCHEMA.field(name) for name in ("label", "path", "offset", "size")),
     ]
 )
-"""``label`` is the class index; the image is ``size`` bytes at ``offset`` of the file ``path``
-(inside Parquet: see ``part_of_parquet``)."""
+"""``label`` is the class index; an image is ``size`` bytes at ``offset`` of the file ``path``.
+Images inside Parquet files are the exception: see ``part_of_parquet``."""
 
 
 class Part(NamedTuple):
     """Rows of one class or split."""
 
     rows: pa.Table
-    """Keys, class indices and byte ranges."""
+    """``key``, ``label``, ``path``, ``offset`` and ``size`` of each image, as in ``SCHEMA``."""
     digest: bytes
-    """Of the files that the rows were made from."""
+    """sha256 of the names, sizes and times of modification of the files in ``path``."""
 
 
 def part_of_archive(
     archive: File, keys: Sequence[str], classes: Sequence[int], members: Members
 ) -> Part:
-    """Images inside an archive."""
+    """The part of images inside one archive."""
     paths = pa.repeat(archive.path, len(keys))
     rows = _table(keys, classes, paths, members.offsets, members.sizes)
     return Part(rows, _digest([(posixpath.basename(archive.path), archive)]))
 
 
 def part_of_files(keys: Sequence[str], classes: Sequence[int], files: Sequence[File]) -> Part:
-    """Images that are files of their own."""
+    """The part of images that are single files."""
     paths = [file.path for file in files]
     sizes = [file.size for file in files]
     rows = _table(keys, classes, paths, [0] * len(files), sizes)
@@ -74,28 +75,35 @@ def part_of_files(keys: Sequence[str], classes: Sequence[int], files: Sequence[F
 def part_of_parquet(
     keys: pa.Array, classes: pa.Array, files: Sequence[File], counts: Sequence[int]
 ) -> Part:
-    """Images inside Parquet files, which have no byte range yet.
+    """The part of images inside Parquet files, which have no byte range yet.
 
-    Until ``spool`` gives them one, ``offset`` is the row in the file ``path`` and ``size`` is 0.
+    ``offset`` is the row in the file ``path`` and ``size`` is 0, until ``parquet_extract`` copies
+    the images and replaces both by a byte range.
+
+    Args:
+        keys: string, one per image.
+        classes: int32, the class index of each image.
+        files: the files in the order of their images.
+        counts: number of images in each file.
     """
     paths = pa.array([file.path for file in files], pa.string()).take(
         pa.array(np.repeat(np.arange(len(files)), counts))
     )
-    rows = np.concatenate([np.arange(count) for count in counts])
-    table = _table(keys, classes, paths, rows, np.zeros(len(rows), np.int64))
+    row_in_file = np.concatenate([np.arange(count) for count in counts])
+    table = _table(keys, classes, paths, row_in_file, np.zeros(len(row_in_file), np.int64))
     return Part(table, _digest((posixpath.basename(file.path), file) for file in files))
 
 
 def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
-    r"""The index, of ``SCHEMA`` and sorted by key; in keys ``\x0a`` stands for a line's end.
+    r"""The index with columns of ``SCHEMA``, sorted by key; a line break in a key becomes ``\x0a``.
 
     Raises:
         UserError: two images have the same key.
     """
     rows = pa.concat_tables([part.rows for part in parts])
-    keys = _without_controls(rows["key"])
-    rows = rows.set_column(0, _LOCATED.field("key"), keys).sort_by("key")
-    _refuse_repeated_keys(rows)
+    keys = _escape_control_characters(rows["key"])
+    rows = rows.set_column(0, _PART_SCHEMA.field("key"), keys).sort_by("key")
+    _check_unique_keys(rows)
     wnids = pa.array([label.wnid for label in labels], pa.string())
     split = pc.if_else(pc.starts_with(rows["key"], "train/"), "train", "val")
     derived = {"split": split, "wnid": wnids.take(rows["label"])}
@@ -103,38 +111,51 @@ def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def fingerprint(parts: Iterable[Part], lists: Iterable[File]) -> str:
-    """Digest of the files that the parts were made from and of the lists of labels beside them."""
-    named = ((posixpath.basename(file.path), file) for file in lists)
-    return hashlib.sha256(b"".join(part.digest for part in parts) + _digest(named)).hexdigest()
+def source_fingerprint(parts: Iterable[Part], label_files: Iterable[File]) -> str:
+    """sha256 of the names, sizes and times of modification of all files of a source.
+
+    Args:
+        parts: the parts of the index, with the digests of the files that contain images.
+        label_files: the files that contain labels and no images.
+    """
+    named_files = ((posixpath.basename(file.path), file) for file in label_files)
+    digests = b"".join(part.digest for part in parts) + _digest(named_files)
+    return hashlib.sha256(digests).hexdigest()
 
 
 def _table(*columns: Sequence[object] | pa.Array | NDArray[np.int64]) -> pa.Table:
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, _LOCATED, strict=True)]
-    return pa.table(arrays, schema=_LOCATED)
+    arrays = [
+        pa.array(column, field.type) for column, field in zip(columns, _PART_SCHEMA, strict=True)
+    ]
+    return pa.table(arrays, schema=_PART_SCHEMA)
 
 
-def _digest(named: Iterable[tuple[str, File]]) -> bytes:
+def _digest(named_files: Iterable[tuple[str, File]]) -> bytes:
     digest = hashlib.sha256()
-    for name, file in named:
+    for name, file in named_files:
         digest.update(f"{name}\0{file.size}\0{file.modified_ns}\n".encode())
     return digest.digest()
 
 
-def _without_controls(keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Keys that stay on their line, and do nothing to a terminal, whatever files are called."""
-    if not pc.any(pc.match_substring_regex(keys, _CONTROL.pattern), min_count=0).as_py():
+def _escape_control_characters(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Keys that can be printed: they have no line breaks and no terminal commands."""
+    pattern = _CONTROL_CHARACTER.pattern
+    if not pc.any(pc.match_substring_regex(keys, pattern), min_count=0).as_py():
         return keys
-    clean = [_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", key) for key in keys.to_pylist()]
-    return pa.chunked_array([clean], pa.string())
+
+    def escape(match: re.Match[str]) -> str:
+        return f"\\x{ord(match[0]):02x}"
+
+    escaped = [_CONTROL_CHARACTER.sub(escape, key) for key in keys.to_pylist()]
+    return pa.chunked_array([escaped], pa.string())
 
 
-def _refuse_repeated_keys(rows: pa.Table) -> None:
+def _check_unique_keys(rows: pa.Table) -> None:
     keys = rows["key"]
     repeated = pc.index(pc.equal(keys[1:], keys[:-1]), True).as_py()
     if repeated >= 0:
         first, second = rows.slice(repeated, 2).to_pylist()
         raise UserError(
-            f"{first['path']}: {first['key']} lies at byte {first['offset']} and again in "
+            f"{first['path']}: {first['key']} is at byte {first['offset']} and again in "
             f"{second['path']} at byte {second['offset']}; remove one of them"
         )

@@ -1,8 +1,8 @@
-"""The index of large archives, kept so that a run with nothing to do need not list them again.
+"""A cache of the index of large archives, so that a repeated run does not list them again.
 
-There is one file in a folder of its own, ``index-<sha256 of its bytes>.parquet``. It is used only
-if its bytes still have that digest, and if it was made by the code of today from archives of the
-same places, sizes and times of change.
+The cache is one file in its own folder, ``index-<sha256 of its bytes>.parquet``. It is used only
+if its bytes still have that digest, and if the present code wrote it from archives with the same
+paths, sizes and times of modification.
 """
 
 import hashlib
@@ -20,27 +20,27 @@ from alexnet.provenance import code_version
 from alexnet.sources.labels import Label
 from alexnet.storage import File
 
-# What decides how an index comes out; a change in any of it makes the kept one useless.
+# Entry modules of the code that computes an index; after a change in it the cache is not used.
 _CODE = ("alexnet.sources.read",)
 
 _ORIGIN, _CONTENT = b"origin", b"content"
-"""Keys in the table's metadata: what it was made from, and what belongs to it."""
+"""Keys in the table's metadata: what the index depends on, and the labels and fingerprint."""
 
 
 class Indexed(NamedTuple):
-    """What was found in some archives; for its fields see ``sources.Source``."""
+    """Index and labels of some archives; ``read.Source`` describes the fields."""
 
     index: pa.Table
     labels: tuple[Label, ...]
-    fingerprint: str
+    source_fingerprint: str
 
 
 def load(folder: str, archives: Sequence[File]) -> Indexed | None:
-    """What was kept of these archives; None if it is not there, out of date or damaged."""
-    for path in _kept(folder):
+    """The cached index of these archives; None if it is missing, out of date or damaged."""
+    for path in _cached_files(folder):
         try:
             data = storage.read_bytes(path)
-        except OSError:  # Another run has just put a newer one in its place.
+        except OSError:  # Another run has just replaced it by a newer one.
             continue
         if posixpath.basename(path) != _name(data):
             continue
@@ -54,24 +54,24 @@ def load(folder: str, archives: Sequence[File]) -> Indexed | None:
 
 
 def save(folder: str, archives: Sequence[File], indexed: Indexed) -> None:
-    """Keep what was found in some archives, and nothing else.
+    """Write the index of some archives and delete older ones.
 
     Raises:
         OSError: the folder can't be written.
     """
-    content = json.dumps({"labels": indexed.labels, "fingerprint": indexed.fingerprint})
+    content = json.dumps({"labels": indexed.labels, "fingerprint": indexed.source_fingerprint})
     metadata = {_ORIGIN: _origin(archives), _CONTENT: content}
     buffer = pa.BufferOutputStream()
     pq.write_table(indexed.index.replace_schema_metadata(metadata), buffer)
     data = buffer.getvalue().to_pybytes()
     path = storage.join(folder, _name(data))
     storage.write_bytes(path, data)
-    for older in _kept(folder):
+    for older in _cached_files(folder):
         if older != path:
             storage.delete_file(older)
 
 
-def _kept(folder: str) -> list[str]:
+def _cached_files(folder: str) -> list[str]:
     files = storage.list_files(folder, recursive=False)
     return [file.path for file in files if re.search(r"/index-[0-9a-f]{64}\.parquet$", file.path)]
 
@@ -81,5 +81,5 @@ def _name(data: bytes) -> str:
 
 
 def _origin(archives: Sequence[File]) -> bytes:
-    """What an index depends on."""
+    """What an index depends on: the code and the archives."""
     return json.dumps([code_version(_CODE), archives]).encode()

@@ -1,4 +1,4 @@
-"""Whether the official archives arrived whole: their md5 sums, as image-net.org gives them."""
+"""Check of the official archives' md5 sums, which image-net.org publishes."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -14,41 +14,40 @@ OFFICIAL: Mapping[str, str] = {
 }
 """md5 by file name."""
 
-# Reading waits for the disk or the network anyway; large pieces keep an object store's requests
-# few.
-_CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 8 * 2**20
+"""Bytes that are read at once; large chunks need few requests to an object store."""
 
 
 def verify(
     path: str, expected: str, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Read a file through and compare its md5.
+    """Read a whole file and compare its md5.
 
     Args:
         path: the file.
-        expected: its md5, 32 hexadecimal digits.
-        on_progress: called with the bytes read so far and the file's size, after each piece.
+        expected: the right md5, 32 hexadecimal digits.
+        on_progress: called after each chunk with the bytes read so far and the file's size.
 
     Raises:
-        UserError: the md5 is another one, or the file can't be read.
+        UserError: the md5 is not the expected one, or the file can't be read.
     """
     digest = hashlib.md5(usedforsecurity=False)
     done = 0
     try:
         with storage.open_input(path) as file:
             total = file.size()
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
                 done += len(chunk)
                 on_progress(done, total)
     except OSError as error:
         raise UserError(
-            f"{path}: can't be read ({one_line(error)}); check that it is there and that "
+            f"{path}: can't be read ({one_line(error)}); check that it exists and that "
             "you have permission"
         ) from error
-    found = digest.hexdigest()
-    if found != expected.lower():
+    actual = digest.hexdigest()
+    if actual != expected.lower():
         raise UserError(
-            f"{path}: md5 is {found}, not {expected.lower()}; it is damaged or another file, so "
-            "download it again"
+            f"{path}: md5 is {actual}, not {expected.lower()}; the file is damaged or another "
+            "one: download it again"
         )

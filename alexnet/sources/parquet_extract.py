@@ -1,11 +1,11 @@
-"""Images inside Parquet files, copied once to where they are byte ranges.
+"""Copies of the images inside Parquet files, in plain files where each is a byte range.
 
-A Parquet page is compressed, and to read one image means to read its whole row group; a shuffle
-over a million images would read every row group a hundred times. So each Parquet file is read
-once from its beginning to its end, and its images are written one behind the other into pieces,
-plain files small enough to be held in memory (an object store takes a file only as a whole).
-Beside them a table says for each row which bytes of which piece it is; it is written last, so a
-file that has one is done.
+To read one image from a Parquet file, its whole row group has to be read. A shuffle over a million
+images would read every row group a hundred times. So each Parquet file is read once from beginning
+to end, and its images are written one after the other into segments: plain files that are small
+enough to be held in memory, because an object store takes a file only as a whole. A table in the
+same folder has the byte range of each row's image. It is written last: if it exists, all images of
+the Parquet file are extracted.
 """
 
 import hashlib
@@ -21,26 +21,27 @@ from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.sources.index import SCHEMA
 
-_PIECE_BYTES = 64 * 2**20
+SEGMENT_BYTES = 64 * 2**20
+"""A segment ends with the first image that makes it as large as this."""
 
-# Little is in memory at once: a piece, a page (the least that Parquet can be read by), the bytes
-# read ahead of it and some rows of images.
+# Memory holds one segment, one page (the smallest unit that can be read from Parquet), the bytes
+# that are read ahead and some rows of images.
 _BUFFER_BYTES = 8 * 2**20
 _BATCH_ROWS = 32
 
 _RANGES = pa.schema([SCHEMA.field(name) for name in ("path", "offset", "size")])
-"""Of a row's image; ``path`` is a piece's name in the spool's folder."""
+"""The byte range of each row's image; ``path`` is a segment's file name."""
 
 
-def files(index: pa.Table) -> list[str]:
-    """The Parquet files that an index of the parquet form names, sorted."""
+def parquet_files(index: pa.Table) -> list[str]:
+    """The paths in the index of a source in the Parquet layout, sorted."""
     return sorted(pc.unique(index["path"]).to_pylist())
 
 
-def copy(path: str, folder: str) -> int:
-    """Copy a Parquet file's images into a folder, unless they are there.
+def extract_images(path: str, folder: str) -> int:
+    """Copy a Parquet file's images into segments in a folder, unless that is already done.
 
-    An image that is null becomes one of no bytes.
+    An image that is null becomes a range of 0 bytes.
 
     Returns:
         The number of bytes copied.
@@ -55,11 +56,11 @@ def copy(path: str, folder: str) -> int:
         return 0
     ranges = []
     copied = 0
-    for number, images in enumerate(_pieces(_read(path))):
-        piece = f"{name}-{number:05d}.bin"
-        storage.write_bytes(storage.join(folder, piece), b"".join(images))
+    for number, images in enumerate(_segments(_read(path))):
+        segment = f"{name}-{number:05d}.bin"
+        storage.write_bytes(storage.join(folder, segment), b"".join(images))
         sizes = np.array([len(image) for image in images], np.int64)
-        columns = [pa.repeat(piece, len(images)), np.cumsum(sizes) - sizes, sizes]
+        columns = [pa.repeat(segment, len(images)), np.cumsum(sizes) - sizes, sizes]
         ranges.append(pa.table([pa.array(column) for column in columns], schema=_RANGES))
         copied += int(sizes.sum())
     with storage.atomic_output(ranges_path) as file:
@@ -68,28 +69,41 @@ def copy(path: str, folder: str) -> int:
 
 
 def to_byte_ranges(index: pa.Table, folder: str) -> pa.Table:
-    """The index with byte ranges in the spool, where ``copy`` has put all its files.
+    """The index with byte ranges of the segments instead of Parquet files and rows.
+
+    Args:
+        index: of a source in the Parquet layout.
+        folder: into which ``extract_images`` has copied the images of all its files.
 
     Raises:
-        UserError: a file has changed since it was copied.
+        UserError: a Parquet file has changed since its images were extracted.
     """
-    return relocate(index, {path: _read_ranges(path, folder) for path in files(index)})
+    return look_up_ranges(
+        index, {path: _read_ranges(path, folder) for path in parquet_files(index)}
+    )
 
 
-def relocate(index: pa.Table, ranges: Mapping[str, pa.Table]) -> pa.Table:
-    """The index with each (Parquet file, row) replaced by that row of the file's ranges."""
+def look_up_ranges(index: pa.Table, ranges: Mapping[str, pa.Table]) -> pa.Table:
+    """The index with each (Parquet file, row) replaced by the byte range of that row.
+
+    Args:
+        index: of a source in the Parquet layout.
+        ranges: for each Parquet file, ``path``, ``offset`` and ``size`` of the image in each row.
+    """
     counts = [len(table) for table in ranges.values()]
     first_rows = np.cumsum([0, *counts[:-1]])
     file = pc.index_in(index["path"], pa.array(list(ranges), pa.string())).to_numpy()
     row = index["offset"].to_numpy()
     assert np.all(row < np.array(counts)[file])
-    moved = pa.concat_tables(ranges.values()).take(pa.array(first_rows[file] + row))
-    columns = [moved[name] if name in _RANGES.names else index[name] for name in SCHEMA.names]
+    image_ranges = pa.concat_tables(ranges.values()).take(pa.array(first_rows[file] + row))
+    columns = [
+        image_ranges[name] if name in _RANGES.names else index[name] for name in SCHEMA.names
+    ]
     return pa.table(columns, schema=SCHEMA)
 
 
 def read_image(path: str, row: int) -> bytes:
-    """One image's bytes straight from its Parquet file: slow, for a look at a few.
+    """One image's bytes from its Parquet file; too slow for more than a few images.
 
     Raises:
         UserError: the file can't be read.
@@ -97,21 +111,22 @@ def read_image(path: str, row: int) -> bytes:
     return bytes(next(_read(path, start=row)))
 
 
-def _pieces(images: Iterator[pa.Buffer]) -> Iterator[list[pa.Buffer]]:
-    piece: list[pa.Buffer] = []
+def _segments(images: Iterator[pa.Buffer]) -> Iterator[list[pa.Buffer]]:
+    """The images of each segment."""
+    segment: list[pa.Buffer] = []
     size = 0
     for image in images:
-        piece.append(image)
+        segment.append(image)
         size += len(image)
-        if size >= _PIECE_BYTES:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+        if size >= SEGMENT_BYTES:
+            yield segment
+            segment, size = [], 0
+    if segment:
+        yield segment
 
 
 def _read(path: str, start: int = 0) -> Iterator[pa.Buffer]:
-    """The images' bytes from a row on; a row group is never in memory as a whole."""
+    """The images' bytes, starting at a row; a row group is never in memory as a whole."""
     try:
         with storage.open_input(path) as opened:
             file = pq.ParquetFile(
@@ -136,20 +151,20 @@ def _read(path: str, start: int = 0) -> Iterator[pa.Buffer]:
                 skip = max(0, skip - len(images))
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: its images can't be read ({one_line(error)}); get it again"
+            f"{path}: its images can't be read ({one_line(error)}); download it again"
         ) from error
 
 
 def _name(path: str) -> str:
-    """Of what is kept of a Parquet file: other bytes should have another name.
+    """A prefix for the names of a Parquet file's segments; it changes if the file is changed.
 
     Raises:
-        UserError: the file is gone.
+        UserError: the file is missing.
     """
     try:
         file = storage.stat(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: is gone; put it back") from error
+        raise UserError(f"{path}: is missing; restore it") from error
     stem = posixpath.basename(path).removesuffix(".parquet")
     text = f"{path}\0{file.size}\0{file.modified_ns}"
     return f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -162,8 +177,8 @@ def _ranges_path(folder: str, name: str) -> str:
 def _read_ranges(path: str, folder: str) -> pa.Table:
     ranges_path = _ranges_path(folder, _name(path))
     if not storage.is_file(ranges_path):
-        raise UserError(f"{path}: has changed meanwhile; give the same command again")
+        raise UserError(f"{path}: has changed during the run; give the same command again")
     with storage.open_input(ranges_path) as file:
         ranges = pq.read_table(file)
-    places = pc.binary_join_element_wise(folder, ranges["path"], "/")
-    return ranges.set_column(0, _RANGES.field("path"), places)
+    paths = pc.binary_join_element_wise(folder, ranges["path"], "/")
+    return ranges.set_column(0, _RANGES.field("path"), paths)

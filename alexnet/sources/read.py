@@ -1,24 +1,24 @@
-"""Where the raw images of a data set lie, whatever form it was given in.
+"""The index of a data set's raw images, in any of four layouts.
 
-``read_source`` looks at what a folder holds, recognises one of four forms and returns the same
-index for all: one row per image with its key, split, class and byte range. Nothing is unpacked
-and no image is opened.
+``read_source`` recognises the layout of a folder by its content and returns the same kind of index
+for all: one row per image with its key, split, class and byte range. Nothing is unpacked and no
+image is opened.
 
 ==========  =====================================================================================
-form        what the folder holds
+layout      content of the folder
 ==========  =====================================================================================
 archives    ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar``,
-            ``ILSVRC2012_devkit_t12.tar.gz``, as image-net.org serves them
+            ``ILSVRC2012_devkit_t12.tar.gz``, as published on image-net.org
 kaggle      ``ILSVRC/Data/CLS-LOC/{train/<wnid>,val}/``, ``LOC_synset_mapping.txt``,
             ``LOC_val_solution.csv``
-parquet     ``train-*.parquet`` and ``validation-*.parquet``, in ``data/`` or not, as data sets
-            of the Hugging Face Hub; see ``parquet_source``
-folders     ``{train,val}/<class>/`` with images at any depth, as Imagenette
+parquet     ``train-*.parquet`` and ``validation-*.parquet``, optionally in ``data/``, as in data
+            sets of the Hugging Face Hub; see ``parquet``
+folders     ``{train,val}/<class>/`` with images at any depth, as in Imagenette
 ==========  =====================================================================================
 
-Keys are ``train/<class>/<file>`` and ``val/<file>``; ``val/<class>/<file>`` in the folders form,
-where file names repeat from class to class, and in the parquet form. Any visible file is taken
-for an image, since the endings of names lie; whether it is one shows when it is decoded.
+Keys are ``train/<class>/<file>`` and ``val/<file>``. In the folders layout, where classes can have
+files of the same name, and in the Parquet layout they are ``val/<class>/<file>``. Every visible
+file counts as an image, because file extensions are unreliable; decoding shows whether it is one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +32,13 @@ import pyarrow as pa
 from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.sources import parquet, parquet_extract
-from alexnet.sources.index import Part, fingerprint, merge, part_of_archive, part_of_files
+from alexnet.sources.index import (
+    Part,
+    merge,
+    part_of_archive,
+    part_of_files,
+    source_fingerprint,
+)
 from alexnet.sources.index_cache import Indexed, load, save
 from alexnet.sources.labels import (
     Label,
@@ -43,8 +49,9 @@ from alexnet.sources.labels import (
     read_validation_solution,
 )
 from alexnet.sources.tar import Members, list_members, list_nested
+from alexnet.sources.visible import visible_files, visible_folders
 
-Form = Literal["archives", "kaggle", "folders", "parquet"]
+Layout = Literal["archives", "kaggle", "folders", "parquet"]
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
@@ -54,34 +61,31 @@ KAGGLE_IMAGES = "ILSVRC/Data/CLS-LOC"
 KAGGLE_MAPPING = "LOC_synset_mapping.txt"
 KAGGLE_SOLUTION = "LOC_val_solution.csv"
 
-# Class folders are listed side by side: on a network drive or in an object store listing waits.
+# Class folders are listed in parallel: on a network drive or in an object store each takes time.
 _THREADS = 16
-
-# Left behind by file managers that do not hide their files.
-_LITTER = {"Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A data set's raw images."""
 
-    form: Form
-    """How the images lie."""
+    layout: Layout
+    """How the folder is organised."""
     index: pa.Table
-    """One row per image, of ``alexnet.index.SCHEMA``, sorted by key; keys are unique."""
+    """One row per image, of ``index.SCHEMA``, sorted by key; keys are unique."""
     labels: tuple[Label, ...]
-    """The classes; the index's ``label`` is a position here."""
-    fingerprint: str
-    """sha256 of the source's file names, sizes and times of change."""
+    """The classes, by the index's ``label``."""
+    source_fingerprint: str
+    """sha256 of the source's file names, sizes and times of modification."""
 
 
 class _Contents(NamedTuple):
-    """What the reader of a form found."""
+    """What the reader of a layout returns."""
 
     labels: tuple[Label, ...]
     parts: list[Part]
-    lists: list[storage.File]
-    """Files that hold labels rather than images."""
+    label_files: list[storage.File]
+    """Files that contain labels and no images."""
 
 
 def read_source(source: str, cache: str | None = None) -> Source:
@@ -89,47 +93,48 @@ def read_source(source: str, cache: str | None = None) -> Source:
 
     Args:
         source: the folder.
-        cache: another folder, in which the index of archives is kept for the next time.
+        cache: another folder, for a cache of the index of archives.
 
     Raises:
-        UserError: the source holds none of the four forms, or one that is incomplete, damaged,
+        UserError: the source has none of the four layouts, or is incomplete, damaged,
             contradictory or not readable.
         OSError: the cache can't be written.
     """
     root = storage.absolute(source)
     try:
-        form, read = _recognise(root)
-        # In the other forms the listing, which tells whether anything has changed, is the work.
-        known_by = _stat_archives(root) if cache and form == "archives" else None
-        if cache and known_by and (kept := load(cache, known_by)):
-            return Source(form=form, **kept._asdict())
-        labels, parts, lists = read(root)
+        layout, read = _recognise(root)
+        # The other layouts are not cached: to see whether a file has changed, they have to be
+        # listed, and that is most of the work.
+        archives = _stat_archives(root) if cache and layout == "archives" else None
+        if cache and archives and (cached := load(cache, archives)):
+            return Source(layout=layout, **cached._asdict())
+        labels, parts, label_files = read(root)
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"{root}: can't be read ({one_line(error)}); check that it is whole and that "
+            f"{root}: can't be read ({one_line(error)}); check that it is complete and that "
             "you have permission"
         ) from error
-    found = Indexed(merge(parts, labels), labels, fingerprint(parts, lists))
-    if cache and known_by:
-        save(cache, known_by, found)
-    return Source(form=form, **found._asdict())
+    indexed = Indexed(merge(parts, labels), labels, source_fingerprint(parts, label_files))
+    if cache and archives:
+        save(cache, archives, indexed)
+    return Source(layout=layout, **indexed._asdict())
 
 
 def read_image(source: Source, row: Mapping[str, Any]) -> bytes:
-    """One image's bytes, for a look at a few; ``row`` is one of the index.
+    """The bytes of one row of the index; too slow for more than a few images of a Parquet source.
 
     Raises:
         UserError, OSError, EOFError: it can't be read.
     """
-    if source.form == "parquet":
+    if source.layout == "parquet":
         return parquet_extract.read_image(row["path"], row["offset"])
     return storage.read_range(row["path"], row["offset"], row["size"])
 
 
-def _recognise(root: str) -> tuple[Form, Callable[[str], _Contents]]:
-    """The form that a folder's content shows, and its reader."""
+def _recognise(root: str) -> tuple[Layout, Callable[[str], _Contents]]:
+    """The layout of a folder, and its reader."""
     if storage.is_file(root):
-        raise UserError(f"{root}: is a file; give the folder that holds it")
+        raise UserError(f"{root}: is a file; give the folder that contains it")
     if not storage.exists(root):
         raise UserError(f"{root}: no such folder; check the path")
     files = {file.path[len(root) + 1 :] for file in storage.list_files(root, recursive=False)}
@@ -141,18 +146,18 @@ def _recognise(root: str) -> tuple[Form, Callable[[str], _Contents]]:
         return "kaggle", _read_kaggle
     if parquet_files := parquet.find(root):
         return "parquet", partial(_read_parquet, parquet_files)
-    # An unpacked data set often has its development kit still beside it.
+    # The folder of an unpacked data set often still contains its development kit.
     if {"train", "val"} <= folders and TRAIN_ARCHIVE in missing:
         return "folders", _read_folders
     if len(missing) < 3:
-        raise UserError(f"{root}: {missing[0]} is missing; put it beside the other archives")
+        raise UserError(f"{root}: {missing[0]} is missing; copy it to the other archives")
     if "train" in folders:
         others = sorted(folders & {"validation", "valid", "test"}, reverse=True)
         advice = f"rename {others[0]}/ to val/" if others else "add val/ with the same classes"
-        raise UserError(f"{root}: holds train/ but no val/; {advice}")
+        raise UserError(f"{root}: contains train/ but no val/; {advice}")
     raise UserError(
-        f"{root}: holds no data set; expected {TRAIN_ARCHIVE} with {VAL_ARCHIVE} and {DEVKIT}, or "
-        f"{KAGGLE_IMAGES}/ with {KAGGLE_MAPPING} and {KAGGLE_SOLUTION}, or train/ and val/ with "
+        f"{root}: contains no data set; expected {TRAIN_ARCHIVE} with {VAL_ARCHIVE} and {DEVKIT}, "
+        f"or {KAGGLE_IMAGES}/ with {KAGGLE_MAPPING} and {KAGGLE_SOLUTION}, or train/ and val/ with "
         "one folder per class, or train-*.parquet and validation-*.parquet"
     )
 
@@ -178,10 +183,10 @@ def _read_archives(root: str) -> _Contents:
     members = list_members(val.path)
     if len(members.names) != len(devkit.validation):
         raise UserError(
-            f"{val.path}: holds {len(members.names)} images, but {DEVKIT} labels "
-            f"{len(devkit.validation)} (devkit does not match); get both from the same place"
+            f"{val.path}: contains {len(members.names)} images, but {DEVKIT} has labels of "
+            f"{len(devkit.validation)} (devkit does not match); use files of one data set"
         )
-    # The ground truth is in the order of names, which the archive need not keep.
+    # The ground truth is in the order of names; the archive can have another order.
     by_name = sorted(range(len(members.names)), key=members.names.__getitem__)
     ordered = Members(
         [members.names[i] for i in by_name],
@@ -199,34 +204,34 @@ def _read_kaggle(root: str) -> _Contents:
     wnid_by_image = read_validation_solution(solution)
     train, val = (storage.join(root, KAGGLE_IMAGES, split) for split in ("train", "val"))
     index_by_wnid = index_of_wnid(labels)
-    _match_classes(train, _visible_folders(train), index_by_wnid, KAGGLE_MAPPING)
+    _match_classes(train, visible_folders(train), index_by_wnid, KAGGLE_MAPPING)
     unknown = sorted(set(wnid_by_image.values()) - index_by_wnid.keys())
     if unknown:
         raise UserError(
             f"{solution}: class {unknown[0]} is not in {KAGGLE_MAPPING}; download both again"
         )
 
-    files = _visible_files(val)
+    files = visible_files(val)
     names = [file.path[len(val) + 1 :] for file in files]
     images = [name.rpartition(".")[0] for name in names]
     unmatched = sorted(wnid_by_image.keys() ^ set(images))
     if unmatched:
         raise UserError(
-            f"{val}: {unmatched[0]} is only here or only in {KAGGLE_SOLUTION}, which do not "
-            "match; download both again"
+            f"{val}: {unmatched[0]} is only here or only in {KAGGLE_SOLUTION} (they do not match); "
+            "download both again"
         )
     classes = [index_by_wnid[wnid_by_image[image]] for image in images]
     val_part = part_of_files([f"val/{name}" for name in names], classes, files)
-    lists = [storage.stat(mapping), storage.stat(solution)]
-    return _Contents(labels, [*_class_parts(train, "train", index_by_wnid), val_part], lists)
+    parts = [*_class_parts(train, "train", index_by_wnid), val_part]
+    return _Contents(labels, parts, [storage.stat(mapping), storage.stat(solution)])
 
 
 def _read_folders(root: str) -> _Contents:
     train, val = (storage.join(root, split) for split in ("train", "val"))
-    classes = {place: _visible_folders(place) for place in (train, val)}
-    for place, found in classes.items():
-        if not found:
-            raise UserError(f"{place}: holds no class folders; put each class into its own")
+    classes = {folder: visible_folders(folder) for folder in (train, val)}
+    for folder, wnids in classes.items():
+        if not wnids:
+            raise UserError(f"{folder}: contains no class folders; put each class into its own")
     index_by_wnid = {wnid: index for index, wnid in enumerate(classes[train])}
     unknown = sorted(set(classes[val]) - index_by_wnid.keys())
     if unknown:
@@ -239,15 +244,15 @@ def _read_folders(root: str) -> _Contents:
 
 def _read_parquet(files: Mapping[str, list[storage.File]], root: str) -> _Contents:
     if not files["val"]:
-        raise UserError(f"{root}: holds train-*.parquet but no validation-*.parquet; add them")
+        raise UserError(f"{root}: contains train-*.parquet but no validation-*.parquet; add them")
     return _Contents(*parquet.read(files), [])
 
 
 def _class_parts(folder: str, split: str, index_by_wnid: Mapping[str, int]) -> list[Part]:
-    """The images of each class in its folder, at any depth."""
+    """The images of each class: all files in the class's folder, at any depth."""
 
     def read_class(wnid: str, index: int) -> Part:
-        files = _visible_files(storage.join(folder, wnid))
+        files = visible_files(storage.join(folder, wnid))
         if not files:
             raise _no_images(storage.join(folder, wnid))
         keys = [f"{split}/{file.path[len(folder) + 1 :]}" for file in files]
@@ -257,31 +262,23 @@ def _class_parts(folder: str, split: str, index_by_wnid: Mapping[str, int]) -> l
         return list(threads.map(read_class, index_by_wnid.keys(), index_by_wnid.values()))
 
 
-def _visible_folders(folder: str) -> list[str]:
-    return [name for name in storage.list_folders(folder) if not name.startswith(".")]
+def _match_classes(
+    path: str, classes: Iterable[str], expected: Iterable[str], label_file: str
+) -> None:
+    """Check that the training set has exactly the classes of the file with the labels.
 
-
-def _visible_files(folder: str) -> list[storage.File]:
-    """Files at any depth, without what file managers leave behind."""
-
-    def is_visible(file: storage.File) -> bool:
-        parts = file.path[len(folder) + 1 :].split("/")
-        return parts[-1] not in _LITTER and not any(part.startswith(".") for part in parts)
-
-    return [file for file in storage.list_files(folder) if is_visible(file)]
-
-
-def _match_classes(place: str, found: Iterable[str], expected: Iterable[str], known: str) -> None:
-    """Refuse a training set whose classes are not exactly those of the list of labels."""
-    missing, unknown = set(expected) - set(found), set(found) - set(expected)
+    Raises:
+        UserError: a class is missing or unknown.
+    """
+    missing, unknown = set(expected) - set(classes), set(classes) - set(expected)
     if missing or unknown:
-        fault = f"lacks {min(missing)}" if missing else f"holds {min(unknown)}"
+        fault = f"lacks {min(missing)}" if missing else f"contains {min(unknown)}"
         contrast = "has" if missing else "does not have"
         raise UserError(
-            f"{place}: {fault}, which {known} {contrast} (they do not match); get both from the "
-            "same place"
+            f"{path}: {fault}, which {label_file} {contrast} (they do not match); use files of "
+            "one data set"
         )
 
 
-def _no_images(place: str) -> UserError:
-    return UserError(f"{place}: holds no images; add some, or remove the class everywhere")
+def _no_images(path: str) -> UserError:
+    return UserError(f"{path}: contains no images; add some, or remove the class everywhere")

@@ -1,19 +1,19 @@
-"""The embedded sample: handwritten digits as ILSVRC2012 would have published them.
+"""The sample: handwritten digits in the archives of ILSVRC2012, generated without a download.
 
-scikit-learn's 1,797 bundled digits become colour photographs of ink on paper in the three
-official archives, so that the whole workflow runs offline, along the same paths as the real data.
+The 1,797 digits of scikit-learn become synthetic colour photographs of ink on paper in the three
+official archives. So the whole workflow runs offline and executes the same code as for ILSVRC2012.
 
 - Ten classes, ``n00000000`` (zero) to ``n00000009`` (nine). Every fifth digit of a class is for
   validation: 1,437 images for training, 360 for validation.
-- JPEGs of quality 90 whose shorter side is 160 to 360 pixels and whose longer side is up to half
-  as long again: about 6 kB each, 12 MB in all, written in some 3 seconds on one core.
-- The oddities of the real data, all in the training archive: a CMYK JPEG, a greyscale JPEG and a
-  PNG named ``.JPEG``. One file more than the 1,437, ``n00000009_truncated.JPEG``, is cut in half
-  and can't be read.
+- JPEGs of quality 90. The shorter side has 160 to 360 pixels, the longer side at most 1.5 times as
+  many. They have about 6 kB each, 12 MB in total, and are written in some 3 seconds on one core.
+- The unusual files of ILSVRC2012, all in the training archive: a CMYK JPEG, a greyscale JPEG and a
+  PNG named ``.JPEG``. One more file, ``n00000009_truncated.JPEG``, is cut in half and can't be
+  decoded.
 - IDs in the development kit are not in the order of WordNet IDs, and one of its rows is an inner
-  node and no class.
+  node of WordNet, not a class.
 
-The three files' bytes depend on nothing but this module and the versions of its libraries.
+The bytes of the three files depend only on this module and the versions of its libraries.
 """
 
 import gzip
@@ -48,7 +48,9 @@ _META_FIELDS = (
 _TRUNCATED = "n00000009_truncated.JPEG"
 
 _SEED = 2012
-_TIME = 1_340_000_000  # A day in June 2012, the time of every file: equal content, equal bytes.
+# Time of modification of every archive member, a day in June 2012: a constant, so that the bytes
+# of the archives are always the same.
+_TIME = 1_340_000_000
 
 
 class _File(NamedTuple):
@@ -57,10 +59,10 @@ class _File(NamedTuple):
 
 
 def write_sample(folder: str) -> None:
-    """Write the sample's archives into a folder, unless all three are there already.
+    """Write the sample's archives into a folder, unless all three exist.
 
     Raises:
-        UserError: the folder can't be written.
+        UnwritableFolderError: the folder can't be written.
     """
     train, val, devkit = (
         storage.join(folder, name) for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT)
@@ -68,7 +70,7 @@ def write_sample(folder: str) -> None:
     if all(storage.is_file(path) for path in (train, val, devkit)):
         return
     storage.make_folder(folder)
-    # A second to import, which only those who want the sample should wait for.
+    # The import takes a second, so it is done only here.
     from sklearn.datasets import load_digits
 
     images, targets = load_digits(return_X_y=True)
@@ -124,7 +126,7 @@ def _photograph(digit: NDArray[np.float64], row: int) -> Image.Image:
 
     Args:
         digit: (64,) from 0 (paper) to 16 (ink).
-        row: the digit's number, which decides everything that is random.
+        row: the digit's number in scikit-learn's data set, the seed of all random choices.
     """
     rng = np.random.default_rng([_SEED, row])
     short = int(rng.integers(160, 361))
@@ -137,7 +139,7 @@ def _photograph(digit: NDArray[np.float64], row: int) -> Image.Image:
     paper = paper.resize((width, height), Image.Resampling.BICUBIC)
     ink = Image.new("RGB", (width, height), tuple(rng.integers(0, 64, size=3).tolist()))
 
-    # A margin of paper keeps the strokes that touch the border from ending in a straight edge.
+    # Some digits touch the border; a margin of paper avoids a straight edge there.
     strokes = Image.fromarray((np.pad(digit.reshape(8, 8), 1) * 255 / 16).astype(np.uint8))
     side = int(short * rng.uniform(0.95, 1))
     left, top = rng.integers(0, short - side + 1, size=2).tolist()
@@ -158,7 +160,7 @@ def _devkit_files(train_counts: Sequence[int], val_classes: Sequence[int]) -> It
     synsets = np.array([*sorted(classes), inner_node], [(field, object) for field in _META_FIELDS])
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets.reshape(-1, 1)})
-    # The first 116 bytes are a text for people, in which SciPy writes the time.
+    # The first 116 bytes are a comment, into which SciPy writes the time.
     header = b"MATLAB 5.0 MAT-file".ljust(116)
     ground_truth = "".join(f"{_IDS[digit]}\n" for digit in val_classes)
     readme = "Ten classes of handwritten digits, in the form of the ILSVRC2012 development kit.\n"
@@ -168,9 +170,9 @@ def _devkit_files(train_counts: Sequence[int], val_classes: Sequence[int]) -> It
     yield _File(f"{root}/data/ILSVRC2012_validation_ground_truth.txt", ground_truth.encode())
 
 
-def _encoded(image: Image.Image, form: str = "JPEG") -> bytes:
+def _encoded(image: Image.Image, file_format: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, form, quality=90)
+    image.save(buffer, file_format, quality=90)
     return buffer.getvalue()
 
 

@@ -1,11 +1,11 @@
-"""Tar archives as lists of byte ranges, nested archives included.
+"""Tar archives, also nested ones, as lists of byte ranges.
 
-A member of an uncompressed tar lies there as it is, and so does a member of a tar inside a tar:
-its place is an offset and a size in the outermost file. So an archive is listed by its headers
-alone, nothing is unpacked, and one function reads an image out of any kind of source.
+An uncompressed tar stores a member's bytes unchanged, and so does a tar inside a tar: a member is
+an offset and a size in the outermost file. So only headers are read, nothing is unpacked, and one
+function reads an image from any kind of source.
 
-Headers are not trusted: only plain files are listed, and a member has to end before its archive
-does, so that a size can't ask for more memory than there are bytes.
+Headers are not trusted: only plain files are listed, and a member must end before its archive
+ends, so that a wrong size can't cause a read of more bytes than the archive has.
 """
 
 import tarfile
@@ -20,16 +20,16 @@ from alexnet.errors import UserError, one_line
 
 _BLOCK = tarfile.BLOCKSIZE
 
-# A header and what belongs to it (a long name, extended attributes) is never this long.
-_LONGEST_HEADER = 2**20
+# A header, with a long name or extended attributes, is never longer.
+_MAX_HEADER_BYTES = 2**20
 
-# Inner archives are listed side by side: in an object store each header costs a round trip.
+# Inner archives are listed in parallel: in an object store each header costs a round trip.
 _THREADS_LOCAL = 4
 _THREADS_REMOTE = 32
 
 
 class Members(NamedTuple):
-    """The plain files of an archive, column by column: a million rows cost no million objects."""
+    """The plain files of an archive, by column: a million rows do not need a million objects."""
 
     names: list[str]
     offsets: list[int]
@@ -37,11 +37,11 @@ class Members(NamedTuple):
 
 
 def list_members(path: str) -> Members:
-    """Files of a flat archive, by the last part of their names, in the archive's order.
+    """Files of an archive in its order; a name is the last part of the member's path.
 
     Raises:
-        UserError: the archive is compressed, damaged or truncated, or holds a sparse file or one
-            without a name.
+        UserError: the archive is compressed, damaged or truncated, or contains a sparse file or
+            one without a name.
         OSError: the file can't be read.
     """
     with storage.open_input(path) as file:
@@ -49,11 +49,11 @@ def list_members(path: str) -> Members:
 
 
 def list_nested(path: str) -> dict[str, Members]:
-    """Files of an archive of archives, by the inner archive's name, with offsets in the outer one.
+    """Files of each inner archive of an archive, by its name, with offsets in the outer archive.
 
     Raises:
-        UserError: an archive is compressed, damaged or truncated, holds a sparse file or one
-            without a name, or comes twice.
+        UserError: an archive is compressed, damaged or truncated, contains a sparse file or one
+            without a name, or two inner archives have the same name.
         OSError: the file can't be read.
     """
     count = _THREADS_REMOTE if storage.is_remote(path) else _THREADS_LOCAL
@@ -64,25 +64,26 @@ def list_nested(path: str) -> dict[str, Members]:
 
         outer = _list(path, _Range(file, 0, file.size()))
         if len(set(outer.names)) < len(outer.names):
-            twice = next(name for name in outer.names if outer.names.count(name) > 1)
-            raise UserError(f"{path}: holds {twice} twice; remove one of them")
+            repeated = next(name for name in outer.names if outer.names.count(name) > 1)
+            raise UserError(f"{path}: contains {repeated} twice; remove one of them")
         return dict(zip(outer.names, threads.map(list_inner, *outer), strict=True))
 
 
 class _Range:
-    """A range of a file as a file of its own, which is what ``tarfile`` reads headers from.
+    """A range of a file with the methods of a file, from which ``tarfile`` reads headers.
 
-    Reads stop at the end of the range, take no notice of the file's own position (threads share
-    it), and fetch one header ahead: ``tarfile`` first reads the byte before each header.
+    Reads stop at the end of the range. They do not use the file's own position, because threads
+    share the file. They read one header ahead, because ``tarfile`` first reads the byte before each
+    header.
     """
 
     def __init__(self, file: pa.NativeFile, start: int, size: int) -> None:
         self.size = size
+        self.start = start
         self._file = file
-        self._start = start
         self._position = 0
-        self._fetched = b""
-        self._fetched_at = 0
+        self._buffer = b""
+        self._buffer_position = 0
 
     def tell(self) -> int:
         return self._position
@@ -91,59 +92,65 @@ class _Range:
         self._position = position
 
     def read(self, size: int) -> bytes:
-        if size > _LONGEST_HEADER:
+        if size > _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         size = min(size, self.size - self._position)
         if size <= 0:
             return b""
-        begin = self._position - self._fetched_at
-        if not 0 <= begin <= begin + size <= len(self._fetched):
-            ahead = min(size + _BLOCK, self.size - self._position)
-            self._fetched = self._file.read_at(ahead, self._start + self._position)
-            self._fetched_at = self._position
+        begin = self._position - self._buffer_position
+        if not 0 <= begin <= begin + size <= len(self._buffer):
+            with_next_header = min(size + _BLOCK, self.size - self._position)
+            self._buffer = self._file.read_at(with_next_header, self.start + self._position)
+            self._buffer_position = self._position
             begin = 0
-        data = self._fetched[begin : begin + size]
+        data = self._buffer[begin : begin + size]
         self._position += len(data)
         return data
 
 
-def _list(place: str, source: _Range) -> Members:
-    """The files of the archive in a range, with offsets in the whole file."""
+def _list(name: str, archive: _Range) -> Members:
+    """The files of the archive in a range, with offsets in the whole file.
+
+    Args:
+        name: of the archive, for messages.
+        archive: the range.
+    """
     members = Members([], [], [])
     try:
-        for member in _walk(source):
+        for member in _walk(archive):
             members.names.append(_last_part(member.name))
-            members.offsets.append(source._start + member.offset_data)
+            members.offsets.append(archive.start + member.offset_data)
             members.sizes.append(member.size)
     except OSError:
         raise
-    except Exception as error:  # On a damaged header tarfile raises almost anything.
+    except Exception as error:  # tarfile raises many types of errors on a damaged header.
         raise UserError(
-            f"{place}: damaged, truncated or compressed archive ({one_line(error)}); "
-            "get it again, as an uncompressed tar"
+            f"{name}: damaged, truncated or compressed archive ({one_line(error)}); "
+            "download it again, as an uncompressed tar"
         ) from error
     return members
 
 
 def _last_part(name: str) -> str:
-    """A member's name without its folders, which have no meaning here, not even ``../``."""
+    """A member's name without its folders, which are ignored, also ``../``."""
     last = name.rpartition("/")[2]
     if last in ("", ".", ".."):
-        raise tarfile.ReadError(f"{name!r} is no name of a file")
+        raise tarfile.ReadError(f"{name!r} is not the name of a file")
     return last
 
 
 def _walk(source: _Range) -> Iterator[tarfile.TarInfo]:
-    """The plain files of an archive; unlike ``tarfile``, notices a member or an end that is gone.
+    """The plain files of an archive; ``tarfile`` alone would not detect that its end is missing.
 
     Raises:
-        tarfile.TarError: something is wrong with the archive.
+        tarfile.TarError: the archive is damaged or truncated or contains a sparse file.
     """
-    # Names that are not UTF-8 stay readable, and unlike surrogates they can be stored.
+    # Bytes of names that are not UTF-8 become backslash escapes, which, unlike surrogates, can be
+    # stored.
     file = cast(IO[bytes], source)
     with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as archive:
         while (member := archive.next()) is not None:
-            # A listing needs each header once; keeping them would cost a kilobyte per image.
+            # Each header is needed once; without this tarfile keeps a kilobyte per image.
             archive.members.clear()  # type: ignore[attr-defined]
             if member.issparse():
                 raise tarfile.ReadError(f"{member.name} is a sparse file, which is not supported")
@@ -152,7 +159,7 @@ def _walk(source: _Range) -> Iterator[tarfile.TarInfo]:
             if not member.isreg():
                 continue
             if member.offset_data + member.size > source.size:
-                raise tarfile.ReadError(f"truncated archive: {member.name} goes on past its end")
+                raise tarfile.ReadError(f"truncated archive: {member.name} ends after the archive")
             yield member
         source.seek(archive.offset)
         end = source.read(_BLOCK)

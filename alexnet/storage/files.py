@@ -1,8 +1,8 @@
 """Files on local disk, ``s3://`` and ``gs://``, through pyarrow's file systems.
 
-A place is a string: an absolute local path or a URI; ``object_store`` says how its store is
-reached. Everything written here appears whole or not at all: local files are renamed into place,
-object stores publish an object when it closes.
+Every path here is a string: an absolute local path or a URI (``object_store`` describes the
+connection). Writes are atomic: a local file is written under a temporary name and renamed, an
+object store publishes an object when its stream closes.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from typing import IO, Any, NamedTuple, cast
 import pyarrow as pa
 from pyarrow import fs
 
-from alexnet.errors import UserError, one_line
+from alexnet.errors import UnwritableFolderError, UserError, one_line
 from alexnet.storage import object_store
 
-_HASHED_AT_ONCE = 2**23
+_HASH_CHUNK_BYTES = 2**23
 
 
 class File(NamedTuple):
-    """One file: its place, its size in bytes and when it was last changed."""
+    """One file: its path or URI, its size in bytes and its time of modification."""
 
     path: str
     size: int
@@ -33,29 +33,29 @@ class File(NamedTuple):
 
 
 def is_remote(path: str) -> bool:
-    """Whether the place is a URI of an object store rather than a local path."""
+    """Whether the path is a URI of an object store."""
     return "://" in path and not path.startswith("file://")
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The place independent of the working directory; URIs stay as they are.
+    """The path, independent of the working directory; a URI loses only slashes at its end.
 
     Raises:
-        UserError: a URI holds a query or a password.
+        UserError: a URI contains a query, a password or a port.
     """
     text = os.fspath(path)
     if is_remote(text):
-        return object_store.check(text)
+        return object_store.check_uri(text)
     return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
 
 
 def join(base: str, *parts: str) -> str:
-    """A place below another one."""
+    """A path or URI below another one."""
     return posixpath.join(base, *parts)
 
 
 def locate(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system that holds a place, and the place's path in it.
+    """The file system of a path or URI, and the path inside that file system.
 
     Raises:
         UserError: the URI's scheme is unknown or its store can't be reached.
@@ -66,37 +66,37 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
         return object_store.open_store(path)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"{path}: not a place that can be opened ({one_line(error)}); use a local path, "
-            "s3:// or gs://, with its credentials in the environment"
+            f"{path}: can't be opened ({one_line(error)}); use a local path, s3:// or gs://, with "
+            "credentials in the environment"
         ) from error
 
 
 def exists(path: str) -> bool:
-    """Whether a file or a folder lies there."""
+    """Whether the path is a file or a folder."""
     return bool(_info(path).type != fs.FileType.NotFound)
 
 
 def is_file(path: str) -> bool:
-    """Whether a file lies there."""
+    """Whether the path is a file."""
     return bool(_info(path).type == fs.FileType.File)
 
 
 def is_folder(path: str) -> bool:
-    """Whether a folder lies there."""
+    """Whether the path is a folder."""
     return bool(_info(path).type == fs.FileType.Directory)
 
 
 def size(path: str) -> int:
-    """Bytes in a file; -1 when there is none."""
+    """Bytes in a file; -1 if there is no such file."""
     info = _info(path)
     return info.size if info.type == fs.FileType.File else -1
 
 
 def stat(path: str) -> File:
-    """The file's size and time of change.
+    """The file's size and time of modification.
 
     Raises:
-        FileNotFoundError: no file lies there.
+        FileNotFoundError: there is no such file.
     """
     info = _info(path)
     if info.type != fs.FileType.File:
@@ -105,11 +105,11 @@ def stat(path: str) -> File:
 
 
 def _info(path: str) -> fs.FileInfo:
-    """What lies at a place: every stage asks this of its inputs first.
+    """Type, size and time of modification of a path; every stage checks its inputs with it first.
 
     Raises:
-        UserError: an object store does not answer or refuses to tell.
-        OSError: a local disk does.
+        UserError: an object store does not answer or denies access.
+        OSError: the same on a local disk.
     """
     filesystem, inner = locate(path)
     try:
@@ -124,37 +124,37 @@ def _info(path: str) -> fs.FileInfo:
 
 
 def list_files(folder: str, *, recursive: bool = True) -> list[File]:
-    """Every file below a folder, sorted by path; places are given in the folder's own form."""
+    """Every file below a folder, sorted by path; each path starts with ``folder`` as given."""
     filesystem, inner = locate(folder)
     selector = fs.FileSelector(inner, allow_not_found=True, recursive=recursive)
     root = inner.rstrip("/")
-    found = [
+    files = [
         File(join(folder, info.path[len(root) + 1 :]), info.size, info.mtime_ns or 0)
         for info in filesystem.get_file_info(selector)
         if info.type == fs.FileType.File
     ]
-    return sorted(found)
+    return sorted(files)
 
 
 def list_folders(folder: str) -> list[str]:
     """Names of the folders directly below a folder, sorted."""
     filesystem, inner = locate(folder)
-    # Google's store knows no folders: they show in the names of the files below them.
-    deep = filesystem.type_name == "gcs"
-    selector = fs.FileSelector(inner, allow_not_found=True, recursive=deep)
-    found = set()
+    # Google's store has no folders; they appear only in the names of the files below them.
+    recursive = filesystem.type_name == "gcs"
+    selector = fs.FileSelector(inner, allow_not_found=True, recursive=recursive)
+    names = set()
     for info in filesystem.get_file_info(selector):
         name, slash, _ = info.path[len(inner.rstrip("/")) + 1 :].partition("/")
         if slash or info.type == fs.FileType.Directory:
-            found.add(name)
-    return sorted(found)
+            names.add(name)
+    return sorted(names)
 
 
 def make_folder(path: str) -> None:
-    """Create a folder and its parents, and find out now whether it can be written to.
+    """Create a folder and its parents, and check that files can be written to it.
 
     Raises:
-        UserError: the folder can't be made or written to.
+        UnwritableFolderError: the folder can't be created or written to.
     """
     probe = join(path, f".write-test-{uuid.uuid4().hex}")
     try:
@@ -162,34 +162,33 @@ def make_folder(path: str) -> None:
         filesystem, inner = locate(probe)
         filesystem.delete_file(inner)
     except OSError as error:
-        raise UserError(
-            f"{path}: can't be written ({error.strerror or one_line(error)}); choose another "
-            "--workdir"
+        raise UnwritableFolderError(
+            f"{path}: can't be written ({error.strerror or one_line(error)})"
         ) from error
 
 
 def open_input(path: str) -> pa.NativeFile:
-    """A file open for reading at any position."""
+    """Open a file for reading at any position."""
     filesystem, inner = locate(path)
     return filesystem.open_input_file(inner)
 
 
 def read_bytes(path: str) -> bytes:
-    """A whole file."""
+    """A file's content."""
     with open_input(path) as file:
         return cast(bytes, file.read())
 
 
 def sha256(path: str) -> str:
-    """Of a file's bytes, 64 hexadecimal digits.
+    """sha256 of a file's bytes, 64 hexadecimal digits.
 
     Raises:
         OSError: the file is missing or can't be read.
     """
     digest = hashlib.sha256()
     with open_input(path) as file:
-        while piece := file.read(_HASHED_AT_ONCE):
-            digest.update(piece)
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -200,13 +199,14 @@ def read_json(path: str) -> Any:
 
 @contextlib.contextmanager
 def atomic_output(path: str) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name only if the block ends without an exception."""
+    """A file to write that gets its name only if the block ends without an exception."""
     filesystem, inner = locate(path)
     if is_remote(path):
-        # An object appears when its stream is closed, so nothing is sent before the block ends.
+        # The store publishes an object when its stream closes, so nothing is sent before the block
+        # has ended.
         buffer = io.BytesIO()
         yield buffer
-        # By default pyarrow would compress what is named .gz once more.
+        # By default pyarrow would compress a file named .gz a second time.
         with filesystem.open_output_stream(inner, compression=None) as stream:
             stream.write(buffer.getbuffer())
         return
@@ -224,13 +224,13 @@ def atomic_output(path: str) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a whole file at once, atomically."""
+    """Write a file, atomically."""
     with atomic_output(path) as file:
         file.write(data)
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write a value as readable JSON, atomically; keys keep their order."""
+    """Write a value as indented JSON, atomically; keys keep their order."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -241,9 +241,9 @@ def delete_file(path: str) -> None:
 
 
 def delete_folder(path: str) -> None:
-    """Remove a folder and all that is in it; nothing happens when there is none."""
+    """Remove a folder and its content; does nothing if there is no such folder."""
     filesystem, inner = locate(path)
     if filesystem.get_file_info(inner).type == fs.FileType.Directory:
-        # In Google's store nothing of a folder is left once its files are gone.
+        # In Google's store a folder no longer exists once its files are deleted.
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_dir(inner)

@@ -1,4 +1,4 @@
-"""Byte ranges of files: an image inside an archive, or a file of its own."""
+"""Byte ranges of files: an image is part of an archive, or a whole file."""
 
 import functools
 from typing import cast
@@ -9,11 +9,11 @@ from alexnet.storage.files import is_remote, open_input
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-    """``size`` bytes from ``offset`` on, of a local file or an object.
+    """``size`` bytes of a local file or an object, starting at ``offset``.
 
     Raises:
         OSError: the file can't be read.
-        EOFError: the file ends before the range does.
+        EOFError: the file ends before the range ends.
     """
     if offset and is_remote(path):
         data = _open_archive(path).read_at(size, offset)
@@ -21,11 +21,11 @@ def read_range(path: str, offset: int, size: int) -> bytes:
         with open_input(path) as file:
             data = file.read_at(size, offset)
     if len(data) < size:
-        raise EOFError(f"{path}: ends {size - len(data)} bytes before the range does")
+        raise EOFError(f"{path}: ends {size - len(data)} bytes before the range ends")
     return cast(bytes, data)
 
 
 @functools.lru_cache(maxsize=4)
 def _open_archive(path: str) -> pa.NativeFile:
-    """An archive kept open: in an object store, opening costs more than reading an image."""
+    """An archive that stays open: opening an object takes longer than reading an image from it."""
     return open_input(path)

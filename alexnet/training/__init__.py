@@ -1,1 +1,1 @@
-"""One step, one epoch and one checkpoint of the training of 2012."""
+"""The training of 2012: steps, epochs, augmentation, the update rule and checkpoints."""

@@ -1,11 +1,12 @@
-"""Patches from 256x256 images: random ones for training, ten fixed ones for testing.
+"""Crops from 256x256 images: random ones for training, ten fixed ones for evaluation.
 
-Random numbers are drawn on the CPU for a whole global batch, from (seed, epoch, offset) alone;
-each worker applies its rows' share. So neither a restart nor the number of workers changes
-what any image looks like, and no generator's state needs to be saved.
+The augmentation parameters of a whole global batch are drawn on the CPU, from (seed, epoch,
+offset) alone. Each worker applies those of its own rows. So neither a restart nor the number of
+workers changes any crop, and no random generator's state has to be saved.
 
-A draw: a crop position and a flip for each image (or for each chunk of 32 consecutive ones, as
-the 2012 source had it), and one colour shift along the principal components of RGB.
+The parameters are a crop position and a flip for each image (or for each chunk of 32 consecutive
+images, as in the 2012 source), and for each image a colour shift along the principal components of
+RGB.
 """
 
 from dataclasses import dataclass
@@ -22,30 +23,30 @@ BORDER = IMAGE_SIZE - CROP_SIZE
 VIEW_CORNERS = ((0, 0), (0, BORDER), (BORDER // 2, BORDER // 2), (BORDER, 0), (BORDER, BORDER))
 VIEWS = 2 * len(VIEW_CORNERS)
 CENTRE_VIEW = 2
-"""Number of the unflipped central patch among the ten."""
+"""Index of the unflipped central crop among the ten."""
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentParams:
-    """What chance decides about a batch of B images."""
+    """Random parameters of a batch of B images."""
 
     corners: NDArray[np.int64]
-    """(B, 2): top and left offset of the patch."""
+    """(B, 2): top and left offset of the crop."""
     flips: NDArray[np.bool_]
-    """(B,): whether the patch is mirrored."""
+    """(B,): whether the crop is mirrored."""
     colours: NDArray[np.float32]
-    """(B, 3): what is added to red, green and blue, grey levels."""
+    """(B, 3): added to red, green and blue, in grey levels."""
 
     def take(self, positions: NDArray[np.int64]) -> "AugmentParams":
-        """The draws of some of the batch's images."""
+        """The parameters of some of the batch's images."""
         return AugmentParams(
             self.corners[positions], self.flips[positions], self.colours[positions]
         )
 
 
-def draw(
+def sample_augment_params(
     recipe: Recipe,
-    axes: NDArray[np.float64],
+    pca_axes: NDArray[np.float64],
     count: int,
     *,
     seed: int,
@@ -53,8 +54,11 @@ def draw(
     offset: int,
     colour_noise: bool = True,
 ) -> AugmentParams:
-    """The draws of the global batch of ``count`` images that starts at ``offset``."""
-    # The third number keeps this stream apart from the one that orders the epoch's rows.
+    """Draw the parameters of the global batch of ``count`` images that starts at ``offset``.
+
+    ``pca_axes`` is the result of the function ``pca_axes``.
+    """
+    # The third number is never 0, so this stream differs from the one that orders the rows.
     random = np.random.default_rng([seed, epoch, 1 + offset])
     chunks = -(-count // recipe.crop_chunk)
     corners = random.integers(0, recipe.crop_positions, (chunks, 2))
@@ -63,17 +67,18 @@ def draw(
     return AugmentParams(
         np.repeat(corners, recipe.crop_chunk, axis=0)[:count],
         np.repeat(flips, recipe.crop_chunk)[:count],
-        (factors @ axes * colour_noise).astype(np.float32),
+        (factors @ pca_axes * colour_noise).astype(np.float32),
     )
 
 
 def pca_axes(recipe: Recipe, rgb_covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The principal components of RGB, one a row, scaled as the recipe's noise wants them.
+    """The principal components of RGB, (3, 3), one per row, scaled for the recipe's colour noise.
 
-    ``deviation`` (the 2012 source): times the root of the eigenvalue, grey levels.
-    ``eigenvalue`` (the paper): times the eigenvalue. The paper names no unit. In grey levels
-    an eigenvalue is some 10^4 and the noise would drown every image, so intensities are taken
-    from 0 to 1 here, as in later implementations, and the shift is given in grey levels again.
+    ``deviation`` (the 2012 source): times the root of the eigenvalue, in grey levels.
+    ``eigenvalue`` (the paper): times the eigenvalue. The paper names no unit. In grey levels an
+    eigenvalue is about 10^4, and such noise would be stronger than any image. So the eigenvalue is
+    that of intensities from 0 to 1, as in later implementations, and the shift is converted back to
+    grey levels.
     """
     eigenvalues, vectors = np.linalg.eigh(rgb_covariance)
     eigenvalues = np.maximum(eigenvalues, 0.0)
@@ -85,60 +90,66 @@ def pca_axes(recipe: Recipe, rgb_covariance: NDArray[np.float64]) -> NDArray[np.
 def mean_crop(mean_image: NDArray[np.float32]) -> Tensor:
     """The central 224x224 of the mean image, (3, 224, 224) float32.
 
-    The 2012 source subtracts this same patch from every crop, wherever it was taken.
+    As in the 2012 source, it is subtracted from every crop, at any crop position.
     """
     border = BORDER // 2
     central = mean_image[border : border + CROP_SIZE, border : border + CROP_SIZE]
     return torch.from_numpy(np.ascontiguousarray(central.transpose(2, 0, 1)))
 
 
-def training_crops(images: Tensor, draws: AugmentParams, mean: Tensor, scale: float) -> Tensor:
-    """Crop, mirror, centre and tint a batch, on the device where the images lie.
+def training_crops(images: Tensor, params: AugmentParams, mean: Tensor, scale: float) -> Tensor:
+    """Crop, mirror, subtract the mean and add colour noise, on the device of the images.
 
     Args:
         images: (B, 256, 256, 3) uint8.
-        draws: one for each image.
+        params: of the B images.
         mean: (3, 224, 224) float32 on the same device.
-        scale: what the result is multiplied by (``Recipe.training_scale``).
+        scale: factor of the result (``Recipe.training_scale``).
 
     Returns:
-        (B, 3, 224, 224) float32, channels last in memory. Both ways of working, and any number
-        of threads, give the same bits.
+        (B, 3, 224, 224) float32, channels last in memory. Both implementations, and any number of
+        threads, give the same bits.
     """
-    work = _in_one_pass if images.device.type == "cpu" else _all_at_once
-    return work(images, draws, mean, scale)
+    on_cpu = images.device.type == "cpu"
+    implementation = crops_by_compiled_loop if on_cpu else crops_by_torch_operations
+    return implementation(images, params, mean, scale)
 
 
-def _in_one_pass(images: Tensor, draws: AugmentParams, mean: Tensor, scale: float) -> Tensor:
-    """For CPUs: each image is read and each patch written once, by all threads."""
-    from alexnet.kernels.crop import crop  # Loads a compiler, which GPUs don't need.
+def crops_by_compiled_loop(
+    images: Tensor, params: AugmentParams, mean: Tensor, scale: float
+) -> Tensor:
+    """``training_crops`` for CPUs: all threads, each pixel is read once and written once."""
+    # Imported here, because it imports the compiler, which GPUs don't need.
+    from alexnet.kernels.crop import crop_batch
 
-    # NumPy asks the system for huge pages and torch does not: with small ones, touching fresh
-    # memory for the first time takes longer than all the arithmetic.
-    patches = np.empty((len(images), CROP_SIZE, CROP_SIZE, 3), np.float32)
-    lines = np.ascontiguousarray(mean.numpy().transpose(1, 2, 0)).reshape(CROP_SIZE, -1)
-    batch = [images.numpy(), draws.corners, draws.flips, draws.colours, patches]
-    parallel_over_batch(crop, batch, lines, np.float32(scale))
-    return torch.from_numpy(patches).permute(0, 3, 1, 2)
+    # Allocated by NumPy, because it requests huge pages and torch does not. With small pages, the
+    # first write to new memory takes longer than all the arithmetic.
+    crops = np.empty((len(images), CROP_SIZE, CROP_SIZE, 3), np.float32)
+    mean_rows = np.ascontiguousarray(mean.numpy().transpose(1, 2, 0)).reshape(CROP_SIZE, -1)
+    arrays = [images.numpy(), params.corners, params.flips, params.colours, crops]
+    parallel_over_batch(crop_batch, arrays, mean_rows, np.float32(scale))
+    return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def _all_at_once(images: Tensor, draws: AugmentParams, mean: Tensor, scale: float) -> Tensor:
-    """For GPUs: a few operations on the whole batch, none of which waits for the device."""
+def crops_by_torch_operations(
+    images: Tensor, params: AugmentParams, mean: Tensor, scale: float
+) -> Tensor:
+    """``training_crops`` for GPUs: few operations, and none of them waits for the device."""
     corners, flips, colours = (
         torch.from_numpy(values).to(images.device, non_blocking=True)
-        for values in (draws.corners, draws.flips, draws.colours)
+        for values in (params.corners, params.flips, params.colours)
     )
     steps = torch.arange(CROP_SIZE, device=images.device)
     rows = corners[:, :1] + steps
     columns = corners[:, 1:] + torch.where(flips[:, None], CROP_SIZE - 1 - steps, steps)
     number = torch.arange(len(images), device=images.device)
-    patches = images[number[:, None, None], rows[:, :, None], columns[:, None, :]]
-    result = patches.permute(0, 3, 1, 2).float()
+    crops = images[number[:, None, None], rows[:, :, None], columns[:, None, :]]
+    result = crops.permute(0, 3, 1, 2).float()
     return result.sub_(mean).add_(colours[:, :, None, None]).mul_(scale)
 
 
 def ten_crop(images: Tensor) -> Tensor:
-    """Corners and centre, then their mirror images (paper, section 4.1).
+    """Crops at the corners and the centre, then their mirror images (paper, section 4.1).
 
     Args:
         images: (B, 256, 256, 3) uint8.

@@ -1,17 +1,17 @@
-"""A training run on disk: weights, momentum and the position in the data; plain tensors and JSON.
+"""A training run on disk: weights, momentum and progress, as plain tensors and JSON.
 
 A checkpoint is a folder:
 
-    model.safetensors       weights by name (``towers.0.conv1.weight`` ...); in its header, under
-                            ``recipe``, the numbers the network was built from, as JSON
+    model.safetensors       weights by name (``towers.0.conv1.weight`` ...); its header contains the
+                            recipe as JSON, under ``recipe``
     velocity.safetensors    the optimizer's v by the same names
     average.safetensors     the averaged weights by the same names, if the run averages them
-    mean.safetensors        ``mean``, (3, 224, 224): what is subtracted from every patch
-    position.json           epoch, offset, step, what was measured so far, and the sha256 of each
-                            of the other files
+    mean.safetensors        ``mean``, (3, 224, 224): subtracted from every crop
+    train_state.json        epoch, offset, step, the metrics so far, and the sha256 of each of the
+                            other files
 
-There is no generator's state: every random number is drawn from (seed, epoch, offset, rank).
-Weights are named by tower, not by device, so a checkpoint of two GPUs loads on one CPU.
+It contains no random generator's state: each random number depends on (seed, epoch, offset, rank)
+alone. Weights are named by tower, not by device, so a checkpoint of two GPUs loads on one CPU.
 """
 
 import json
@@ -27,34 +27,40 @@ from torch import Tensor
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
-from alexnet.metrics import Errors
+from alexnet.metrics import LossAndErrors
 from alexnet.model.towers import AlexNet
 from alexnet.training.optimizer import MomentumSGD
 
+MODEL_FILE = "model.safetensors"
+VELOCITY_FILE = "velocity.safetensors"
+AVERAGE_FILE = "average.safetensors"
+MEAN_FILE = "mean.safetensors"
+STATE_FILE = "train_state.json"
+
 ARCHITECTURE_FIELDS = ("cross_map", "within_map", "norm1_before_relu", "pool_size")
-"""What of a recipe changes the network as a function, but no weight's shape."""
+"""The fields of a recipe that change the network's function but not the shapes of its weights."""
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainState:
-    """Where in its training a network stands."""
+    """The progress of a training run."""
 
     epoch: int = 0
     """Epochs finished."""
     offset: int = 0
-    """Rows of the present epoch already learned from."""
+    """Rows of the current epoch that have been trained on."""
     step: int = 0
-    """Updates made."""
-    epoch_errors: Errors = field(default_factory=Errors)
-    """What the present epoch's training batches gave so far, over all workers."""
+    """Updates so far."""
+    epoch_errors: LossAndErrors = field(default_factory=LossAndErrors)
+    """Sums over the current epoch's training batches so far, over all workers."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """One record for each finished epoch."""
+    """The metrics of each finished epoch."""
     pending_metrics: Sequence[tuple[int, int, Mapping[str, float]]] = field(default_factory=list)
-    """Step, milliseconds since 1970 and values of the curves' points that are nowhere else yet."""
+    """Metrics that are not yet in the tracking store: step, milliseconds since 1970, values."""
 
 
 class Snapshot(NamedTuple):
-    """A training's state at one moment, copied to the CPU: what ``save`` writes."""
+    """A copy of a training run on the CPU, which ``save_checkpoint`` writes."""
 
     weights: dict[str, Tensor]
     velocity: dict[str, Tensor]
@@ -62,17 +68,18 @@ class Snapshot(NamedTuple):
     mean: Tensor
     recipe: str
     """As JSON."""
-    position: dict[str, Any]
+    state: dict[str, Any]
+    """The fields of ``TrainState``."""
 
 
-def snapshot(
+def take_snapshot(
     model: AlexNet,
     optimizer: MomentumSGD,
-    position: TrainState,
+    state: TrainState,
     mean: Tensor,
     average: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
-    """Copy everything, so that the training can go on while the copy is written."""
+    """Copy everything, so that the training can continue while the copy is written."""
     named = dict(model.named_parameters())
     return Snapshot(
         weights=_copies(named),
@@ -80,94 +87,94 @@ def snapshot(
         average=None if average is None else _copies(average),
         mean=_copies({"mean": mean})["mean"],
         recipe=json.dumps(asdict(model.recipe)),
-        position=asdict(position),
+        state=asdict(state),
     )
 
 
-def save(folder: str, taken: Snapshot) -> None:
-    """Write a checkpoint into an existing, empty local folder; ``position.json`` comes last.
+def save_checkpoint(folder: str, snapshot: Snapshot) -> None:
+    """Write a checkpoint into an existing, empty local folder; ``train_state.json`` is last.
 
     Raises:
-        OSError: there is no room, or the folder can't be written to.
+        OSError: the disk is full, or the folder is not writable.
     """
     try:
-        _write(folder, "model", taken.weights, {"recipe": taken.recipe})
-        _write(folder, "velocity", taken.velocity)
-        if taken.average is not None:
-            _write(folder, "average", taken.average)
-        _write(folder, "mean", {"mean": taken.mean})
-    except SafetensorError as error:  # What it says of a full disk.
+        _write(folder, MODEL_FILE, snapshot.weights, {"recipe": snapshot.recipe})
+        _write(folder, VELOCITY_FILE, snapshot.velocity)
+        if snapshot.average is not None:
+            _write(folder, AVERAGE_FILE, snapshot.average)
+        _write(folder, MEAN_FILE, {"mean": snapshot.mean})
+    except SafetensorError as error:  # Raised for a full disk.
         raise OSError(str(error)) from error
     names = sorted(os.listdir(folder))
     files = {name: storage.sha256(os.path.join(folder, name)) for name in names}
-    with open(os.path.join(folder, "position.json"), "w") as file:
-        json.dump(taken.position | {"files": files}, file, indent=2)
+    with open(os.path.join(folder, STATE_FILE), "w") as file:
+        json.dump(snapshot.state | {"files": files}, file, indent=2)
 
 
-def load(
+def load_checkpoint(
     folder: str,
     model: AlexNet,
     optimizer: MomentumSGD,
     average: Mapping[str, Tensor] | None = None,
 ) -> TrainState:
-    """Put a checkpoint's weights and momentum where the model's parameters lie.
+    """Load a checkpoint's weights and momentum, onto the devices of the model's parameters.
 
-    ``average``: tensors by the parameters' names, which the averaged weights are copied into.
+    ``average``: tensors by the parameters' names; the averaged weights are copied into them.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
-    position, files = _read_position(folder)
+    state, files = _read_train_state(folder)
     _verify(folder, files)
     load_weights(folder, model)
-    velocity = _read_like(folder, "velocity.safetensors", model)
+    velocity = _read_matching(folder, VELOCITY_FILE, model)
     for name, parameter in model.named_parameters():
         optimizer.velocity(parameter).copy_(velocity[name])
     if average is not None:
-        stored = _read_like(folder, "average.safetensors", model)
+        stored = _read_matching(folder, AVERAGE_FILE, model)
         for name, tensor in average.items():
             tensor.copy_(stored[name])
-    return position
+    return state
 
 
-def load_position(folder: str) -> TrainState:
-    """Where the training stood when the checkpoint was written.
+def load_train_state(folder: str) -> TrainState:
+    """The progress of the training when the checkpoint was written.
 
     Raises:
-        UserError: ``position.json`` is missing or damaged.
+        UserError: ``train_state.json`` is missing or damaged.
     """
-    position, _ = _read_position(folder)
-    return position
+    state, _ = _read_train_state(folder)
+    return state
 
 
 def load_weights(folder: str, model: AlexNet, *, averaged: bool = False) -> None:
-    """Put only a checkpoint's weights, or the averaged ones, into a model.
+    """Load only a checkpoint's weights, or its averaged weights, into a model.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
     stored = read_recipe(folder)
-    # As JSON on both sides, where a tuple is a list.
+    # Converted to JSON and back like the stored one: a tuple becomes a list.
     own = json.loads(json.dumps(asdict(model.recipe)))
     for key in ARCHITECTURE_FIELDS:
         if stored.get(key) != own[key]:
             raise UserError(
                 f"{folder}: belongs to another network ({key} is {stored.get(key)}, not {own[key]})"
             )
-    file = "average.safetensors" if averaged else "model.safetensors"
-    weights = _read_like(folder, file, model)
+    name = AVERAGE_FILE if averaged else MODEL_FILE
+    weights = _read_matching(folder, name, model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
 
 
 def read_recipe(folder: str) -> dict[str, Any]:
-    """The numbers of the recipe a checkpoint's network was built from, by ``Recipe``'s names.
+    """The recipe of a checkpoint's network, by the field names of ``Recipe``.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    path = os.path.join(folder, "model.safetensors")
+    path = os.path.join(folder, MODEL_FILE)
     try:
         with safe_open(path, "pt") as file:
             return dict(json.loads(file.metadata()["recipe"]))
@@ -188,14 +195,15 @@ def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
         raise _damaged(path, one_line(error)) from error
 
 
-def _read_position(folder: str) -> tuple[TrainState, dict[str, str]]:
-    """The position, and the sha256 of each of the other files."""
-    path = os.path.join(folder, "position.json")
+def _read_train_state(folder: str) -> tuple[TrainState, dict[str, str]]:
+    """The state, and the sha256 of each of the other files."""
+    path = os.path.join(folder, STATE_FILE)
     try:
         with open(path) as file:
-            value = json.load(file)
-        files = value.pop("files")
-        return TrainState(**(value | {"epoch_errors": Errors(**value["epoch_errors"])})), files
+            fields = json.load(file)
+        files = fields.pop("files")
+        fields["epoch_errors"] = LossAndErrors(**fields["epoch_errors"])
+        return TrainState(**fields), files
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, one_line(error)) from error
 
@@ -204,14 +212,15 @@ def _verify(folder: str, files: Mapping[str, str]) -> None:
     for name, sha256 in files.items():
         path = os.path.join(folder, name)
         try:
-            found = storage.sha256(path)
+            actual = storage.sha256(path)
         except OSError as error:
             raise _damaged(path, one_line(error)) from error
-        if found != sha256:
+        if actual != sha256:
             raise _damaged(path, "its bytes are not those that were written")
 
 
-def _read_like(folder: str, name: str, model: AlexNet) -> dict[str, Tensor]:
+def _read_matching(folder: str, name: str, model: AlexNet) -> dict[str, Tensor]:
+    """The tensors of a file, which must have the names and shapes of the model's parameters."""
     tensors = read_tensors(folder, name)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if shapes != {key: tuple(p.shape) for key, p in model.named_parameters()}:
@@ -230,7 +239,7 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write(
     folder: str, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    save_file(tensors, os.path.join(folder, f"{name}.safetensors"), metadata)
+    save_file(tensors, os.path.join(folder, name), metadata)
 
 
 def _damaged(path: str, reason: str) -> UserError:

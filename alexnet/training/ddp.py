@@ -1,4 +1,4 @@
-"""Workers that learn together: each has the whole network, and their gradients are averaged."""
+"""Data-parallel training: each worker has the whole network, and gradients are averaged."""
 
 from typing import Literal
 
@@ -16,13 +16,13 @@ HOOKS = {"fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
 
 
 def wrap_ddp(network: AlexNet, compression: Compression = "none") -> DistributedDataParallel:
-    """The network as one of the process group's replicas.
+    """Wrap the network so that the process group's workers average their gradients.
 
-    ``compression``: gradients travel between workers in two bytes instead of four. ``fp16`` keeps
-    11 binary digits but loses what is smaller than 6e-8; ``bf16`` keeps 8 digits of any size.
-    Each worker's own sums stay float32.
+    ``compression``: the format in which gradients are sent between workers, two bytes instead of
+    four. ``fp16`` keeps 11 significant bits but turns values below 6e-8 into 0; ``bf16`` keeps 8
+    significant bits of any value. Each worker's own gradients stay float32.
     """
-    # All towers are parameters of one process, so no device ids are given.
+    # No ``device_ids``: the parameters of one process may be on several devices.
     replica = DistributedDataParallel(network)
     if compression != "none":
         replica.register_comm_hook(None, HOOKS[compression])

@@ -1,10 +1,10 @@
-"""A running average of the weights, to be judged and kept in their place.
+"""Exponential moving average (EMA) of the weights, for validation and for the final model.
 
     a ← k a + (1 - k) w        with k = min(decay, (1 + t) / (10 + t)) after update t
 
-The ramp keeps the initial weights from weighing on a short run's average. Nothing of this is of
-2012. It is a function of the weights and the update's number alone, so that a resumed run
-averages as an unbroken one.
+The smaller decay at the start reduces the influence of the initial weights on a short run's
+average. The networks of 2012 had no EMA. The average depends only on the weights and the number of
+the update, so a resumed run has the same average as an uninterrupted one.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """The average of one model's parameters, each where its parameter lies."""
+    """The average of one model's parameters, each on its parameter's device."""
 
     weights: dict[str, Tensor]
     """By the parameters' names."""
@@ -26,22 +26,22 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after update number ``step``, from 1."""
-        kept = min(self.decay, (1 + step) / (10 + step))
+        """Include the weights after update number ``step``; the first update is number 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in model.named_parameters():
-            self.weights[name].lerp_(parameter, 1 - kept)
+            self.weights[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model has the averaged weights; nothing may learn meanwhile."""
-        self._exchange(model)
+    def swapped(self, model: nn.Module) -> Iterator[None]:
+        """A context in which the model has the averaged weights. It must not be trained there."""
+        self._swap(model)
         try:
             yield
         finally:
-            self._exchange(model)
+            self._swap(model)
 
-    def _exchange(self, model: nn.Module) -> None:
+    def _swap(self, model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
-            own = parameter.data
+            trained = parameter.data
             parameter.data = self.weights[name]
-            self.weights[name] = own
+            self.weights[name] = trained

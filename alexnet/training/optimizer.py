@@ -1,9 +1,9 @@
-"""The 2012 update, its parameter groups and the learning rate over the epochs.
+"""The update rule of 2012, its parameter groups and the learning rate over the epochs.
 
     v ← .9 v - .0005 ε w - ε g        w ← w + v        (paper, section 5)
 
-``torch.optim.SGD`` keeps ε outside v: the two agree while ε stands still and differ after every
-drop, when the paper's momentum still carries the old rate.
+In ``torch.optim.SGD`` v does not contain ε. Both rules agree while ε is constant. They differ after
+every drop of ε, because the paper's v still contains the old rate.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,19 +18,19 @@ from alexnet.recipes import PlateauSchedule, Recipe, StepSchedule
 
 @dataclass(frozen=True, slots=True)
 class EpochRates:
-    """What the schedule sets for one epoch."""
+    """The values that the schedule sets for one epoch."""
 
     learning_rate: float
     conv1: float = 1.0
     """conv1's rate as a multiple of the others'."""
     colour_noise: bool = True
     biases: float | None = None
-    """Takes the place of ``learning_rate`` for biases, if theirs does not fall with the weights';
-    conv1's are frozen, but not slowed, with its weights."""
+    """Learning rate of the biases, or None for ``learning_rate``. The biases of conv1 are frozen
+    when its weights are, but are not slowed down with them."""
 
 
 class MomentumSGD(torch.optim.Optimizer):
-    """The update above. Each group gives ``lr`` (ε), ``momentum`` and ``weight_decay``."""
+    """The update rule above. Each group has ``lr`` (ε), ``momentum`` and ``weight_decay``."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0})
@@ -41,7 +41,7 @@ class MomentumSGD(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             rate = group["lr"]
-            if rate == 0:  # Frozen: momentum alone moves nothing either (145).
+            if rate == 0:  # Frozen weights are not moved by momentum either (145).
                 continue
             for weight in group["params"]:
                 velocity = self.velocity(weight)
@@ -59,7 +59,7 @@ class MomentumSGD(torch.optim.Optimizer):
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> MomentumSGD:
-    """Groups by layer and kind: weights decay, biases don't and may learn at another rate."""
+    """One group per parameter. Weights have weight decay; biases don't, and have their own rate."""
     groups = []
     for name, parameter in model.named_parameters():
         layer, kind = name.split(".")[-2:]
@@ -79,7 +79,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> MomentumSGD:
 
 
 def set_rates(optimizer: MomentumSGD, rates: EpochRates) -> None:
-    """Give every group its rate for the coming epoch."""
+    """Set every group's learning rate."""
     for group in optimizer.param_groups:
         rate = rates.learning_rate * (rates.conv1 if group["layer"] == "conv1" else 1.0)
         if group["bias"] and rates.biases is not None and rate > 0:
@@ -93,9 +93,9 @@ def rates_at(
     epoch: int,
     errors: Sequence[float],
 ) -> EpochRates:
-    """The rates of an epoch (from 0), given the validation errors after each epoch before it.
+    """The rates of an epoch (from 0), given the validation errors after each earlier epoch.
 
-    A pure function of the past, so that a resumed run schedules as an unbroken one.
+    It is a pure function, so a resumed run has the same rates as an uninterrupted one.
     """
     assert len(errors) == epoch
     if isinstance(schedule, StepSchedule):
@@ -112,24 +112,24 @@ def rates_at(
 
 
 def apply_warmup(rates: EpochRates, seen: int, over: int) -> EpochRates:
-    """The rates on their way up: they rise linearly while the first ``over`` rows are seen.
+    """The rates during warm-up: they rise linearly over the first ``over`` rows.
 
-    Not of 2012, but of use where many workers share a large batch and the rate is large with it.
+    The training of 2012 had no warm-up. It helps with large batches and large learning rates.
 
     Args:
         rates: of the epoch.
-        seen: rows seen in all epochs so far, those of the coming update included.
+        seen: training rows of all epochs so far, including those of the next update.
         over: 0 for no warm-up.
     """
     if seen >= over:
         return rates
-    part = seen / over
-    biases = None if rates.biases is None else rates.biases * part
-    return replace(rates, learning_rate=rates.learning_rate * part, biases=biases)
+    fraction = seen / over
+    biases = None if rates.biases is None else rates.biases * fraction
+    return replace(rates, learning_rate=rates.learning_rate * fraction, biases=biases)
 
 
 def with_drops(schedule: PlateauSchedule | StepSchedule, drops: Sequence[int]) -> StepSchedule:
-    """A schedule with drops after these epochs; the rest of what it says stays."""
+    """A copy of a schedule that drops the rate after these epochs."""
     if isinstance(schedule, StepSchedule):
         return replace(schedule, drops=tuple(drops))
     never = 10**9
@@ -144,13 +144,13 @@ def with_drops(schedule: PlateauSchedule | StepSchedule, drops: Sequence[int]) -
 
 
 def _stalls(errors: Sequence[float], patience: int) -> int:
-    """How often ``patience`` epochs went by without a better error; each stall starts a count."""
-    stalls, waited, best = 0, 0, float("inf")
+    """How often ``patience`` epochs in a row had no better error. Each time restarts the count."""
+    stalls, epochs_without_improvement, best = 0, 0, float("inf")
     for error in errors:
         if error < best:
-            best, waited = error, 0
+            best, epochs_without_improvement = error, 0
         else:
-            waited += 1
-            if waited == patience:
-                stalls, waited = stalls + 1, 0
+            epochs_without_improvement += 1
+            if epochs_without_improvement == patience:
+                stalls, epochs_without_improvement = stalls + 1, 0
     return stalls

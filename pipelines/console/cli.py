@@ -1,25 +1,37 @@
 """One command line for all scripts: options from the settings' fields, errors in one line.
 
 Values come from, weakest first: a field's default, the preset, the file given with ``--config``,
-the command line. The last line on standard output is one JSON object with the stage's figures.
+the command line. The last line on standard output is one JSON object with the result.
 Exit status: 0 done, 1 failed, 2 wrong settings or input.
 """
 
 import argparse
+import contextlib
 import difflib
 import gc
 import json
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NoReturn, Protocol, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from alexnet.errors import UserError, one_line
+from alexnet.errors import (
+    CorruptDatasetError,
+    CorruptShardError,
+    DownloadError,
+    MissingDatasetError,
+    SourceChangedError,
+    UnwritableFolderError,
+    UserError,
+    one_line,
+)
+from pipelines.console.log import current_log_file, log_file, show_in_terminal
 from pipelines.presets import PRESETS
 from pipelines.settings import (
     BatchInferenceSettings,
@@ -27,7 +39,9 @@ from pipelines.settings import (
     PreprocessCommandSettings,
     S,
     TrainCommandSettings,
+    is_switch,
 )
+from pipelines.workdir import Workdir
 
 KNOWN_KEYS = {
     field.alias or name
@@ -42,41 +56,81 @@ KNOWN_KEYS = {
 """One file may serve all scripts, so a ``--config`` file may hold any script's settings."""
 
 
+REMEDIES: Mapping[type[UserError], str] = {
+    MissingDatasetError: "run pipelines/preprocess.py first",
+    CorruptShardError: "run pipelines/preprocess.py --verify, which writes damaged shards again",
+    CorruptDatasetError: "run pipelines/preprocess.py --force to make the data set again",
+    SourceChangedError: "run pipelines/preprocess.py --force to make the data set again",
+    UnwritableFolderError: "choose another --workdir",
+    DownloadError: "unpack imagenette2.tgz yourself and give its folder as --source",
+}
+"""The remedy for each kind of error of the package ``alexnet``, which names no commands."""
+
+_failures = logging.getLogger("pipelines.failures")
+"""Not shown in the terminal as a line of a stage: the last line on standard error tells of it."""
+
+
+class Summary(Protocol):
+    """What a command returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The last line on standard output."""
+
+
 class CheckFailedError(Exception):
-    """A check that was asked for found a fault; its figures are printed all the same."""
+    """A requested check found a fault; its result is printed all the same."""
 
-    def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
+    def __init__(self, message: str, result: Summary) -> None:
         super().__init__(message)
-        self.figures = figures
+        self.result = result
 
 
-def run_script(
-    kind: type[S], work: Callable[[S], Mapping[str, Any]], description: str | None
-) -> NoReturn:
-    """Run a script: read its settings, do the work, print the figures, exit."""
+def run_script(kind: type[S], work: Callable[[S], Summary], description: str | None) -> NoReturn:
+    """Run a command: read its settings, do the work, print the result, exit."""
     assert description
+    show_in_terminal()
     try:
         settings = read_settings(kind, sys.argv[1:], description)
-        figures = work(settings)
+        name = _program().removesuffix(".py").replace(" ", "-")
+        with log_file(Workdir(settings.workdir), name), _failures_logged():
+            result = work(settings)
     except UserError as error:
-        _exit(2, f"{_program()}: {one_line(error)}")
+        _exit(2, f"{_program()}: {explain(error)}")
     except KeyboardInterrupt:
-        _exit(1, f"{_program()}: interrupted; the same command goes on where this one stopped")
+        _exit(1, f"{_program()}: interrupted; the same command resumes where this one stopped")
     except CheckFailedError as error:
-        print(json.dumps(error.figures))
+        print(json.dumps(error.result.to_json()))
         _exit(1, f"{_program()}: failed: {error}")
     except OSError as error:  # A full disk, a lost drive: a traceback would not help.
         _exit(1, f"{_program()}: failed: {one_line(error)}")
     except Exception as error:
         traceback.print_exc()
-        _exit(1, f"{_program()}: failed: {' '.join(str(error).split())[:500]}")
+        _exit(1, f"{_program()}: failed: {one_line(error)[:500]}")
     sys.stderr.flush()
-    print(json.dumps(figures), flush=True)
-    # Ray's threads may still tell of a lost node; that shall not come after the last line.
+    print(json.dumps(result.to_json()), flush=True)
+    # Ray's threads may still report a lost node; nothing may follow the last line.
     sys.stdout = sys.stderr
-    # Python would look for garbage in all modules before it ends, for a second or two.
+    # Before it ends, Python would search all modules' objects for garbage, for a second or two.
     gc.freeze()
     sys.exit(0)
+
+
+def explain(error: UserError) -> str:
+    """An error's text and what helps against it, on one line."""
+    remedy = REMEDIES.get(type(error))
+    return f"{one_line(error)}; {remedy}" if remedy else one_line(error)
+
+
+@contextlib.contextmanager
+def _failures_logged() -> Iterator[None]:
+    """Inside, an error is written to the command's log file, if there is one yet."""
+    try:
+        yield
+    except BaseException as error:
+        if current_log_file():
+            text = explain(error) if isinstance(error, UserError) else one_line(error)
+            _failures.error("%s", text, exc_info=not isinstance(error, UserError))
+        raise
 
 
 def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> S:
@@ -123,7 +177,7 @@ def _parser(kind: type[BaseModel], description: str) -> argparse.ArgumentParser:
         key = field.alias or name
         flag = "--" + key.replace("_", "-")
         text = (field.description or "") + _default_text(field)
-        if field.annotation is bool:
+        if field.annotation is bool and not is_switch(field):
             parser.add_argument(flag, dest=key, action="store_true", help=text)
         elif _is_list(field):
             word = "EPOCH" if key == "lr_drops" else "URI"
@@ -134,6 +188,8 @@ def _parser(kind: type[BaseModel], description: str) -> argparse.ArgumentParser:
 
 
 def _metavar(key: str, field: FieldInfo) -> str:
+    if is_switch(field):
+        return "{on,off}"
     choices = _choices(field.annotation)
     return "{" + ",".join(map(str, choices)) + "}" if choices else key.upper().split("_")[-1]
 
@@ -141,7 +197,7 @@ def _metavar(key: str, field: FieldInfo) -> str:
 def _choices(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) is Literal:
         return get_args(annotation)
-    return next((found for part in get_args(annotation) if (found := _choices(part))), ())
+    return next((choices for part in get_args(annotation) if (choices := _choices(part))), ())
 
 
 def _is_list(field: FieldInfo) -> bool:
@@ -151,6 +207,8 @@ def _is_list(field: FieldInfo) -> bool:
 def _default_text(field: FieldInfo) -> str:
     if field.is_required():
         return " (required)"
+    if is_switch(field):
+        return " [on]" if field.default else " [off]"
     return "" if field.default is None or field.default is False else f" [{field.default}]"
 
 

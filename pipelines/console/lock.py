@@ -6,25 +6,26 @@ from collections.abc import Iterator
 from filelock import FileLock, Timeout
 
 from alexnet import storage
+from pipelines.console.log import stage_logger
+from pipelines.workdir import Workdir
 
 
 @contextlib.contextmanager
-def exclusive_lock(workdir: str, name: str) -> Iterator[None]:
-    """Wait until no other process that shares the workdir is inside a block of the same name.
+def exclusive_lock(workdir: Workdir, name: str) -> Iterator[None]:
+    """Wait until no other process that shares the workdir holds the lock of this name.
 
-    A process that dies gives up its place. Object stores know no locks: nothing keeps two runs
-    apart there.
+    The lock of a process that dies is released. Object stores have no locks: nothing separates
+    two runs there.
     """
-    if storage.is_remote(workdir):
+    if storage.is_remote(workdir.path):
         yield
         return
-    folder = storage.join(workdir, "locks")
-    storage.make_folder(folder)
-    lock = FileLock(storage.join(folder, f"{name}.lock"))
+    storage.make_folder(workdir.locks)
+    lock = FileLock(storage.join(workdir.locks, f"{name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{name}: waiting for another run that is at work in {workdir}", flush=True)
+        stage_logger(name).info("waiting for another run in %s to end", workdir.path)
         lock.acquire()
     try:
         yield

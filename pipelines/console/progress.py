@@ -1,9 +1,11 @@
-"""One line every few seconds: how far, how fast, how long still."""
+"""A line every few seconds: how much is done, how fast, and how long the rest takes."""
 
 import time
 from dataclasses import dataclass, field
 
-EVERY = 5.0
+from pipelines.console.log import stage_logger
+
+INTERVAL_S = 5.0
 """Seconds between two lines."""
 
 
@@ -14,31 +16,38 @@ class Progress:
     stage: str
     total: int
     unit: str
+    task: str = ""
+    """What is done, if the stage does more than one thing."""
     done: int = 0
-    begun: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     printed: float = field(default_factory=time.monotonic)
 
     def add(self, count: int, remark: str = "") -> None:
-        """Count some more; print a line if the last one is old."""
-        self.done += count
-        if time.monotonic() - self.printed >= EVERY and self.done < self.total:
+        """Count some more."""
+        self.advance_to(self.done + count, remark)
+
+    def advance_to(self, done: int, remark: str = "") -> None:
+        """Set what is done; log a line if the last one is old."""
+        self.done = done
+        if time.monotonic() - self.printed >= INTERVAL_S and self.done < self.total:
             self.printed = time.monotonic()
             rate = self.rate()
             left = duration((self.total - self.done) / rate) if rate else "?"
-            print(self._line(f"{rate:,.0f} {self.unit}/s, {left} left", remark), flush=True)
+            self._log(f"{rate:,.0f} {self.unit}/s, {left} left", remark)
 
     def end(self) -> None:
-        """Print the last line."""
-        seconds = time.monotonic() - self.begun
-        print(self._line(f"{self.rate():,.0f} {self.unit}/s, {duration(seconds)}"), flush=True)
+        """Log the last line."""
+        seconds = time.monotonic() - self.started
+        self._log(f"{self.rate():,.0f} {self.unit}/s, {duration(seconds)}")
 
     def rate(self) -> float:
-        """Units a second since the beginning."""
-        return self.done / max(time.monotonic() - self.begun, 1e-9)
+        """Units per second since the start."""
+        return self.done / max(time.monotonic() - self.started, 1e-9)
 
-    def _line(self, *parts: str) -> str:
+    def _log(self, *parts: str) -> None:
         counted = f"{self.done:,}/{self.total:,} {self.unit}"
-        return f"{self.stage}: " + ", ".join(part for part in (counted, *parts) if part)
+        line = ", ".join(part for part in (counted, *parts) if part)
+        stage_logger(self.stage).info("%s", f"{self.task}: {line}" if self.task else line)
 
 
 def duration(seconds: float) -> str:

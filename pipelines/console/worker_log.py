@@ -1,7 +1,7 @@
-"""Lines that remote workers say, printed by the driver.
+"""Lines from remote workers, logged by the driver.
 
 Ray can forward all that workers print, but mixes it with its own messages and prefixes each
-line. Here only what is meant for a person arrives, in order.
+line. Here only the lines for the user arrive, in order.
 """
 
 import contextlib
@@ -13,8 +13,10 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-EVERY = 0.5
-"""Seconds between two looks at the board."""
+from pipelines.console.log import stage_logger
+
+POLL_INTERVAL_S = 0.5
+"""Seconds between two requests for new lines."""
 
 
 class WorkerLog:
@@ -29,33 +31,36 @@ class WorkerLog:
 
     def drain(self) -> list[str]:
         """All lines since the last call."""
-        taken, self.lines = self.lines, []
-        return taken
+        lines, self.lines = self.lines, []
+        return lines
 
 
 @contextlib.contextmanager
-def worker_log() -> Iterator[Any]:
-    """A board whose lines are printed until the block ends; workers call ``emit.remote``."""
-    # On the driver's own node: another could be lost with the board on it.
+def worker_log(stage: str) -> Iterator[Any]:
+    """A ``WorkerLog`` actor whose lines are logged until the block ends.
+
+    Workers call ``emit.remote``.
+    """
+    # On the driver's own node: with any other node, the actor could be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    handle = ray.remote(num_cpus=0, scheduling_strategy=here)(WorkerLog).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(WorkerLog).remote()
     ended = threading.Event()
 
     def show() -> None:
         with contextlib.suppress(RayActorError):  # Lines are lost then, but not the training.
-            for line in ray.get(handle.drain.remote()):
-                print(line, flush=True)
+            for line in ray.get(actor.drain.remote()):
+                stage_logger(stage).info("%s", line)
 
-    def watch() -> None:
-        while not ended.wait(EVERY):
+    def poll() -> None:
+        while not ended.wait(POLL_INTERVAL_S):
             show()
 
-    watcher = threading.Thread(target=watch, name="terminal", daemon=True)
-    watcher.start()
+    poller = threading.Thread(target=poll, name="worker-log", daemon=True)
+    poller.start()
     try:
-        yield handle
+        yield actor
     finally:
         ended.set()
-        watcher.join()
+        poller.join()
         show()
-        ray.kill(handle)
+        ray.kill(actor)

@@ -1,4 +1,4 @@
-"""Models at work: what evaluation and batch inference hold in each Ray actor."""
+"""Loaded models in a Ray actor, for evaluation and batch inference."""
 
 from dataclasses import dataclass
 

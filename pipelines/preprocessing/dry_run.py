@@ -1,4 +1,4 @@
-"""What a source holds and what preprocessing it would take, found out without doing it."""
+"""A dry run: what a source holds, and an estimate of the work; nothing is written."""
 
 import os
 import random
@@ -12,67 +12,66 @@ from alexnet.shards.format import SPLITS
 from alexnet.sources import parquet_extract
 from alexnet.sources.read import Source, read_image
 from pipelines.console.progress import duration
+from pipelines.results import DryRunResult
 from pipelines.settings import PreprocessSettings
-from pipelines.stages import Figures
 
-TRIED = 64
+SAMPLED_IMAGES = 64
 """Images that are read for the estimate."""
 
 
 def inspect(
-    settings: PreprocessSettings, place: str, source: Source, encoding: Encoding
-) -> Figures:
+    settings: PreprocessSettings, uri: str, source: Source, encoding: Encoding
+) -> DryRunResult:
     """Print images by class and split, the shards that they would fill, size and time.
 
     Size and time are estimated from some random images, which are read, decoded and encoded
     here; the time is for this machine's cores.
     """
-    splits, classes = source.index["split"].to_pylist(), source.index["label"].to_pylist()
-    counts = Counter(zip(splits, classes, strict=True))
+    splits, labels = source.index["split"].to_pylist(), source.index["label"].to_pylist()
+    counts = Counter(zip(splits, labels, strict=True))
     images = Counter(splits)
-    print(f"{place}: {source.form}")
+    print(f"{uri}: {source.layout}")
     print(f"{'class':<20}{'train':>10}{'val':>10}  name")
     for number, label in enumerate(source.labels):
         train, val = (counts[split, number] for split in SPLITS)
         print(f"{label.wnid:<20}{train:>10,}{val:>10,}  {label.name}")
     shards = {split: -(-images[split] // settings.rows_per_shard) for split in SPLITS}
     total = images.total()
-    size, seconds = _try_some(source, encoding, settings.seed)
+    size, seconds = _measure_sample(source, encoding, settings.seed)
     cores = os.cpu_count() or 1
-    result: Figures = {
-        "stage": "preprocess",
-        "dry_run": True,
-        "images": total,
-        "train_images": images["train"],
-        "val_images": images["val"],
-        "classes": len(source.labels),
-        "shards": sum(shards.values()),
-        "source_bytes": _source_bytes(source),
-        "estimated_bytes": round(total * size),
-        "estimated_seconds": round(total * seconds / cores, 3),
-    }
+    result = DryRunResult(
+        images=total,
+        train_images=images["train"],
+        val_images=images["val"],
+        classes=len(source.labels),
+        shards=sum(shards.values()),
+        source_bytes=_source_bytes(source),
+        estimated_bytes=round(total * size),
+        estimated_seconds=round(total * seconds / cores, 3),
+    )
     print(
         f"{images['train']:,} train and {images['val']:,} val images would fill "
         f"{shards['train']:,} and {shards['val']:,} shards, about "
-        f"{result['estimated_bytes'] / 1e9:,.2f} GB, in about "
+        f"{result.estimated_bytes / 1e9:,.2f} GB, in about "
         f"{duration(total * seconds / cores)} on this machine's {cores} cores"
     )
     return result
 
 
 def _source_bytes(source: Source) -> int:
-    if source.form == "parquet":
-        return sum(storage.size(path) for path in parquet_extract.files(source.index))
+    if source.layout == "parquet":
+        return sum(storage.size(path) for path in parquet_extract.parquet_files(source.index))
     return sum(source.index["size"].to_pylist())
 
 
-def _try_some(source: Source, encoding: Encoding, seed: int) -> tuple[float, float]:
+def _measure_sample(source: Source, encoding: Encoding, seed: int) -> tuple[float, float]:
     """Mean bytes in a shard and mean seconds of work for one image."""
-    chosen = random.Random(seed).sample(range(len(source.index)), min(TRIED, len(source.index)))
+    count = min(SAMPLED_IMAGES, len(source.index))
+    rows = random.Random(seed).sample(range(len(source.index)), count)
     stored = 0
-    begun = time.perf_counter()
-    for row in source.index.take(chosen).to_pylist():
+    started = time.perf_counter()
+    for row in source.index.take(rows).to_pylist():
         decoded = decode(read_image(source, row))
         if isinstance(decoded, Decoded):
             stored += len(encode(decoded.pixels, encoding))
-    return stored / len(chosen), (time.perf_counter() - begun) / len(chosen)
+    return stored / count, (time.perf_counter() - started) / count

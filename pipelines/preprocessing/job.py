@@ -1,4 +1,4 @@
-"""The Ray Data job that makes shards, one to a task, and stops when too much goes wrong."""
+"""The Ray Data job: one task for each shard; it stops when too many images are rejected."""
 
 import contextlib
 import math
@@ -11,68 +11,71 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.shards.plan import ShardTask
-from alexnet.shards.write import Report, read_report
+from alexnet.shards.write import ShardResult, read_result
 from pipelines import cluster
+from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
+from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.preprocessing.worker import ShardWriter
 
-SHOWN = 20
+LISTED_REJECTS = 20
 """Rejects that are listed when there are too many."""
 
 
 @dataclass(slots=True)
 class RejectCounter:
-    """Rejects so far, and how many are too many."""
+    """The rejects so far, and the number that is too many."""
 
-    found: list[dict[str, str]]
-    fraction: float
+    rejects: list[dict[str, str]]
+    max_fraction: float
     images: int
 
-    def add(self, report: Report) -> None:
-        """Count a unit's rejects.
+    def add(self, result: ShardResult) -> None:
+        """Count the rejects of a shard.
 
         Raises:
-            UserError: there are more than allowed; the first ones have been printed.
+            UserError: there are more than allowed; the first ones have been logged.
         """
-        self.found.extend(report.rejects)
-        if len(self.found) <= self.fraction * self.images:
+        self.rejects.extend(result.rejects)
+        count = len(self.rejects)
+        if count <= self.max_fraction * self.images:
             return
-        for reject in self.found[:SHOWN]:
-            print(f"  {reject['key']}: {reject['reason']} ({reject['detail']})")
-        if len(self.found) > SHOWN:
-            print(f"  and {len(self.found) - SHOWN} more")
-        enough = math.ceil(1000 * len(self.found) / self.images) / 1000
+        log = stage_logger("preprocess")
+        for reject in self.rejects[:LISTED_REJECTS]:
+            log.info("  %s: %s (%s)", reject["key"], reject["reason"], reject["detail"])
+        if count > LISTED_REJECTS:
+            log.info("  and %d more", count - LISTED_REJECTS)
+        enough = math.ceil(1000 * count / self.images) / 1000
         raise UserError(
-            f"{len(self.found)} of {self.images:,} images can't be read, which is more than "
-            f"--max-reject-fraction {self.fraction:g}; look at the list above, then repair or "
+            f"{count} of {self.images:,} images can't be read, which is more than "
+            f"--max-reject-fraction {self.max_fraction:g}; look at the list above, then repair or "
             f"remove them, or give --max-reject-fraction {enough:g} or more; finished shards are "
             "kept"
         )
 
 
-def start_early() -> None:
-    """Begin to start Ray in the background; there is surely work for it."""
+def start_ray_early() -> None:
+    """Start Ray in the background; the stage has not run yet, so it will need it."""
 
     def start() -> None:
-        # Otherwise ``make_shards`` will find out too, and can say so.
+        # ``make_shards`` will meet the same error, in the main thread.
         with contextlib.suppress(UserError):
             cluster.connect()
-        # Ray's processes end with the thread that started them.
+        # Ray's processes end with the thread that has started them.
         threading.Event().wait()
 
-    threading.Thread(target=start, name="start-early", daemon=True).start()
+    threading.Thread(target=start, name="start-ray", daemon=True).start()
 
 
 def make_shards(
     missing: Sequence[ShardTask], rejects: RejectCounter
-) -> tuple[dict[ShardTask, Report], float]:
-    """Make the shards of some units.
+) -> tuple[dict[ShardTask, ShardResult], float]:
+    """Write the shards of some tasks.
 
     Returns:
-        Their reports, and the seconds that it took.
+        Their results, and the duration in seconds.
 
     Raises:
         UserError: the source can't be read any more, or too many images are rejected.
@@ -82,33 +85,35 @@ def make_shards(
         return {}, 0.0
     cluster.connect()
     DataContext.get_current().enable_progress_bars = False
-    begun = time.monotonic()
-    progress = Progress("preprocess", sum(unit.rows for unit in missing), "images")
-    items = [{"number": number, "unit": asdict(unit)} for number, unit in enumerate(missing)]
+    started = time.monotonic()
+    progress = Progress("preprocess", sum(task.rows for task in missing), "images")
+    items = [{"number": number, "task": asdict(task)} for number, task in enumerate(missing)]
     workers = min(len(items), int(ray.cluster_resources().get("CPU", 1)))
-    # Actors with a queue of their own: between two tasks Ray Data would leave a core idle for a
-    # fifth of a second, which is a sixth of the time that a shard of 512 images takes.
+    # Actors with a queue of their own: otherwise a core is idle for a fifth of a second between
+    # two tasks, which is a sixth of the time that a shard of 512 images takes.
     compute = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=3)
-    units = ray.data.from_items(items, override_num_blocks=len(items))
-    job = units.map(ShardWriter, compute=compute)
+    job = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        ShardWriter, compute=compute
+    )
     job.set_name("preprocess")
-    reports = {}
-    for outcome in job.iter_rows():
-        unit = missing[outcome["number"]]
-        _stop_on_error(unit, outcome)
-        reports[unit] = read_report(unit)
-        rejects.add(reports[unit])
-        progress.add(unit.rows, f"{len(rejects.found)} rejected")
+    results = {}
+    with without_actor_pool_note():
+        for row in job.iter_rows():
+            task = missing[row["number"]]
+            _raise_errors(task, row)
+            results[task] = read_result(task)
+            rejects.add(results[task])
+            progress.add(task.rows, f"{len(rejects.rejects)} rejected")
     progress.end()
-    return reports, time.monotonic() - begun
+    return results, time.monotonic() - started
 
 
-def _stop_on_error(unit: ShardTask, outcome: Mapping[str, Any]) -> None:
-    if outcome["source_error"]:
-        raise UserError(outcome["source_error"])
-    if outcome["write_error"]:
+def _raise_errors(task: ShardTask, row: Mapping[str, Any]) -> None:
+    """Raise what a ``ShardWriter`` has returned as text."""
+    if row["source_error"]:
+        raise UserError(row["source_error"])
+    if row["write_error"]:
         raise OSError(
-            f"{storage.join(unit.folder, unit.file)}: can't be written "
-            f"({outcome['write_error']}); when it can, give the same command again: finished "
-            "shards are kept"
+            f"{task.shard_path}: can't be written ({row['write_error']}); when it can, give the "
+            "same command again: finished shards are kept"
         )

@@ -1,4 +1,4 @@
-"""What the MLflow run of ``preprocess`` shows: what went in, what came out, what could not."""
+"""The MLflow run of ``preprocess``: the source, the data set, the rejects and their figures."""
 
 import posixpath
 from collections import Counter
@@ -24,35 +24,35 @@ from pipelines.tracking.run import Run
 TILES = 40
 """Images in a contact sheet."""
 SAMPLED_SHARDS = 32
-"""The most shards that the histogram of original sizes reads; each is a fair sample."""
+"""The histogram of original sizes reads at most so many shards; each is a random sample."""
 
 
-def show_source(run: Run, place: str, source: Source) -> None:
-    """The raw images, as an input of the run."""
+def log_source(run: Run, uri: str, source: Source) -> None:
+    """Log the raw images as an input of the run."""
     counts = Counter(source.index["split"].to_pylist())
     run.log_dataset(
-        posixpath.basename(place),
-        source.fingerprint,
-        place,
+        posixpath.basename(uri),
+        source.source_fingerprint,
+        uri,
         "raw images",
-        f"{source.form}: {counts['train']:,} train, {counts['val']:,} val, "
+        f"{source.layout}: {counts['train']:,} train, {counts['val']:,} val, "
         f"{len(source.labels):,} classes",
     )
 
 
-def show_result(run: Run, manifest: Manifest, source: Source) -> None:
-    """The shards, the rejects and the figures of a finished data set."""
+def log_result(run: Run, manifest: Manifest, source: Source) -> None:
+    """Log the shards, the rejects and the figures of a complete data set."""
     profile = f"{manifest.rows('train'):,} train, {manifest.rows('val'):,} val"
     run.log_dataset("shards", manifest.content_digest(), manifest.folder, "shards", profile)
-    _show_images(run, manifest)
-    _show_rejects(run, manifest, source)
-    statistics = read_statistics(storage.join(manifest.folder, "statistics.npz"))
+    _log_images(run, manifest)
+    _log_rejects(run, manifest, source)
+    statistics = read_statistics(manifest.statistics_path)
     mean = figures.mean_image(statistics.mean_image, statistics.rgb_covariance)
     run.log_figure(mean, "mean_image.png")
     run.log_figure(figures.original_sizes(*_original_sizes(manifest)), "original_sizes.png")
 
 
-def _show_images(run: Run, manifest: Manifest) -> None:
+def _log_images(run: Run, manifest: Manifest) -> None:
     """The first rows of the first shard, which are as random as any."""
     columns = ["image", "label"]
     rows = read_row_group(manifest.row_groups("train")[0], columns).slice(0, TILES)
@@ -64,9 +64,9 @@ def _show_images(run: Run, manifest: Manifest) -> None:
     )
 
 
-def _show_rejects(run: Run, manifest: Manifest, source: Source) -> None:
+def _log_rejects(run: Run, manifest: Manifest, source: Source) -> None:
     """All rejects as a table, their counts by reason as another, and pictures of the first."""
-    with storage.open_input(storage.join(manifest.folder, "rejects.parquet")) as file:
+    with storage.open_input(manifest.rejects_path) as file:
         rejects = pq.read_table(file)
     run.log_table(rejects, "rejects.json")
     counts = rejects.group_by(["reason", "split"]).aggregate([("key", "count")])

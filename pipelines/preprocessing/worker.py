@@ -1,6 +1,6 @@
-"""What a preprocess task runs on its node; it imports no more than the work needs.
+"""The Ray Data actor of ``preprocess``; it imports no more than the work needs.
 
-A worker process that had to import MLflow first would begin seconds later.
+With MLflow among its imports, a worker process would start seconds later.
 """
 
 import gc
@@ -11,31 +11,35 @@ from typing import Any
 from alexnet.errors import UserError, one_line
 from alexnet.shards.codec import Encoding
 from alexnet.shards.plan import ShardTask
-from alexnet.shards.write import is_made, make_shard
+from alexnet.shards.write import finished_result, make_shard
 
 
 class ShardWriter:
-    """The Ray Data actor: one unit of work in, what became of it out."""
+    """Writes one shard for each row."""
 
     def __init__(self) -> None:
-        # What decoding needs, so that the first images do not wait for it.
+        # These import torch; otherwise the first images would wait for it.
         for module in ("alexnet.shards.resize", "alexnet.shards.pixel_accumulator"):
             importlib.import_module(module)
-        # Half a million objects of these modules stay for good; to look through them for garbage
-        # takes seconds, not least when the process ends.
+        # These modules' half a million objects live as long as the process. Searching them for
+        # garbage takes seconds, not least when the process ends.
         gc.freeze()
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Make one shard, unless an actor that was lost has made it.
+        """Write one shard, unless an actor that was lost has written it.
 
-        Errors that a person can do something about are returned as text: Ray would try them
-        again and print a traceback.
+        Args:
+            row: ``task``, the fields of a ``ShardTask``, and ``number``.
+
+        Returns:
+            ``number``, ``source_error`` and ``write_error``; errors that a user can put right are
+            returned as text, since Ray would retry them and print a traceback.
         """
-        unit = ShardTask(**(row["unit"] | {"encoding": Encoding(**row["unit"]["encoding"])}))
+        task = ShardTask(**(row["task"] | {"encoding": Encoding(**row["task"]["encoding"])}))
         outcome = {"number": row["number"], "source_error": "", "write_error": ""}
         try:
-            if not is_made(unit):
-                make_shard(unit)
+            if finished_result(task) is None:
+                make_shard(task)
         except UserError as error:
             outcome["source_error"] = one_line(error)
         except OSError as error:

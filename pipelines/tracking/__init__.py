@@ -1,1 +1,8 @@
-"""MLflow: runs, metrics and the model registry; nothing else imports it."""
+"""MLflow: runs, metrics and the model registry. Nothing else imports it or sets its variables."""
+
+import os
+
+# MLflow reports to nobody unless the user says so.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Models are exported graphs and plain tensors; whatever else is in a registry is not unpickled.
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")

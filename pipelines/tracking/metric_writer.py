@@ -1,8 +1,8 @@
-"""The curves of a training, written in the background, whatever becomes of the tracking server.
+"""Training metrics, written in the background, whether the tracking server answers or not.
 
 A point goes into a queue, and a thread writes the queue in batches, in order. While the server
-does not answer, the thread tries again and again and the training goes on. A checkpoint keeps the
-points that are not written when it is made, so that they outlive the process.
+does not answer, the thread retries and the training continues. A checkpoint stores the points that
+are still pending, so that they are not lost with the process.
 """
 
 import threading
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 MAX_QUEUE = 100_000
-"""Points that may wait, a million updates at ten for each point; beyond, the oldest are lost."""
+"""Pending points, enough for a million updates at ten per point; then the oldest are dropped."""
 MAX_BATCH_VALUES = 1000
-"""Values that MLflow takes at a time."""
+"""Values that MLflow accepts in one request."""
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.2, 5.0
-"""Seconds between two tries; each pause is twice the one before."""
+"""Seconds between two attempts; each pause is twice the one before."""
 
 
 class Point(NamedTuple):
-    """What several curves have at one step."""
+    """The values of several metrics at one step."""
 
     step: int
     time: int
@@ -29,29 +29,29 @@ class Point(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """A point is in the store whole or not at all: one of its curves tells of them all."""
+        """One metric's name stands for the point: the store holds all of a point or nothing."""
         return min(self.values)
 
 
 class StoreUnavailableError(Exception):
-    """The store did not answer; what became of the request is not known."""
+    """The store did not answer; whether it carried the request out is not known."""
 
 
 class MetricSink(Protocol):
-    """Where the points go. Both raise StoreUnavailableError, or another error if the store refuses."""
+    """A store of points. Both methods raise StoreUnavailableError, or another error if refused."""
 
-    def last_step(self, curve: str) -> int:
-        """The highest step that the store has of a curve, -1 if none."""
+    def last_step(self, metric: str) -> int:
+        """The highest step of a metric in the store, -1 if none."""
 
     def write(self, points: Sequence[Point]) -> None:
         """Write all of the points or none."""
 
 
 class MetricWriter:
-    """Writes points in the background: never fatal, never twice.
+    """Writes points in the background: an error is never fatal, no point is written twice.
 
-    A point whose step is not above the last that the store has of its kind is in the store
-    already, from before a restart or from a request whose answer was lost, and is passed over.
+    A point whose step is not above the last one of its kind in the store is in the store already,
+    from before a restart or from a request whose answer was lost, and is skipped.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class MetricWriter:
         store: MetricSink,
         pending_metrics: Iterable[tuple[int, int, Mapping[str, float]]] = (),
     ) -> None:
-        """``pending_metrics``: what the writer before gave under this name, perhaps by way of JSON."""
-        self.lost = 0
-        """Points that were dropped from a full queue, or that the store refused."""
+        """``pending_metrics``: what the run's earlier writer returned from ``pending``."""
+        self.dropped = 0
+        """Points that were dropped from a full queue, or refused by the store."""
         self._store = store
         self._waiting = deque(Point(*point) for point in pending_metrics)
         self._batch: list[Point] = []
         self._last_steps: dict[str, int] = {}
         self._changed = threading.Condition()
-        threading.Thread(target=self._keep_writing, name="curves", daemon=True).start()
+        threading.Thread(target=self._keep_writing, name="metric-writer", daemon=True).start()
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Queue a point; returns at once."""
@@ -76,19 +76,19 @@ class MetricWriter:
             self._waiting.append(point)
             while len(self._waiting) > MAX_QUEUE:
                 self._waiting.popleft()
-                self.lost += 1
+                self.dropped += 1
             self._changed.notify_all()
 
     def pending(self) -> list[Point]:
-        """The points that are not known to be in the store, in order."""
+        """The points that may not be in the store, in order."""
         with self._changed:
             return [*self._batch, *self._waiting]
 
     def flush(self, seconds: float) -> int:
-        """Wait until everything is written, but no longer; returns how many points are not."""
+        """Wait until everything is written, at most so long; returns how many points are not."""
         with self._changed:
             self._changed.wait_for(lambda: not (self._batch or self._waiting), seconds)
-            return self.lost + len(self._batch) + len(self._waiting)
+            return self.dropped + len(self._batch) + len(self._waiting)
 
     def _keep_writing(self) -> None:
         pause = MIN_BACKOFF_S
@@ -104,11 +104,11 @@ class MetricWriter:
                 time.sleep(pause)
                 pause = min(2 * pause, MAX_BACKOFF_S)
                 continue
-            except Exception:  # Whatever it is, the training is worth more than its curves.
+            except Exception:  # Whatever it is, it must not stop the training.
                 refused = len(self._batch)
             pause = MIN_BACKOFF_S
             with self._changed:
-                self.lost += refused
+                self.dropped += refused
                 self._batch.clear()
                 self._changed.notify_all()
 

@@ -1,4 +1,4 @@
-"""Models in the tracking store: load one, know one, register one, say which is the champion."""
+"""Models in the tracking store: loading, metadata, registration and aliases."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the tracking store knows about a logged model."""
+    """What the tracking store holds about a logged model."""
 
     uri: str
-    """``models:/m-...``, which never changes its meaning, unlike an alias."""
+    """``models:/m-...``: always the same model, unlike an alias."""
     run_id: str
     classes: tuple[tuple[str, str], ...]
     """wnid and name by class index."""
@@ -31,10 +31,10 @@ class Version:
 
 
 def load_classifier(store: Store, uri: str) -> "nn.Module":
-    """A logged or registered model as a function from patches to probabilities, on the CPU.
+    """A logged or registered model as a function from crops to probabilities, on the CPU.
 
     Raises:
-        UserError: there is no such model, or it is not one of ours.
+        UserError: there is no such model, or it is not one of this project.
     """
     try:
         return store.load_model(uri)
@@ -43,10 +43,10 @@ def load_classifier(store: Store, uri: str) -> "nn.Module":
 
 
 def get_model_info(store: Store, uri: str) -> ModelInfo:
-    """Resolve a model's URI and read which classes it knows.
+    """Resolve a model's URI and read its classes.
 
     Raises:
-        UserError: there is no such model, or it was not trained here.
+        UserError: there is no such model, or it is not one of this project.
     """
     try:
         info = store.model_info(uri)
@@ -72,7 +72,7 @@ def model_exists(store: Store, uri: str) -> bool:
 
 
 def register(store: Store, name: str, model_uri: str, tags: Mapping[str, str]) -> str:
-    """Register a logged model, or find it registered; returns the version's number."""
+    """Register a logged model unless it is registered; returns the version's number."""
     known = store.client.search_model_versions(f"name = '{name}'")
     same = [version.version for version in known if version.source == model_uri]
     version = str(same[0]) if same else store.register_model(model_uri, name)
@@ -82,11 +82,11 @@ def register(store: Store, name: str, model_uri: str, tags: Mapping[str, str]) -
 
 
 def by_alias(store: Store, name: str, alias: str) -> Version | None:
-    """The version that an alias points at."""
-    found = store.get_or_none(lambda: store.client.get_model_version_by_alias(name, alias))
-    return Version(str(found.version), dict(found.tags)) if found else None
+    """The version that an alias points to, None if the alias does not exist."""
+    version = store.get_or_none(lambda: store.client.get_model_version_by_alias(name, alias))
+    return Version(str(version.version), dict(version.tags)) if version else None
 
 
 def set_alias(store: Store, name: str, alias: str, version: str) -> None:
-    """Point an alias at a version."""
+    """Point an alias to a version."""
     store.client.set_registered_model_alias(name, alias, version)

@@ -20,7 +20,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
+from requests import RequestException
 
+from pipelines.console.log import current_log_file
 from pipelines.tracking import server
 from pipelines.tracking.metric_writer import Point, StoreUnavailableError
 from pipelines.tracking.server import redacted
@@ -36,7 +38,7 @@ DIGEST_LENGTH = 32
 
 
 def open_run(store: Store, name: str, *, resume: str | None, parent: str | None) -> str:
-    """Begin a run, or go on with an unfinished one; returns its id."""
+    """Create a run, or resume an unfinished one; returns its id."""
     if resume and run_exists(store, resume):
         return resume
     tags = {"mlflow.runName": name} | ({PARENT: parent} if parent else {})
@@ -46,17 +48,17 @@ def open_run(store: Store, name: str, *, resume: str | None, parent: str | None)
 
 
 def run_exists(store: Store, run_id: str) -> bool:
-    """Whether the store holds a run that is not deleted."""
+    """Whether the store holds the run and it is not deleted."""
     run = store.get_or_none(lambda: store.client.get_run(run_id))
     return run is not None and run.info.lifecycle_stage == "active"
 
 
 @contextlib.contextmanager
 def active_run(store: Store, run_id: str) -> Iterator["Run"]:
-    """A run in progress: it ends as finished, as failed, or as killed by the keyboard.
+    """A run whose status becomes finished, failed, or killed (by the keyboard) at the end.
 
     Raises:
-        UserError: the server went away for longer than one waits.
+        UserError: the server did not answer for longer than it is waited for.
     """
     mlflow.set_system_metrics_sampling_interval(5)
     mlflow.set_system_metrics_samples_before_logging(1)
@@ -69,10 +71,20 @@ def active_run(store: Store, run_id: str) -> Iterator["Run"]:
         except BaseException as error:
             _mark_failed(store, error, mlflow.end_run)
             raise
+        finally:
+            log_output(store, run_id)
+
+
+def log_output(store: Store, run_id: str) -> None:
+    """Log the command's log file so far as an artifact, if the server answers."""
+    path = current_log_file()
+    if path and not server.connection_error(store.uri):
+        with contextlib.suppress(MlflowException, RequestException, OSError):
+            store.client.log_artifact(run_id, path, "logs")
 
 
 def close_run(store: Store, run_id: str, error: BaseException | None) -> None:
-    """End a run that ``running`` does not manage."""
+    """Set the final status of a run that ``active_run`` does not manage."""
     end = functools.partial(store.client.set_terminated, run_id)
     if error:
         _mark_failed(store, error, end)
@@ -82,7 +94,7 @@ def close_run(store: Store, run_id: str, error: BaseException | None) -> None:
 
 
 def _mark_failed(store: Store, error: BaseException, end: Callable[[str], None]) -> None:
-    """Say that a run broke off, if the server hears it; the error is what matters now."""
+    """Set a run's status to failed, if the server answers; the error itself matters more."""
     if server.connection_error(store.uri):
         server.set_short_timeouts()
     with contextlib.suppress(MlflowException):
@@ -91,29 +103,29 @@ def _mark_failed(store: Store, error: BaseException, end: Callable[[str], None])
 
 @dataclass(frozen=True, slots=True)
 class MetricStore:
-    """A run's curves in the store: a ``metric_writer.MetricSink``."""
+    """The metrics of a run over its steps: a ``metric_writer.MetricSink``."""
 
     uri: str
     run_id: str
 
-    def last_step(self, curve: str) -> int:
-        """The highest step of a curve."""
-        with self._asked() as client:
-            points = client.get_metric_history(self.run_id, curve)
+    def last_step(self, metric: str) -> int:
+        """The highest step of a metric, -1 if it has none."""
+        with self._request() as client:
+            points = client.get_metric_history(self.run_id, metric)
             return max((point.step for point in points), default=-1)
 
     def write(self, points: Sequence[Point]) -> None:
-        """One request, one transaction."""
+        """Write all points in one request and one transaction."""
         metrics = [
             Metric(name, value, point.time, point.step)
             for point in points
             for name, value in point.values.items()
         ]
-        with self._asked() as client:
+        with self._request() as client:
             client.log_batch(self.run_id, metrics)
 
     @contextlib.contextmanager
-    def _asked(self) -> Iterator[MlflowClient]:
+    def _request(self) -> Iterator[MlflowClient]:
         try:
             yield MlflowClient(self.uri, self.uri)
         except MlflowException as error:
@@ -124,61 +136,60 @@ class MetricStore:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a stage can say about itself while it runs."""
+    """What a stage can log about itself while it runs."""
 
     store: Store
     run_id: str
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Parameters under flat names; a resumed run has them already and they stay."""
+        """Log parameters; those that a resumed run has already stay as they are."""
         present = self.store.client.get_run(self.run_id).data.params
         new = {k: redacted(str(v)) for k, v in values.items() if k not in present}
         mlflow.log_params(new, run_id=self.run_id)
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Metrics at a step."""
+        """Log metrics at a step."""
         mlflow.log_metrics(dict(values), step=step, run_id=self.run_id)
 
     def set_tags(self, values: Mapping[str, str]) -> None:
-        """Tags."""
+        """Set tags."""
         for name, value in values.items():
             self.store.client.set_tag(self.run_id, name, value)
 
     def set_description(self, markdown: str) -> None:
-        """The description that the run's page opens with."""
+        """Set the description at the top of the run's page."""
         self.set_tags({"mlflow.note.content": markdown})
 
     def log_figure(self, figure: "Figure", path: str) -> None:
-        """A figure as an image file among the artifacts."""
+        """Log a figure as an image file."""
         self.store.client.log_figure(self.run_id, figure, path)
 
     def log_table(self, table: "pa.Table", path: str) -> None:
-        """A table, which the UI shows as one."""
+        """Log a table, which the UI shows as a table."""
         self.store.client.log_table(self.run_id, table.to_pydict(), path)
 
     def log_json(self, value: Any, path: str) -> None:
-        """A dictionary as a JSON file."""
+        """Log a dictionary as a JSON file."""
         self.store.client.log_dict(self.run_id, value, path)
 
-    def log_dataset(self, name: str, digest: str, place: str, context: str, profile: str) -> None:
-        """A data set as an input of the run."""
-        source = '{"uri": "' + redacted(place).replace('"', "%22") + '"}'
+    def log_dataset(self, name: str, digest: str, uri: str, context: str, profile: str) -> None:
+        """Log a data set as an input of the run."""
+        source = '{"uri": "' + redacted(uri).replace('"', "%22") + '"}'
         dataset = Dataset(name, digest[:DIGEST_LENGTH], "local", source, profile=profile)
         tags = [InputTag("mlflow.data.context", context)]
         self.store.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
     def log_model(
-        self, classifier: "nn.Module", example: NDArray[np.uint8], facts: Mapping[str, Any]
+        self, classifier: "nn.Module", example: NDArray[np.uint8], metadata: Mapping[str, Any]
     ) -> str:
-        """Export and log a patch classifier; returns its ``models:/m-...`` URI.
+        """Export and log a crop classifier; returns its ``models:/m-...`` URI.
 
-        ``facts`` stay with the model wherever it goes; ``classes`` among them lists wnid and
-        name by class index.
+        ``metadata`` is stored with the model; its ``classes`` lists wnid and name by class index.
         """
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]), "patches")]),
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]), "crops")]),
             outputs=Schema(
-                [TensorSpec(np.dtype(np.float32), (-1, len(facts["classes"])), "probabilities")]
+                [TensorSpec(np.dtype(np.float32), (-1, len(metadata["classes"])), "probabilities")]
             ),
         )
         with contextlib.redirect_stdout(io.StringIO()):
@@ -187,13 +198,13 @@ class Run:
                 name="model",
                 input_example=example,
                 signature=signature,
-                metadata=dict(facts),
-                # MLflow would find these out by loading the model once more in a new process.
+                metadata=dict(metadata),
+                # MLflow would infer these by loading the model once more in a new process.
                 pip_requirements=[_requirement(name) for name in ("mlflow", "numpy", "torch")],
             )
         return f"models:/{info.model_id}"
 
 
 def _requirement(name: str) -> str:
-    """The installed version of a package, without a build's suffix that no index knows."""
+    """The installed version of a package, without a local suffix that no package index has."""
     return f"{name}=={version(name).partition('+')[0]}"

@@ -1,4 +1,4 @@
-"""The tracking server from outside: is anybody there, how long to wait, what may be shown."""
+"""The tracking server: whether it answers, how long to wait for it, and its URI without secrets."""
 
 import logging
 import os
@@ -7,37 +7,37 @@ import time
 from urllib.parse import urlsplit, urlunsplit
 
 from alexnet.errors import UserError
+from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
 
 SERVER_WAIT_S = 300
-"""Seconds to wait for a server that was there when the command began."""
-EVERY = 2.0
-"""Seconds between two looks at it."""
-
+"""Seconds to wait for a server that answered when the command started."""
+POLL_INTERVAL_S = 2.0
+"""Seconds between two attempts to connect."""
 
 LOGGERS = ("mlflow", "alembic", "mlflow.store", "mlflow.models", "urllib3")
-"""Of MLflow's client."""
+"""Loggers of MLflow's client."""
 
 
 def configure_loggers() -> None:
-    """Keep the client's warnings from the terminal; what matters comes in lines of our own."""
+    """Keep the client's warnings out of the terminal: commands log what matters themselves."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def set_short_timeouts() -> None:
-    """Let this process's requests fail within seconds, where MLflow tries for minutes.
+    """Let this process's requests fail within seconds; MLflow would retry for minutes.
 
-    What the environment says already stays.
+    Variables that are set already stay as they are.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
 def connection_error(uri: str) -> str | None:
-    """Why nobody answers at an address, within seconds; None if somebody does.
+    """Why a server can't be connected to, within seconds; None if it can.
 
-    Of stores without a server nothing is known; they count as there.
+    A store without a server, such as a database file, always returns None.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
@@ -51,10 +51,10 @@ def connection_error(uri: str) -> str | None:
 
 
 def check_reachable(uri: str | None) -> None:
-    """Find out whether a server listens; MLflow itself would try for minutes.
+    """Check that a server accepts connections; MLflow itself would retry for minutes.
 
     Raises:
-        UserError: nobody listens at ``--tracking-uri``.
+        UserError: no server accepts connections at ``--tracking-uri``.
     """
     if uri and (reason := connection_error(uri)):
         raise UserError(
@@ -64,32 +64,33 @@ def check_reachable(uri: str | None) -> None:
 
 
 def wait_for(uri: str) -> None:
-    """Wait for a server that has gone away, and say so in a line.
+    """Wait for a server that does not answer, and log that it is waited for.
 
     Raises:
-        UserError: it does not come back.
+        UserError: it does not answer within ``SERVER_WAIT_S``.
     """
     reason = connection_error(uri)
     if not reason:
         return
-    print(
-        f"tracking server {redacted(uri)} does not answer ({reason}); waiting for it, "
-        f"{duration(SERVER_WAIT_S)} at most",
-        flush=True,
+    stage_logger("tracking").info(
+        "server %s does not answer (%s); waiting for it, %s at most",
+        redacted(uri),
+        reason,
+        duration(SERVER_WAIT_S),
     )
-    begun = time.monotonic()
+    started = time.monotonic()
     while reason := connection_error(uri):
-        if time.monotonic() - begun > SERVER_WAIT_S:
+        if time.monotonic() - started > SERVER_WAIT_S:
             raise unavailable_error(uri, reason)
-        time.sleep(EVERY)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def unavailable_error(uri: str, reason: str) -> UserError:
-    """What to tell the user when a server went away in the middle of the work."""
+    """The error for a server that answered at the start and does not any more."""
     return UserError(
         f"tracking store {redacted(uri)} does not answer any more "
-        f"({reason.replace(uri, redacted(uri))}); what is finished is kept, the checkpoint of a "
-        "training too: bring the store back and give the same command again"
+        f"({reason.replace(uri, redacted(uri))}); finished work is kept, checkpoints of the "
+        "training too: start the store again and give the same command again"
     )
 
 

@@ -1,8 +1,7 @@
-"""MLflow: the only module that knows it.
+"""The MLflow store that runs and models go to.
 
-A full run is a parent run with one nested run for each stage; a stage that is run alone is a
-run by itself. Without ``--tracking-uri``, runs go to an SQLite file in the workdir and their
-artifacts beside it.
+Without ``--tracking-uri``, runs go to an SQLite file in the workdir and their artifacts to a folder
+beside it.
 """
 
 import contextlib
@@ -15,25 +14,26 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 
-from alexnet import storage
 from alexnet.errors import UserError, one_line
 from pipelines.console.lock import exclusive_lock
 from pipelines.settings import Settings
 from pipelines.tracking import server
 from pipelines.tracking.server import redacted
+from pipelines.workdir import Workdir
 
 if TYPE_CHECKING:
     from torch import nn
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Without this tag, the UI opens the experiment as one about language models."""
+"""The experiment's kind: model training."""
+
 StoreError = MlflowException
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Where runs are kept."""
+    """An MLflow tracking store, and the experiment in it."""
 
     uri: str
     experiment_id: str
@@ -43,32 +43,32 @@ class Store:
         """A client of this store."""
         return MlflowClient(self.uri, self.uri)
 
-    def get_or_none(self, ask: Callable[[], T]) -> T | None:
-        """What a question to the client gives, None if the store says that there is no such thing.
+    def get_or_none(self, request: Callable[[], T]) -> T | None:
+        """The answer to a request to the client; None if the store holds no such thing.
 
         Raises:
             UserError: the store does not answer.
         """
         with require_server(self.uri):
             try:
-                return ask()
+                return request()
             except MlflowException as error:
                 if was_refused(error):
                     return None
                 raise
 
     def load_model(self, uri: str) -> "nn.Module":
-        """A model as it was logged."""
+        """A logged model."""
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         return mlflow.pytorch.load_model(uri)  # type: ignore[no-any-return]
 
     def model_info(self, uri: str) -> Any:
-        """What was recorded of a logged model."""
+        """MLflow's ``ModelInfo`` of a logged model."""
         return mlflow.models.get_model_info(uri)
 
     def register_model(self, uri: str, name: str) -> str:
-        """Make a logged model the newest version of a registered one; returns its number."""
+        """Register a logged model as the newest version of a name; returns the version's number."""
         return str(mlflow.register_model(uri, name).version)
 
     def ui_command(self) -> str:
@@ -79,18 +79,19 @@ class Store:
 
 
 def connect(settings: Settings) -> Store:
-    """Open the tracking store and the experiment, making both where they don't exist.
+    """Open the tracking store and the experiment; create both where they don't exist.
 
     Raises:
         UserError: the store does not answer.
     """
     server.configure_loggers()
     server.check_reachable(settings.tracking_uri)
+    workdir = Workdir(settings.workdir)
     local = settings.tracking_uri is None
-    uri = settings.tracking_uri or f"sqlite:///{settings.workdir}/mlflow.db"
-    artifacts = storage.join(settings.workdir, "mlartifacts") if local else None
-    # The first to come makes the database's tables, which two can't do at once.
-    with exclusive_lock(settings.workdir, "tracking"):
+    uri = settings.tracking_uri or f"sqlite:///{workdir.database}"
+    artifacts = workdir.artifacts if local else None
+    # The first process creates the database's tables, which two can't do at the same time.
+    with exclusive_lock(workdir, "tracking"):
         try:
             return Store(uri, _experiment(uri, settings.experiment, artifacts))
         except MlflowException as error:
@@ -100,7 +101,7 @@ def connect(settings: Settings) -> Store:
 
 
 def _experiment(uri: str, name: str, artifacts: str | None) -> str:
-    """The experiment's id; store and experiment are made where they don't exist."""
+    """The experiment's id; store and experiment are created where they don't exist."""
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     client = MlflowClient(uri, uri)
@@ -116,7 +117,7 @@ def _experiment(uri: str, name: str, artifacts: str | None) -> str:
 
 
 def _no_answer(error: Exception) -> bool:
-    """Whether a request did not get through, whatever came of it."""
+    """Whether a request has got no answer; the store may have carried it out or not."""
     return (
         not isinstance(error, MlflowException)
         or error.get_http_status_code() == 503
@@ -125,13 +126,13 @@ def _no_answer(error: Exception) -> bool:
 
 
 def was_refused(error: MlflowException) -> bool:
-    """Whether the store answered that what was asked for can't be had."""
+    """Whether the store answered that it can't do what was requested."""
     return not _no_answer(error) and error.get_http_status_code() in (400, 404)
 
 
 @contextlib.contextmanager
 def require_server(uri: str) -> Iterator[None]:
-    """What is done inside needs the tracking server; it is waited for at the beginning.
+    """Wait for the tracking server first; inside, a server that stops answering is an error.
 
     Raises:
         UserError: it does not answer, now or later.

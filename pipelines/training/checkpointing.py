@@ -1,8 +1,8 @@
-"""Checkpoints of a running job: written beside the training, found again after a loss.
+"""Checkpoints of a Ray Train job: written in the background, restored after a loss.
 
-Rank 0 copies the tensors to the CPU, which takes a moment, and goes on learning; a thread writes
+Rank 0 copies the tensors to the CPU, which takes a moment, and continues to train; a thread writes
 them, and then Ray Train registers the checkpoint. A folder gets its name when it is complete, so
-a half-written one is never found. Ray keeps the newest and the best by validation error.
+an incomplete checkpoint is never restored. Ray keeps the newest and the best by validation error.
 """
 
 import itertools
@@ -20,54 +20,56 @@ from torch import Tensor
 from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.model.towers import AlexNet
-from alexnet.training.checkpoint import Snapshot, TrainState, load, save
+from alexnet.training.checkpoint import Snapshot, TrainState, load_checkpoint, save_checkpoint
 from alexnet.training.optimizer import MomentumSGD
 
 SCORE = "val_top1_error"
 NOT_VALIDATED = 100.0
-"""What a checkpoint within an epoch counts as: no better than any other."""
+"""The score of a checkpoint within an epoch: not better than any other."""
 
 KEEP = CheckpointConfig(
     num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="min"
 )
-"""The best; Ray never deletes the newest."""
+"""Ray keeps the best one, and never deletes the newest."""
 
 PART = ".part"
-"""Ends the name of a folder that is not complete."""
+"""Suffix of a folder that is not complete."""
 
 
-def report(idle: Semaphore, take: Callable[[], Snapshot] | None, position: TrainState) -> None:
-    """Hand over a checkpoint and go on; called by all workers, at the same steps.
+def report(
+    slot: Semaphore, snapshot: Callable[[], Snapshot] | None, train_state: TrainState
+) -> None:
+    """Start to write a checkpoint and return; called by all workers, at the same steps.
 
     Args:
-        idle: held while a checkpoint of this worker is written. One at a time: each has a copy of
-            all weights.
-        take: copies the tensors; None on the workers that bring none.
-        position: of the training.
+        slot: held while a checkpoint of this worker is written: one at a time, since each has a
+            copy of all weights.
+        snapshot: copies the tensors; None on workers that write no checkpoint.
+        train_state: of all workers together.
     """
-    validated = position.history and not position.offset
+    validated = train_state.history and not train_state.offset
     metrics = {
-        "epoch": position.epoch,
-        "step": position.step,
-        SCORE: position.history[-1][SCORE] if validated else NOT_VALIDATED,
+        "epoch": train_state.epoch,
+        "step": train_state.step,
+        SCORE: train_state.history[-1][SCORE] if validated else NOT_VALIDATED,
     }
-    if take is None:
+    if snapshot is None:
         ray.train.report(metrics, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
-    idle.acquire()
-    snapshot = take()
+    slot.acquire()
+    tensors = snapshot()
 
     def write(_: Checkpoint, name: str) -> Checkpoint:
         try:
-            return _write(snapshot, name)
+            return _write(tensors, name)
         finally:
-            idle.release()
+            slot.release()
 
     ray.train.report(
         metrics,
-        # Ray asks for a folder; ours does not exist before it is written where it stays.
+        # Ray requires a folder here; ours is written in its final place, later.
         checkpoint=Checkpoint(tempfile.gettempdir()),
-        checkpoint_dir_name=_new_name(position.step),
+        checkpoint_dir_name=_new_name(train_state.step),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=write,
         delete_local_checkpoint_after_upload=False,
@@ -75,10 +77,10 @@ def report(idle: Semaphore, take: Callable[[], Snapshot] | None, position: Train
 
 
 def _new_name(step: int) -> str:
-    """A folder for the checkpoint of a step, with a number added where there is one already.
+    """A new folder's name for the checkpoint of a step; a number is added if the name is taken.
 
-    A training that fell back past a damaged checkpoint comes to its step again, and Ray, which
-    knows the old one by its path, would delete the new one in its place.
+    A training that has passed over a damaged checkpoint reaches its step again. Ray identifies
+    checkpoints by their paths, so it would delete the new one in place of the old one.
     """
     context = ray.train.get_context().get_storage()
     name = f"step_{step:09d}"
@@ -87,33 +89,33 @@ def _new_name(step: int) -> str:
         if context.storage_filesystem.get_file_info(path).type == fs.FileType.NotFound:
             return name
         name = f"step_{step:09d}_{number}"
-    raise AssertionError("there are endless numbers")
+    raise AssertionError("itertools.count never ends")
 
 
 def _write(snapshot: Snapshot, name: str) -> Checkpoint:
-    """Put a checkpoint where Ray keeps them.
+    """Write a checkpoint to the job's storage path.
 
     Raises:
-        UserError: there is no room, or the place can't be written to.
+        UserError: the disk is full, or the folder can't be written to.
     """
     context = ray.train.get_context().get_storage()
     filesystem, path = context.storage_filesystem, f"{context.experiment_fs_path}/{name}"
     if not isinstance(filesystem, fs.LocalFileSystem):
         with tempfile.TemporaryDirectory(prefix="alexnet-checkpoint-") as folder:
-            save(folder, snapshot)
+            save_checkpoint(folder, snapshot)
             fs.copy_files(folder, path, destination_filesystem=filesystem)
         return Checkpoint(path, filesystem)
     part = path + PART
-    shutil.rmtree(part, ignore_errors=True)  # A run that was killed may have left it.
+    shutil.rmtree(part, ignore_errors=True)  # A killed run may have left it.
     try:
         os.makedirs(part)
-        save(part, snapshot)
+        save_checkpoint(part, snapshot)
         os.rename(part, path)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise UserError(
-            f"{path}: the checkpoint can't be written ({one_line(error)}); those before "
-            "it are intact: mend that and give the same command again"
+            f"{path}: the checkpoint can't be written ({one_line(error)}); earlier "
+            "ones are intact: put that right and give the same command again"
         ) from error
     return Checkpoint(path, filesystem)
 
@@ -122,9 +124,9 @@ def restore(
     network: AlexNet,
     optimizer: MomentumSGD,
     average: Mapping[str, Tensor] | None,
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
 ) -> TrainState:
-    """Go on from the newest checkpoint that can be read, or from the beginning if there is none.
+    """Load the newest checkpoint that can be read; start at the beginning if there is none.
 
     Raises:
         UserError: there are checkpoints and none of them can be read.
@@ -132,22 +134,25 @@ def restore(
     newest = ray.train.get_checkpoint()
     if newest is None:
         return TrainState()
-    others = [found.checkpoint for found in ray.train.get_all_reported_checkpoints()]
-    known = {checkpoint.path: checkpoint for checkpoint in [newest, *reversed(others)]}
+    reported = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
+    by_path = {checkpoint.path: checkpoint for checkpoint in [newest, *reversed(reported)]}
     problems = []
-    for checkpoint in known.values():
+    for checkpoint in by_path.values():
         try:
             with checkpoint.as_directory() as folder:
-                return load(folder, network, optimizer, average)
+                return load_checkpoint(folder, network, optimizer, average)
         except (UserError, OSError) as error:
             problems.append(one_line(error))
-            say(f"{problems[-1]}; looking for an older checkpoint")
-    raise UserError(f"{problems[0]}; no older one can be read: begin again with --force")
+            log_line(f"{problems[-1]}; trying an older checkpoint")
+    raise UserError(f"{problems[0]}; no older one can be read: start again with --force")
 
 
 def prune_checkpoints(result: Result, folder: str) -> None:
-    """Delete what killed runs left in a finished training's folder, on a local disk."""
-    kept = {os.path.basename(found.path) for found, _ in result.best_checkpoints}
+    """Delete the checkpoints that killed runs have left in a finished training's folder.
+
+    In object stores nothing is deleted.
+    """
+    kept = {os.path.basename(checkpoint.path) for checkpoint, _ in result.best_checkpoints}
     assert result.checkpoint
     kept.add(os.path.basename(result.checkpoint.path))
     if storage.is_remote(folder):

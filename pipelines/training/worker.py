@@ -1,181 +1,217 @@
-"""What each Ray Train worker does: learn, report, checkpoint.
+"""The Ray Train loop: train, report metrics, save checkpoints.
 
-The workers agree on when to report because it depends on the step alone, or on what rank 0's
-clock says, which it shares with them at every point of the curves.
+All workers report at the same steps: these depend on the step's number alone, or on rank 0's
+clock, which is shared with all workers whenever metrics are logged.
 """
 
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from alexnet.errors import UserError
-from alexnet.metrics import Errors
-from alexnet.training.checkpoint import Snapshot, snapshot
+from alexnet.metrics import LossAndErrors
+from alexnet.training.checkpoint import Snapshot, take_snapshot
 from alexnet.training.loop import Step, total, train_epoch, validate
-from alexnet.training.optimizer import apply_warmup, rates_at, set_rates
+from alexnet.training.optimizer import EpochRates, apply_warmup, rates_at, set_rates
 from pipelines.console.progress import duration
 from pipelines.training import checkpointing
-from pipelines.training.state import (
-    WorkerState,
-    all_reduce_errors,
-    any_rank,
-    build_worker,
-    can_scale_up,
-)
+from pipelines.training.collectives import all_reduce_errors, any_rank
+from pipelines.training.state import LoopConfig, WorkerState, build_worker
 
-FLUSH_SECONDS = 5
-"""For the last points of the curves."""
-WINDOW_CURVES = ("learning_rate", "images_per_second")
-"""What the curves have of an epoch's last step already."""
+FLUSH_TIMEOUT_S = 5
+"""For the last metrics. The driver writes those that the last checkpoint has as pending."""
+
+STEP_METRICS = ("learning_rate", "images_per_second")
+"""Metrics of an epoch that are logged at its last step already, with the step's own."""
 
 
-def train_loop_per_worker(config: Mapping[str, Any]) -> None:
-    """The Ray Train loop.
+def train_loop_per_worker(config: Mapping[str, LoopConfig]) -> None:
+    """Train until the last epoch is done.
 
-    ``config``: settings, shards, tracking_uri, run_id, threads, gpus, board.
+    Args:
+        config: ``loop``: the settings and everything else that the driver hands over.
     """
-    torch.set_num_threads(config["threads"])
-    job = build_worker(config)
-    if job.writer and (step := job.position.step):
-        job.say(f"going on from the checkpoint of step {step} in epoch {job.position.epoch + 1}")
-    if job.writer and job.reader.world > 1:
-        job.say(f"{job.reader.world} workers share each batch")
-    while job.position.epoch < job.recipe.epochs and not job.restart_for_resize:
-        _run_epoch(job)
-    if job.writer:
-        # What takes longer is in the last checkpoint, and the driver writes it.
-        job.writer.flush(FLUSH_SECONDS)
-        if lost := job.writer.lost:
-            job.say(f"{lost} points of the curves are lost: the queue was full, or MLflow refused")
+    loop = config["loop"]
+    torch.set_num_threads(loop.cpus)
+    worker = build_worker(loop)
+    state = worker.train_state
+    if state.step:
+        worker.log_line(
+            f"resuming from the checkpoint of step {state.step}, epoch {state.epoch + 1}"
+        )
+    if worker.loader.world_size > 1:
+        worker.log_line(f"{worker.loader.world_size} workers share each batch")
+    while state.epoch < worker.recipe.epochs:
+        _run_epoch(worker)
+    if worker.writer:
+        worker.writer.flush(FLUSH_TIMEOUT_S)
+        if dropped := worker.writer.dropped:
+            worker.log_line(
+                f"{dropped} metrics are lost: the queue was full, or MLflow refused them"
+            )
 
 
-def _run_epoch(job: WorkerState) -> None:
-    """Learn from the rest of the present epoch, validate, report."""
-    settings, position = job.settings, job.position
-    past = [record["val_top1_error"] for record in position.history]
-    rates = rates_at(job.recipe.schedule, job.recipe.learning_rate, position.epoch, past)
-    set_rates(job.optimizer, rates)
-    begun, images_before = time.monotonic(), position.offset
-    window: list[Step] = []
-    window_begun = begun
-    rows = job.manifest.rows("train")
+@dataclass(slots=True)
+class _Window:
+    """The steps since metrics were logged last."""
+
+    steps: list[Step] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def images_per_second(self) -> float:
+        """Of all workers together."""
+        return sum(step.rows for step in self.steps) / (time.monotonic() - self.started)
+
+
+def _run_epoch(worker: WorkerState) -> None:
+    """Train on the rest of the epoch, validate, save a checkpoint."""
+    state = worker.train_state
+    errors = [record["val_top1_error"] for record in state.history]
+    rates = rates_at(worker.recipe.schedule, worker.recipe.learning_rate, state.epoch, errors)
+    set_rates(worker.optimizer, rates)
+    started, first_row = time.monotonic(), state.offset
+    _train_rest_of_epoch(worker, rates)
+    rows = state.offset - first_row
+    _finish_epoch(worker, rates, rows / (time.monotonic() - started))
+    _save_checkpoint(worker)
+
+
+def _train_rest_of_epoch(worker: WorkerState, rates: EpochRates) -> None:
+    """Train from the present offset to the end of the epoch."""
+    settings, state = worker.settings, worker.train_state
+    rows = worker.manifest.rows("train")
+    window = _Window()
     steps = train_epoch(
-        job.wrapped,
-        job.optimizer,
-        job.reader,
-        job.setup,
+        worker.wrapped,
+        worker.optimizer,
+        worker.loader,
+        worker.context,
         rates,
-        epoch=position.epoch,
-        offset=position.offset,
+        epoch=state.epoch,
+        offset=state.offset,
     )
     for step in steps:
-        window.append(step)
-        position.step += 1
-        if job.average:
-            job.average.update(job.network, position.step)
-        position.offset = step.offset
+        window.steps.append(step)
+        state.step += 1
+        state.offset = step.offset
+        if worker.average:
+            worker.average.update(worker.network, state.step)
         last = step.offset == rows
-        due = position.step % settings.checkpoint_steps == 0
-        if position.step % settings.log_steps == 0 or last or due:
-            speed = sum(s.rows for s in window) / (time.monotonic() - window_begun)
-            seen = position.epoch * rows + position.offset
-            rate = apply_warmup(rates, seen, job.setup.warmup_rows).learning_rate
-            _log_window(job, total(window), speed, rate, position.step)
-            late = time.monotonic() - job.reported > 60 * settings.checkpoint_minutes
-            due = due or any_rank(late and job.reader.rank == 0)
-            window, window_begun = [], time.monotonic()
-        if due and not last:
-            _report(job)
-            if job.restart_for_resize:
-                steps.close()
-                return
-            window_begun = time.monotonic()
-    speed = (rows - images_before) / (time.monotonic() - begun)
-    learned = all_reduce_errors(position.epoch_errors)
-    with job.average.in_place(job.network) if job.average else nullcontext():
-        checked = all_reduce_errors(
-            validate(
-                job.network, job.manifest, job.setup, rank=job.reader.rank, world=job.reader.world
-            )
-        )
-    record = {
-        "epoch": float(position.epoch + 1),
-        "train_loss": learned.mean_loss,
-        "train_top1_error": learned.top1_error,
-        "val_loss": checked.mean_loss,
-        "val_top1_error": checked.top1_error,
-        "val_top5_error": checked.top5_error,
-        "learning_rate": rates.learning_rate,
-        "images_per_second": speed,
-    }
-    position.history.append(record)
-    position.epoch, position.offset, position.epoch_errors = position.epoch + 1, 0, Errors()
-    if job.writer:
-        job.writer.write({k: v for k, v in record.items() if k not in WINDOW_CURVES}, position.step)
-        job.say(
-            f"epoch {position.epoch}/{job.recipe.epochs} done, validation error "
-            f"{checked.top1_error:.1f} % top-1, {checked.top5_error:.1f} % top-5 (centre view), "
-            f"training loss {learned.mean_loss:.3f}"
-        )
-    _report(job)
+        checkpoint_due = state.step % settings.checkpoint_steps == 0
+        if state.step % settings.log_steps == 0 or last or checkpoint_due:
+            _log_window(worker, window, rates)
+            elapsed = time.monotonic() - worker.checkpoint_started
+            late = elapsed > 60 * settings.checkpoint_minutes
+            checkpoint_due = checkpoint_due or any_rank(late and worker.loader.rank == 0)
+            window = _Window()
+        if checkpoint_due and not last:
+            _save_checkpoint(worker)
+            window.started = time.monotonic()
 
 
-def _log_window(
-    job: WorkerState, mine: Errors, images_per_second: float, learning_rate: float, step: int
-) -> None:
-    """One point of the training curves, the mean since the last one, over all workers."""
-    position, recipe = job.position, job.recipe
-    position.epoch_errors.add(mine)
-    seen = all_reduce_errors(mine)
-    if not np.isfinite(seen.loss):
+def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> None:
+    """Log the mean metrics of the steps since the last time, over all workers."""
+    state, recipe = worker.train_state, worker.recipe
+    images_per_second = window.images_per_second()
+    local = total(window.steps)
+    state.epoch_errors.add(local)
+    errors = all_reduce_errors(local)
+    if not np.isfinite(errors.loss):
         raise UserError(
-            f"the training loss is {seen.loss} in epoch {position.epoch + 1}, step {step}: the "
-            "network diverged; give a lower --learning-rate than "
+            f"the training loss is {errors.loss} in epoch {state.epoch + 1}, step {state.step}: "
+            "the network diverged; give a lower --learning-rate than "
             f"{recipe.learning_rate} or another --recipe"
         )
-    if not job.writer:
+    if not worker.writer:
         return
-    point = {
-        "loss": seen.mean_loss,
-        "top1_error": seen.top1_error,
-        "learning_rate": learning_rate,
+    rows = worker.manifest.rows("train")
+    rows_seen = state.epoch * rows + state.offset
+    worker.writer.write(
+        {
+            "loss": errors.mean_loss,
+            "top1_error": errors.top1_error,
+            "learning_rate": apply_warmup(
+                rates, rows_seen, worker.context.warmup_rows
+            ).learning_rate,
+            "images_per_second": images_per_second,
+        },
+        state.step,
+    )
+    remaining = recipe.epochs * rows - rows_seen
+    worker.log_line(
+        f"epoch {state.epoch + 1}/{recipe.epochs}, {state.offset:,}/{rows:,} images, "
+        f"loss {errors.mean_loss:.3f}, {images_per_second:,.0f} images/s, "
+        f"{duration(remaining / images_per_second)} left"
+    )
+
+
+def _finish_epoch(worker: WorkerState, rates: EpochRates, images_per_second: float) -> None:
+    """Validate, add the epoch to the history and log its metrics."""
+    state = worker.train_state
+    trained = all_reduce_errors(state.epoch_errors)
+    validated = _validate(worker)
+    record = {
+        "epoch": float(state.epoch + 1),
+        "train_loss": trained.mean_loss,
+        "train_top1_error": trained.top1_error,
+        "val_loss": validated.mean_loss,
+        "val_top1_error": validated.top1_error,
+        "val_top5_error": validated.top5_error,
+        "learning_rate": rates.learning_rate,
         "images_per_second": images_per_second,
     }
-    job.writer.write(point, step)
-    rows = job.manifest.rows("train")
-    left = (recipe.epochs - position.epoch) * rows - position.offset
-    job.say(
-        f"epoch {position.epoch + 1}/{recipe.epochs}, {position.offset:,}/{rows:,} images, "
-        f"loss {seen.mean_loss:.3f}, {images_per_second:,.0f} images/s, "
-        f"{duration(left / images_per_second)} left"
+    state.history.append(record)
+    state.epoch += 1
+    state.offset = 0
+    state.epoch_errors = LossAndErrors()
+    if not worker.writer:
+        return
+    point = {name: value for name, value in record.items() if name not in STEP_METRICS}
+    worker.writer.write(point, state.step)
+    worker.log_line(
+        f"epoch {state.epoch}/{worker.recipe.epochs} done, validation error "
+        f"{validated.top1_error:.1f} % top-1, {validated.top5_error:.1f} % top-5 (centre view), "
+        f"training loss {trained.mean_loss:.3f}"
     )
 
 
-def _report(job: WorkerState) -> None:
-    """Begin a checkpoint; rank 0 brings it. Then find out whether more workers could go on."""
-    position = job.position
-    whole = replace(
-        position,
-        epoch_errors=all_reduce_errors(position.epoch_errors),
-        pending_metrics=job.writer.pending() if job.writer else [],
-    )
-    job.reported = time.monotonic()
+def _validate(worker: WorkerState) -> LossAndErrors:
+    """The centre view's errors of the weights, or of their average if there is one."""
+    average, loader = worker.average, worker.loader
+    with average.swapped(worker.network) if average else nullcontext():
+        local = validate(
+            worker.network,
+            worker.manifest,
+            worker.context,
+            rank=loader.rank,
+            world_size=loader.world_size,
+        )
+    return all_reduce_errors(local)
 
-    def take() -> Snapshot:
-        return snapshot(
-            job.network,
-            job.optimizer,
-            whole,
-            job.setup.means[0],
-            job.average.weights if job.average else None,
+
+def _save_checkpoint(worker: WorkerState) -> None:
+    """Start a checkpoint, which rank 0 writes."""
+    state = worker.train_state
+    global_state = replace(
+        state,
+        epoch_errors=all_reduce_errors(state.epoch_errors),
+        pending_metrics=worker.writer.pending() if worker.writer else [],
+    )
+    worker.checkpoint_started = time.monotonic()
+
+    def snapshot() -> Snapshot:
+        return take_snapshot(
+            worker.network,
+            worker.optimizer,
+            global_state,
+            worker.context.means[0],
+            worker.average.weights if worker.average else None,
         )
 
-    checkpointing.report(job.idle, take if job.reader.rank == 0 else None, whole)
-    job.restart_for_resize = position.epoch < job.recipe.epochs and can_scale_up(job)
-    if job.restart_for_resize and job.writer:
-        job.say("there is room for more workers; going on with them")
+    checkpointing.report(
+        worker.checkpoint_slot, snapshot if worker.loader.rank == 0 else None, global_state
+    )

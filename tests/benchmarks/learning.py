@@ -1,11 +1,11 @@
-"""Does the project learn what a plain PyTorch script learns? Same recipe, epochs and data.
+"""Validation errors of the project and of a plain PyTorch script, with equal settings and data.
 
     python tests/benchmarks/learning.py --workdir work --epochs 2 --drop 1 --seeds 3 --output l.json
 
-``--workdir`` holds preprocessed shards (``pipelines/preprocess.py``). Each seed is trained by the
-project's loop and by ``peer_training.py``, one after the other; compared are the validation errors
-of the centre view. The project's side is run without Ray; ``tests/test_workflow.py`` holds a Ray
-run to the same bits.
+``--workdir`` contains preprocessed shards (``pipelines/preprocess.py``). For each seed the
+project's loop and ``peer_training.py`` train one after the other. The validation errors of the
+centre view are compared. The project's loop runs here without Ray;
+``tests/test_pipelines/test_workflow.py`` checks that a Ray run computes the same bits.
 """
 
 import argparse
@@ -31,53 +31,55 @@ from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.loop import TrainContext, train_epoch, validate
 from alexnet.training.optimizer import build_optimizer, rates_at, set_rates, with_drops
 from pipelines import stages
+from pipelines.results import PreprocessResult
+from pipelines.workdir import Workdir
 
 PEER = Path(__file__).with_name("peer_training.py")
 
 
-def ours(manifest: Manifest, given: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train with one seed; the last epoch's errors."""
+def train_project(manifest: Manifest, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train with one seed. Returns the last epoch's errors."""
     recipe = replace(
         SOURCE145,
-        batch_size=given.batch_size,
-        learning_rate=given.learning_rate,
-        schedule=with_drops(SOURCE145.schedule, [given.drop]),
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        schedule=with_drops(SOURCE145.schedule, [options.drop]),
     )
-    statistics_ = read_statistics(f"{manifest.folder}/statistics.npz")
-    setup = TrainContext(
+    statistics_ = read_statistics(manifest.statistics_path)
+    context = TrainContext(
         recipe=recipe,
         means=[mean_crop(statistics_.mean_image)],
-        axes=pca_axes(recipe, statistics_.rgb_covariance),
+        pca_axes=pca_axes(recipe, statistics_.rgb_covariance),
         seed=seed,
     )
-    reader = ShardLoader(manifest=manifest, batch_size=recipe.batch_size, seed=seed)
+    loader = ShardLoader(manifest=manifest, batch_size=recipe.batch_size, seed=seed)
     network = AlexNet(recipe, len(manifest.labels))
     initialize(network, recipe, seed)
     optimizer = build_optimizer(network, recipe)
-    begun = time.monotonic()
+    started = time.monotonic()
     errors: list[float] = []
-    for epoch in range(given.epochs):
+    for epoch in range(options.epochs):
         rates = rates_at(recipe.schedule, recipe.learning_rate, epoch, errors)
         set_rates(optimizer, rates)
-        for _ in train_epoch(network, optimizer, reader, setup, rates, epoch=epoch):
+        for _ in train_epoch(network, optimizer, loader, context, rates, epoch=epoch):
             pass
-        found = validate(network, manifest, setup)
-        errors.append(found.top1_error)
+        validation = validate(network, manifest, context)
+        errors.append(validation.top1_error)
         line = {
             "epoch": epoch + 1,
-            "top1_error": found.top1_error,
-            "top5_error": found.top5_error,
-            "seconds": time.monotonic() - begun,
+            "top1_error": validation.top1_error,
+            "top5_error": validation.top5_error,
+            "seconds": time.monotonic() - started,
         }
-        print(json.dumps({"ours": seed, **line}), flush=True)
+        print(json.dumps({"project": seed, **line}), flush=True)
     return line
 
 
-def peer(folder: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """The same by the plain script."""
+def train_peer(folder: Path, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The same with the plain script."""
     command = [sys.executable, str(PEER), str(folder), f"--seed={seed}"]
     names = ("epochs", "drop", "batch_size", "learning_rate")
-    command += [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in names]
+    command += [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -90,16 +92,16 @@ def peer(folder: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def unpack(manifest: Manifest, folder: Path) -> Path:
-    """The shards' images as files, in the folders that ``ImageFolder`` reads."""
+    """Write the shards' images as files, in the folders that ``ImageFolder`` reads."""
     for split in ("train", "val"):
         for shard in manifest.shards[split]:
             file = pq.ParquetFile(Path(manifest.folder, shard.file))
             for batch in file.iter_batches(64, columns=["key", "wnid", "image"]):
                 for row in batch.to_pylist():
-                    place = folder / split / row["wnid"]
-                    place.mkdir(parents=True, exist_ok=True)
+                    class_folder = folder / split / row["wnid"]
+                    class_folder.mkdir(parents=True, exist_ok=True)
                     name = row["key"].replace("/", "_").rpartition(".")[0]
-                    (place / f"{name}.jpg").write_bytes(row["image"])
+                    (class_folder / f"{name}.jpg").write_bytes(row["image"])
     return folder
 
 
@@ -112,23 +114,24 @@ def main() -> None:
     for name, default in (("epochs", 2), ("drop", 1), ("seeds", 3), ("batch-size", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--learning-rate", type=float, default=0.002)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(2)
-    manifest = read_manifest(stages.require(given.workdir, "preprocess").figures["shards"])
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    preprocessed = stages.require(Workdir(options.workdir), PreprocessResult)
+    manifest = read_manifest(preprocessed.result.shards)
+    runs: dict[str, list[dict[str, Any]]] = {"project": [], "peer": []}
     with tempfile.TemporaryDirectory(prefix="alexnet-learning-") as scratch:
         folder = unpack(manifest, Path(scratch))
-        for seed in range(given.seeds):
-            runs["ours"].append(ours(manifest, given, seed))
-            runs["peer"].append(peer(folder, given, seed))
-    result: dict[str, Any] = {"settings": vars(given), "runs": runs}
+        for seed in range(options.seeds):
+            runs["project"].append(train_project(manifest, options, seed))
+            runs["peer"].append(train_peer(folder, options, seed))
+    result: dict[str, Any] = {"settings": vars(options), "runs": runs}
     for name, lines in runs.items():
         errors = [line["top1_error"] for line in lines]
         result[name] = {
             "top1_error": statistics.mean(errors),
             "deviation": statistics.stdev(errors) if len(errors) > 1 else None,
         }
-    Path(given.output).write_text(json.dumps(result, indent=2))
+    Path(options.output).write_text(json.dumps(result, indent=2))
     print(json.dumps({name: result[name] for name in runs}))
 
 

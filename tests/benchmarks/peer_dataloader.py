@@ -1,4 +1,4 @@
-"""The peer: torchvision's ImageFolder in a DataLoader with two workers.
+"""torchvision's ImageFolder in a DataLoader with two workers, for comparison.
 
 python tests/benchmarks/peer_dataloader.py FILES EPOCHS
 """
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from ingest import BATCH, COVARIANCE, clock
+from ingest import BATCH, COVARIANCE, measure
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,7 +19,7 @@ from alexnet.recipes import PAPER
 from alexnet.training.augment import pca_axes
 
 
-class Tint:
+class ColourNoise:
     """To float, minus the mean, plus noise along the principal components."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Tint:
 
 def main(files: str, epochs: int) -> None:
     change = transforms.Compose(
-        [transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), Tint()]
+        [transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), ColourNoise()]
     )
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         ImageFolder(files, change),
@@ -49,7 +49,7 @@ def main(files: str, epochs: int) -> None:
             assert (images.shape[1:], images.dtype) == ((3, 224, 224), torch.float32)
             yield len(images)
 
-    clock(epoch, epochs)
+    measure(epoch, epochs)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peer: what one would write by hand. Pool(2), Pillow, pyarrow shards, and no more.
+"""A simple script for comparison: Pool(2), Pillow and pyarrow.
 
 python tests/benchmarks/peer_pool.py SOURCE OUTPUT ROWS_PER_SHARD
 """

@@ -1,4 +1,4 @@
-"""The peer: Ray Data as its documentation shows it.
+"""Ray Data as in its documentation, for comparison.
 
 python tests/benchmarks/peer_ray_data.py SOURCE OUTPUT
 """

@@ -1,4 +1,4 @@
-"""The peer: Ray Data over the same shards, as its documentation shows it; rows in stored order.
+"""Ray Data over the same shards as in its documentation, in stored order, for comparison.
 
 python tests/benchmarks/peer_ray_ingest.py SHARDS EPOCHS
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ingest import BATCH, COVARIANCE, clock
+from ingest import BATCH, COVARIANCE, measure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -53,7 +53,7 @@ def main(folder: str, epochs: int) -> None:
             assert (images.shape[1:], images.dtype) == ((3, 224, 224), torch.float32)
             yield len(images)
 
-    clock(epoch, epochs)
+    measure(epoch, epochs)
 
 
 if __name__ == "__main__":

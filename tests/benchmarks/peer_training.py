@@ -1,10 +1,11 @@
-"""The peer: the same training as one would write it by hand, in plain PyTorch and torchvision.
+"""The same training as a plain PyTorch and torchvision script, for comparison.
 
     python tests/benchmarks/peer_training.py FOLDER --epochs 2 --drop 1 --seed 0
 
-``FOLDER`` has ``{train,val}/<class>/*.jpg`` of 256x256. One column with groups, torch's
-normalization, autograd through everything, ``DataLoader(ImageFolder)``; nothing is imported from
-the project. The numbers are those of the recipe ``source145``, with the batch and the rate given.
+``FOLDER`` contains ``{train,val}/<class>/*.jpg`` of 256x256. The script uses one column with
+groups, torch's normalization and autograd, and ``DataLoader(ImageFolder)``. It imports nothing from
+the project. The hyperparameters are those of the recipe ``source145``. Only batch size and learning
+rate are options.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
-WIDE = ("conv3", "conv4", "conv5")
+LARGE_STD = ("conv3", "conv4", "conv5")
 ONES = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
 
@@ -37,13 +38,9 @@ class Net(nn.Module):
         for name, parameter in self.named_parameters():
             layer, kind = name.split(".")
             if kind == "weight":
-                nn.init.normal_(
-                    parameter, 0, 0.03 if layer in ("conv3", "conv4", "conv5") else 0.01
-                )
+                nn.init.normal_(parameter, 0, 0.03 if layer in LARGE_STD else 0.01)
             else:
-                nn.init.constant_(
-                    parameter, float(layer in ("conv2", "conv4", "conv5", "fc6", "fc7"))
-                )
+                nn.init.constant_(parameter, float(layer in ONES))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = cross_map(self.conv1(F.pad(x, (0, 3, 0, 3))))
@@ -75,21 +72,21 @@ def main() -> None:
     for name, default in (("epochs", 2), ("drop", 1), ("seed", 0), ("batch_size", 16)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--learning-rate", type=float, default=0.002)
-    given = parser.parse_args()
-    torch.manual_seed(given.seed)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
     torch.set_num_threads(2)
-    train = ImageFolder(f"{given.folder}/train", pil_to_tensor)
-    val = ImageFolder(f"{given.folder}/val", pil_to_tensor)
+    train = ImageFolder(f"{options.folder}/train", pil_to_tensor)
+    val = ImageFolder(f"{options.folder}/val", pil_to_tensor)
     mean, axes = statistics(train)
     mean = mean[:, 16:240, 16:240]
     net = Net(len(train.classes))
     velocity = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
-    begun = time.monotonic()
-    for epoch in range(given.epochs):
-        rate = given.learning_rate * (0.1 if epoch >= given.drop else 1.0)
+    started = time.monotonic()
+    for epoch in range(options.epochs):
+        rate = options.learning_rate * (0.1 if epoch >= options.drop else 1.0)
         net.train()
-        for images, labels in DataLoader(train, given.batch_size, shuffle=True, num_workers=2):
-            # 2012 shared crop and flip among 32 consecutive images.
+        for images, labels in DataLoader(train, options.batch_size, shuffle=True, num_workers=2):
+            # In 2012, 32 consecutive images had the same crop and flip.
             top, left = (int(torch.randint(0, 33, ())) for _ in range(2))
             x = images[:, :, top : top + 224, left : left + 224].float() - mean
             if torch.rand(()) < 0.5:
@@ -104,26 +101,29 @@ def main() -> None:
                     v, gradient = velocity[name], parameter.grad
                     assert gradient is not None
                     if name.endswith("bias"):
-                        v.mul_(0.9).sub_(gradient, alpha=2 * given.learning_rate)
+                        v.mul_(0.9).sub_(gradient, alpha=2 * options.learning_rate)
                     else:
                         v.mul_(0.9).sub_(parameter, alpha=0.0005 * rate)
                         v.sub_(gradient, alpha=rate)
                     parameter.add_(v)
         net.eval()
-        wrong = top5_wrong = 0
+        top1_wrong = top5_wrong = 0
         with torch.no_grad():
             for images, labels in DataLoader(val, 64, num_workers=2):
                 logits = net(images[:, :, 16:240, 16:240].float() - mean)
-                hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-                wrong += int((~hits[:, 0]).sum())
-                top5_wrong += int((~hits.any(1)).sum())
-        errors = {"top1_error": 100 * wrong / len(val), "top5_error": 100 * top5_wrong / len(val)}
-        seconds = time.monotonic() - begun
+                correct = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+                top1_wrong += int((~correct[:, 0]).sum())
+                top5_wrong += int((~correct.any(1)).sum())
+        errors = {
+            "top1_error": 100 * top1_wrong / len(val),
+            "top5_error": 100 * top5_wrong / len(val),
+        }
+        seconds = time.monotonic() - started
         print(json.dumps({"epoch": epoch + 1, **errors, "seconds": seconds}), flush=True)
 
 
 def statistics(data: ImageFolder) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean image and the principal components of RGB times their deviations."""
+    """Mean image, and the principal components of RGB times their standard deviations."""
     total = torch.zeros(3, 256, 256, dtype=torch.float64)
     second = torch.zeros(3, 3, dtype=torch.float64)
     for images, _ in DataLoader(data, 64, num_workers=2):

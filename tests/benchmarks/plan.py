@@ -1,4 +1,4 @@
-"""Time and memory of planning all of ILSVRC2012: an index of 1,281,167 + 50,000 invented rows.
+"""Time and memory of planning all of ILSVRC2012: an index of 1,281,167 + 50,000 generated rows.
 
 python tests/benchmarks/plan.py
 """
@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from alexnet.shards.codec import Encoding
-from alexnet.shards.plan import plan_digest, read_plan, write_plan
-from alexnet.sources.index import SCHEMA, Part, fingerprint, merge
+from alexnet.shards.plan import plan_digest, plan_path, read_plan, write_plan
+from alexnet.sources.index import SCHEMA, Part, merge, source_fingerprint
 from alexnet.sources.labels import Label
 from alexnet.sources.read import Source
 from alexnet.storage import File
@@ -24,8 +24,8 @@ CLASSES = 1000
 TRAIN, VAL = 1_281_167, 50_000
 
 
-def invented_parts(labels: list[Label]) -> list[Part]:
-    """Rows as archives give them: one part for each class, and one for validation."""
+def generated_parts(labels: list[Label]) -> list[Part]:
+    """Index rows as those of archives: one part for each class, and one for validation."""
     random = np.random.default_rng(0)
     names = ("key", "label", "path", "offset", "size")
     schema = pa.schema([SCHEMA.field(name) for name in names])
@@ -51,41 +51,42 @@ def main() -> None:
     labels = [
         Label(f"n{1440764 + 13 * number:08d}", f"class {number}") for number in range(CLASSES)
     ]
-    parts = invented_parts(labels)
-    took: dict[str, float] = {}
-    begun = time.monotonic()
+    parts = generated_parts(labels)
+    seconds: dict[str, float] = {}
+    started = time.monotonic()
 
-    def lap(name: str) -> None:
-        nonlocal begun
-        took[name] = round(time.monotonic() - begun, 2)
-        begun = time.monotonic()
+    def record(name: str) -> None:
+        """Store the time since the last call."""
+        nonlocal started
+        seconds[name] = round(time.monotonic() - started, 2)
+        started = time.monotonic()
 
     index = merge(parts, labels)
-    lap("merge")
+    record("merge")
     source = Source(
-        form="archives",
+        layout="archives",
         index=index,
         labels=tuple(labels),
-        fingerprint=fingerprint(parts, [File("/data/devkit", 1, 1)]),
+        source_fingerprint=source_fingerprint(parts, [File("/data/devkit", 1, 1)]),
     )
     del parts
-    lap("fingerprint")
+    record("fingerprint")
     plan_digest(source, {"seed": 0})
-    lap("digest")
+    record("digest")
     with tempfile.TemporaryDirectory() as folder:
         encoding = Encoding(kind="jpeg", jpeg_quality=95)
-        units = write_plan(folder, source, encoding, 1024, 0)
-        lap("write_plan")
-        size = Path(folder, "parts", "plan.parquet").stat().st_size
-        read_plan(units[-1])
-        lap("read_one_unit")
+        tasks = write_plan(folder, source, encoding, 1024, 0)
+        record("write_plan")
+        size = Path(plan_path(folder)).stat().st_size
+        read_plan(tasks[-1])
+        record("read_one_task")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = {
         "rows": TRAIN + VAL,
-        "seconds": took,
-        "total_seconds": round(sum(took.values()), 1),
+        "seconds": seconds,
+        "total_seconds": round(sum(seconds.values()), 1),
         "plan_bytes": size,
-        "units": len(units),
+        "tasks": len(tasks),
         "peak_gb": round(peak / 1e9, 2),
     }
     print(json.dumps(result, indent=2))

@@ -1,13 +1,13 @@
-"""How fast raw images become shards, against two peers in the same minutes.
+"""The speed of preprocessing, compared with two other programs at the same time.
 
     python tests/benchmarks/preprocess.py --output preprocess.json
 
-Copies (hard links) of the JPEGs in ``$ALEXNET_REAL_DATA/full-size``, or generated ones of that
-size, are preprocessed by ``pipelines/preprocess.py``, by a hand-written Pool(2) script and by a
-plain Ray Data job, in turns. Steady rate: images after the first finished file, over the time
-from the first finished file to the last. ``bound`` is what two processes reach that only decode,
-resize and encode. ``whole`` is the clock of the whole command, with Ray's start, imports and
-MLflow.
+The source consists of hard links to the JPEGs in ``$ALEXNET_REAL_DATA/full-size``, or to generated
+JPEGs of that size. It is preprocessed in turn by ``pipelines/preprocess.py``, by a simple script
+with Pool(2) and by a plain Ray Data job. The steady rate is the number of images after the first
+finished file, divided by the time from the first finished file to the last. ``bound`` is the rate
+of two processes that only decode, resize and encode. ``whole`` is the time of the whole command,
+with Ray's start, imports and MLflow.
 """
 
 import argparse
@@ -40,12 +40,12 @@ BOUND_SECONDS = 8.0
 
 
 def jpegs(folder: Path) -> list[Path]:
-    """Real full-size images if there are any, else generated ones: 500x375, about 110 kB."""
+    """Real full-size images if there are any, else generated ones of 500x375 and about 110 kB."""
     real = os.environ.get("ALEXNET_REAL_DATA")
-    if real and (found := sorted(Path(real, "full-size").glob("*/*"))):
-        return found
+    if real and (paths := sorted(Path(real, "full-size").glob("*/*"))):
+        return paths
     random = np.random.default_rng(0)
-    made = []
+    generated = []
     for number in range(UNIQUE):
         path = folder / "unique" / f"{number}.JPEG"
         path.parent.mkdir(exist_ok=True)
@@ -53,12 +53,12 @@ def jpegs(folder: Path) -> list[Path]:
         pixels = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
         noisy = np.clip(pixels + random.integers(-12, 13, pixels.shape), 0, 255)
         Image.fromarray(noisy.astype(np.uint8)).save(path, "JPEG", quality=92)
-        made.append(path)
-    return made
+        generated.append(path)
+    return generated
 
 
 def make_source(originals: list[Path], root: Path, images: int) -> Path:
-    """A data set in the folders form: one image in twenty is for validation."""
+    """A source in the folders layout. One of twenty images is for validation."""
     for number in range(images):
         original = originals[number % len(originals)]
         split = "val" if number // len(originals) % 20 == 19 or number < len(originals) else "train"
@@ -72,14 +72,14 @@ def make_source(originals: list[Path], root: Path, images: int) -> Path:
 
 
 def steady_rate(files: list[Path]) -> float:
-    """Images a second between the first finished file and the last."""
-    ended = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in files)
-    (first, _), (last, _) = ended[0], ended[-1]
-    return float(sum(rows for _, rows in ended[1:]) / (last - first))
+    """Images per second between the first finished file and the last."""
+    finished = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in files)
+    (first, _), (last, _) = finished[0], finished[-1]
+    return float(sum(rows for _, rows in finished[1:]) / (last - first))
 
 
-class Peak(threading.Thread):
-    """The largest sum of the memory (PSS) of a process and all below it."""
+class PeakMemory(threading.Thread):
+    """The maximum of the memory (sum of PSS) of a process and its descendants."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -102,10 +102,10 @@ class Peak(threading.Thread):
             time.sleep(1.0)
 
 
-def timed(command: list[str], *, memory: bool = False) -> tuple[float, int]:
-    """Run a command; its seconds by the clock and, if asked for, its peak memory."""
+def run_timed(command: list[str], *, memory: bool = False) -> tuple[float, int]:
+    """Run a command. Returns its seconds and, if requested, its peak memory in bytes."""
     environment = {name: v for name, v in os.environ.items() if name != "RAY_ADDRESS"}
-    begun = time.monotonic()
+    started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -114,55 +114,57 @@ def timed(command: list[str], *, memory: bool = False) -> tuple[float, int]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    peak = Peak(process.pid)
+    peak = PeakMemory(process.pid)
     if memory:
         peak.start()
     output, _ = process.communicate()
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{output[-3000:]}")
     return seconds, peak.bytes
 
 
-def ours(source: Path, work: Path, *, memory: bool = False) -> dict[str, float]:
+def run_project(source: Path, work: Path, *, memory: bool = False) -> dict[str, float]:
     rows = str(ROWS_PER_SHARD)
     command = ["pipelines/preprocess.py", "--source", str(source), "--workdir", str(work)]
-    seconds, peak = timed([*command, "--rows-per-shard", rows], memory=memory)
+    seconds, peak = run_timed([*command, "--rows-per-shard", rows], memory=memory)
     files = sorted((work / "shards").glob("*/*/*.parquet"))
     return {"seconds": seconds, "steady": steady_rate(files), "peak": peak}
 
 
-def pool(source: Path, work: Path) -> dict[str, float]:
+def run_pool(source: Path, work: Path) -> dict[str, float]:
     command = [str(HERE / "peer_pool.py"), str(source), str(work), str(ROWS_PER_SHARD)]
-    seconds, _ = timed(command)
+    seconds, _ = run_timed(command)
     return {"seconds": seconds, "steady": steady_rate(sorted(work.glob("*.parquet")))}
 
 
-def ray_data(source: Path, work: Path) -> dict[str, float]:
-    seconds, _ = timed([str(HERE / "peer_ray_data.py"), str(source), str(work)])
+def run_ray_data(source: Path, work: Path) -> dict[str, float]:
+    seconds, _ = run_timed([str(HERE / "peer_ray_data.py"), str(source), str(work)])
     return {"seconds": seconds, "steady": steady_rate(sorted(work.rglob("*.parquet")))}
 
 
-def work_only(paths: list[Path], start: Any, rates: Any) -> None:
-    """One process of ``bound``: bytes in memory, nothing written."""
+def decode_and_encode(paths: list[Path], start: Any, rates: Any) -> None:
+    """One process of ``bound``: reads from memory, writes nothing."""
     data = [path.read_bytes() for path in paths]
     done = 0
     decode(data[0])
     start.wait()
-    begun = time.monotonic()
-    while time.monotonic() - begun < BOUND_SECONDS:
+    started = time.monotonic()
+    while time.monotonic() - started < BOUND_SECONDS:
         decoded = decode(data[done % len(data)])
         assert isinstance(decoded, Decoded)
         encode(decoded.pixels, Encoding(kind="jpeg", jpeg_quality=95))
         done += 1
-    rates.put(done / (time.monotonic() - begun))
+    rates.put(done / (time.monotonic() - started))
 
 
 def bound(paths: list[Path]) -> float:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     start, rates = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=work_only, args=(paths, start, rates)) for _ in range(2)]
+    processes = [
+        context.Process(target=decode_and_encode, args=(paths, start, rates)) for _ in range(2)
+    ]
     for process in processes:
         process.start()
     total = sum(rates.get() for _ in processes)
@@ -176,11 +178,11 @@ def median(results: list[dict[str, float]], key: str) -> float:
     return round(statistics.median(result[key] for result in results), 2)
 
 
-def ratio(mine: list[dict[str, float]], theirs: list[dict[str, float]], key: str) -> float:
-    """The median of the ratios of runs that stood side by side; above 1: ours is faster."""
-    pairs = zip(mine, theirs, strict=True)
-    found = [a[key] / b[key] if key == "steady" else b[key] / a[key] for a, b in pairs]
-    return round(statistics.median(found), 3)
+def ratio(project: list[dict[str, float]], other: list[dict[str, float]], key: str) -> float:
+    """The median ratio of the speeds in consecutive runs; above 1 the project is faster."""
+    pairs = zip(project, other, strict=True)
+    ratios = [a[key] / b[key] if key == "steady" else b[key] / a[key] for a, b in pairs]
+    return round(statistics.median(ratios), 3)
 
 
 def main() -> None:
@@ -195,51 +197,51 @@ def main() -> None:
         folder = Path(scratch)
         originals = jpegs(folder)
         small = make_source(originals, folder / "small", options.images)
-        runs: dict[str, list[dict[str, float]]] = {"ours": [], "pool": [], "ray_data": []}
+        runs: dict[str, list[dict[str, float]]] = {"project": [], "pool": [], "ray_data": []}
         bounds = []
 
         def once(name: str, run: Any, source: Path, **options: Any) -> dict[str, float]:
             work = folder / "work"
-            found: dict[str, float] = run(source, work, **options)
+            result: dict[str, float] = run(source, work, **options)
             shutil.rmtree(work)
-            print(name, {key: round(value, 2) for key, value in found.items()}, flush=True)
-            return found
+            print(name, {key: round(value, 2) for key, value in result.items()}, flush=True)
+            return result
 
         for _ in range(options.repeats):
             bounds.append(bound(originals))
-            runs["ours"].append(once("ours", ours, small))
-            runs["pool"].append(once("pool", pool, small))
-            runs["ray_data"].append(once("ray data", ray_data, small))
+            runs["project"].append(once("project", run_project, small))
+            runs["pool"].append(once("pool", run_pool, small))
+            runs["ray_data"].append(once("ray data", run_ray_data, small))
         result: dict[str, Any] = {
             "images": options.images,
             "cores": os.cpu_count(),
             "steady_images_per_second": {name: median(r, "steady") for name, r in runs.items()},
             "bound_images_per_second": round(statistics.median(bounds), 1),
-            "steady_to_pool": ratio(runs["ours"], runs["pool"], "steady"),
-            "steady_to_ray_data": ratio(runs["ours"], runs["ray_data"], "steady"),
+            "steady_to_pool": ratio(runs["project"], runs["pool"], "steady"),
+            "steady_to_ray_data": ratio(runs["project"], runs["ray_data"], "steady"),
             "share_of_bound": round(
                 statistics.median(
-                    run["steady"] / most for run, most in zip(runs["ours"], bounds, strict=True)
+                    run["steady"] / rate for run, rate in zip(runs["project"], bounds, strict=True)
                 ),
                 3,
             ),
         }
         if options.whole:
             large = make_source(originals, folder / "large", options.whole)
-            mine, theirs = [], []
+            project, pool = [], []
             for _ in range(options.repeats):
-                mine.append(once("ours, whole", ours, large))
-                theirs.append(once("pool, whole", pool, large))
+                project.append(once("project, whole", run_project, large))
+                pool.append(once("pool, whole", run_pool, large))
             result["whole"] = {
                 "images": options.whole,
-                "seconds": {"ours": median(mine, "seconds"), "pool": median(theirs, "seconds")},
-                "to_pool": ratio(mine, theirs, "seconds"),
+                "seconds": {"project": median(project, "seconds"), "pool": median(pool, "seconds")},
+                "to_pool": ratio(project, pool, "seconds"),
             }
         if options.memory:
             largest = make_source(originals, folder / "largest", options.memory)
             fewer = make_source(originals, folder / "fewer", options.memory // 4)
-            few = once("memory, few", ours, fewer, memory=True)
-            many = once("memory, many", ours, largest, memory=True)
+            few = once("memory, few", run_project, fewer, memory=True)
+            many = once("memory, many", run_project, largest, memory=True)
             result["memory"] = {
                 "few_images": options.memory // 4,
                 "many_images": options.memory,

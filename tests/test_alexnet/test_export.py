@@ -1,4 +1,4 @@
-"""The one-column export against the two towers it comes from, in training and in testing."""
+"""The exported one-column network against the towers, in training and in evaluation."""
 
 import subprocess
 import sys
@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import he_init, narrow_network, relative_error
+from factories import narrow_network, relative_error
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alexnet import export
+from alexnet.diagnostics.equivalence import he_init
 from alexnet.errors import UserError
 from alexnet.model.classifier import CropClassifier
 from alexnet.model.grouped import GroupedAlexNet
 from alexnet.model.towers import AlexNet, Dropout
 from alexnet.recipes import PAPER, RECIPES, SOURCE145, Recipe, ablate
-from alexnet.training.checkpoint import TrainState, save, snapshot
+from alexnet.training.checkpoint import TrainState, save_checkpoint, take_snapshot
 from alexnet.training.optimizer import build_optimizer
 
 MEAN = 255 * torch.rand((3, 224, 224), generator=torch.Generator().manual_seed(3))
@@ -26,44 +27,44 @@ CASES = {
     **RECIPES,
     "one tower": ablate(SOURCE145, towers=1),
     "no normalization": ablate(PAPER, normalization=False),
-    "no overlap": ablate(SOURCE145, overlapping_pooling=False),
+    "no overlapping pooling": ablate(SOURCE145, overlapping_pooling=False),
 }
 
 
-def trained(recipe: Recipe, folder: Path) -> AlexNet:
-    """A network with lively weights, and its checkpoint."""
+def save_network(recipe: Recipe, folder: Path) -> AlexNet:
+    """A narrow network with weights of ``he_init``, and its checkpoint in a folder."""
     network = narrow_network(recipe)
     he_init(network)
     optimizer = build_optimizer(network, recipe)
-    save(str(folder), snapshot(network, optimizer, TrainState(step=1), MEAN))
+    save_checkpoint(str(folder), take_snapshot(network, optimizer, TrainState(step=1), MEAN))
     return network
 
 
-def patches() -> Tensor:
+def crops() -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_column_equals_the_towers(tmp_path: Path, case: str) -> None:
-    network = trained(CASES[case], tmp_path).double().eval()
+    network = save_network(CASES[case], tmp_path).double().eval()
     path = str(tmp_path / "column.safetensors")
     export.write(str(tmp_path), path)
     column = export.read(path).double()
     assert not column.training
     with torch.no_grad():
-        expected = network(patches() - MEAN.double())
-        found = column(patches())
-    assert relative_error(expected[:1], expected[1:]) > 0.01, "the images are felt"
-    assert relative_error(found, expected) < 1e-12
-    # The registered form of the same network, in single precision.
+        expected = network(crops() - MEAN.double())
+        logits = column(crops())
+    assert relative_error(expected[:1], expected[1:]) > 0.01, "the logits depend on the image"
+    assert relative_error(logits, expected) < 1e-12
+    # The class of the registered model, in single precision.
     classifier = CropClassifier(network.float(), MEAN)
-    probabilities = classifier(patches().permute(0, 2, 3, 1))
-    torch.testing.assert_close(column.float()(patches()).softmax(1), probabilities)
+    probabilities = classifier(crops().permute(0, 2, 3, 1))
+    torch.testing.assert_close(column.float()(crops()).softmax(1), probabilities)
 
 
-class Masked(torch.nn.Module):
-    """Zeros every third unit, instead of chance; ``scale`` as its kind of dropout has it."""
+class FixedDropout(torch.nn.Module):
+    """Dropout that always sets every third unit to zero, and multiplies the others by ``scale``."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -73,25 +74,25 @@ class Masked(torch.nn.Module):
         return x * (torch.arange(x.shape[1]) % 3 > 0) * self.scale
 
 
-def test_dropout_in_training_is_equivalent_too(tmp_path: Path) -> None:
-    network = trained(PAPER, tmp_path).double()
+def test_dropout_in_training_is_equivalent(tmp_path: Path) -> None:
+    network = save_network(PAPER, tmp_path).double()
     path = str(tmp_path / "column.safetensors")
     export.write(str(tmp_path), path)
     column = export.read(path).double()
     assert isinstance(column.dropout6, torch.nn.Dropout)
     assert (column.dropout6.p, column.dropout7.p) == (0.5, 0.5)
-    # Torch's dropout doubles what it keeps, 2012's does not.
+    # Torch's dropout doubles the units that it keeps. That of 2012 does not.
     for name in ("dropout6", "dropout7"):
-        setattr(column, name, Masked(2.0))
+        setattr(column, name, FixedDropout(2.0))
     for tower in network.towers:
         assert isinstance(tower.dropout, Dropout)
-        tower.dropout = Masked(1.0)
+        tower.dropout = FixedDropout(1.0)
     with torch.no_grad():
-        assert relative_error(column(patches()), network(patches() - MEAN.double())) < 1e-12
+        assert relative_error(column(crops()), network(crops() - MEAN.double())) < 1e-12
 
 
-def test_what_the_file_holds(tmp_path: Path) -> None:
-    network = trained(SOURCE145, tmp_path)
+def test_the_contents_of_the_file(tmp_path: Path) -> None:
+    network = save_network(SOURCE145, tmp_path)
     path = tmp_path / "column.safetensors"
     export.write(str(tmp_path), str(path))
     state = load_file(path)
@@ -104,34 +105,42 @@ def test_what_the_file_holds(tmp_path: Path) -> None:
     assert sorted(state) == sorted([*names, "centre.mean"])
 
 
-def test_as_many_parameters_as_the_towers() -> None:
+def test_number_of_parameters() -> None:
     with torch.device("meta"):
         column = GroupedAlexNet(asdict(PAPER), 1000)
     assert sum(p.numel() for p in column.parameters()) == 60_965_224
 
 
-def test_it_learns(tmp_path: Path) -> None:
-    trained(SOURCE145, tmp_path)
+def test_the_column_has_finite_gradients(tmp_path: Path) -> None:
+    save_network(SOURCE145, tmp_path)
     path = str(tmp_path / "column.safetensors")
     export.write(str(tmp_path), path)
     column = export.read(path).train()
-    loss = F.cross_entropy(column(patches()), torch.tensor([0, 3]))
+    loss = F.cross_entropy(column(crops()), torch.tensor([0, 3]))
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in column.parameters())
 
 
-def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+def test_averaged_weights_are_exported_if_there_are_any(tmp_path: Path) -> None:
     network = narrow_network(PAPER)
     average = {name: torch.full_like(p, 0.25) for name, p in network.named_parameters()}
     optimizer = build_optimizer(network, PAPER)
-    save(str(tmp_path), snapshot(network, optimizer, TrainState(), MEAN, average))
+    save_checkpoint(str(tmp_path), take_snapshot(network, optimizer, TrainState(), MEAN, average))
     path = tmp_path / "column.safetensors"
     export.write(str(tmp_path), str(path))
     assert torch.equal(load_file(path)["conv3.weight"], torch.full((384, 256, 3, 3), 0.25))
 
 
 def test_the_command(tmp_path: Path) -> None:
-    trained(PAPER, tmp_path)
+    save_network(PAPER, tmp_path)
+    path = tmp_path / "column.safetensors"
+    export.main([str(tmp_path), str(path)])
+    assert len(export.read(str(path)).fc8.weight) == 4
+
+
+@pytest.mark.slow
+def test_the_command_in_a_process(tmp_path: Path) -> None:
+    save_network(PAPER, tmp_path)
     path = tmp_path / "column.safetensors"
     command = [sys.executable, "-m", "alexnet.export", str(tmp_path), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -140,10 +149,10 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "mean.safetensors"])
-def test_a_damaged_checkpoint_is_named(
+def test_the_error_names_the_damaged_file(
     tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained(PAPER, tmp_path)
+    save_network(PAPER, tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(SystemExit) as caught:
         export.main([str(tmp_path), str(tmp_path / "column.safetensors")])
@@ -154,8 +163,8 @@ def test_a_damaged_checkpoint_is_named(
     assert not (tmp_path / "column.safetensors").exists()
 
 
-def test_other_files_are_not_taken_for_exports(tmp_path: Path) -> None:
-    trained(PAPER, tmp_path)
+def test_other_files_and_missing_folders_are_errors(tmp_path: Path) -> None:
+    save_network(PAPER, tmp_path)
     (tmp_path / "text").write_text("no")
     for name in ("text", "missing", "velocity.safetensors", "model.safetensors"):
         with pytest.raises(UserError, match=r"not a file of alexnet\.export"):

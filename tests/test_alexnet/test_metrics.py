@@ -1,4 +1,4 @@
-"""Errors counted against the naive way."""
+"""Losses, errors and averages against simple computations."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from alexnet.metrics import Errors, average, confusion, top_labels
+from alexnet.metrics import LossAndErrors, average, confusion, count_errors, top_labels
 
 Probabilities = NDArray[np.float32]
 
@@ -25,8 +25,8 @@ def predictions(draw: st.DrawFn) -> tuple[Probabilities, NDArray[np.int64]]:
 
 
 @given(predictions())
-def test_against_the_naive_way(given_: tuple[Probabilities, NDArray[np.int64]]) -> None:
-    probabilities, labels = given_
+def test_loss_and_errors_of_a_batch(batch: tuple[Probabilities, NDArray[np.int64]]) -> None:
+    probabilities, labels = batch
     top1_wrong = top5_wrong = 0
     loss = 0.0
     for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
@@ -34,13 +34,12 @@ def test_against_the_naive_way(given_: tuple[Probabilities, NDArray[np.int64]]) 
         top1_wrong += ranking[0] != label
         top5_wrong += label not in ranking[:5]
         loss += -math.log(max(row[label], 1e-12))
-    errors = Errors()
+    errors = LossAndErrors()
     errors.count(probabilities, labels)
-    assert (errors.images, errors.top1_wrong, errors.top5_wrong) == (
-        len(labels),
-        top1_wrong,
-        top5_wrong,
-    )
+    of_labels = count_errors(top_labels(probabilities), labels)
+    for counts in (errors, of_labels):
+        assert counts.images == len(labels)
+        assert (counts.top1_wrong, counts.top5_wrong) == (top1_wrong, top5_wrong)
     assert errors.loss == pytest.approx(loss, rel=1e-6, abs=1e-6)
     assert errors.top1_error == pytest.approx(100 * top1_wrong / len(labels))
     assert errors.top5_error == pytest.approx(100 * top5_wrong / len(labels))
@@ -48,9 +47,9 @@ def test_against_the_naive_way(given_: tuple[Probabilities, NDArray[np.int64]]) 
 
 
 @given(predictions(), st.integers(0, 8))
-def test_parts_add_up(given_: tuple[Probabilities, NDArray[np.int64]], cut: int) -> None:
-    probabilities, labels = given_
-    whole, first, second = Errors(), Errors(), Errors()
+def test_sums_of_parts(batch: tuple[Probabilities, NDArray[np.int64]], cut: int) -> None:
+    probabilities, labels = batch
+    whole, first, second = LossAndErrors(), LossAndErrors(), LossAndErrors()
     whole.count(probabilities, labels)
     first.count(probabilities[:cut], labels[:cut])
     second.count(probabilities[cut:], labels[cut:])
@@ -64,24 +63,24 @@ def test_parts_add_up(given_: tuple[Probabilities, NDArray[np.int64]], cut: int)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4, 5, 6])
-def test_few_classes_have_no_five_best(classes: int) -> None:
+def test_with_five_classes_or_less_there_are_no_top5_errors(classes: int) -> None:
     probabilities = np.linspace(0.1, 0.9, classes, dtype=np.float32)[None]
     assert top_labels(probabilities).tolist() == [list(range(classes))[::-1][:5]]
-    errors = Errors()
+    errors = LossAndErrors()
     errors.count(probabilities, np.array([0]))
     assert errors.top5_wrong == (classes > 5)
 
 
-def test_ties_are_in_label_order() -> None:
-    even = np.full((2, 8), 0.125, np.float32)
-    assert top_labels(even).tolist() == [[0, 1, 2, 3, 4]] * 2
-    assert top_labels(even, 2).tolist() == [[0, 1]] * 2
-    some = np.array([[0.1, 0.3, 0.2, 0.3, 0.1]], np.float32)
-    assert top_labels(some, 4).tolist() == [[1, 3, 2, 0]]
+def test_equal_probabilities_are_in_label_order() -> None:
+    all_equal = np.full((2, 8), 0.125, np.float32)
+    assert top_labels(all_equal).tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert top_labels(all_equal, 2).tolist() == [[0, 1]] * 2
+    two_pairs = np.array([[0.1, 0.3, 0.2, 0.3, 0.1]], np.float32)
+    assert top_labels(two_pairs, 4).tolist() == [[1, 3, 2, 0]]
 
 
-def test_impossible_truth_costs_a_finite_loss() -> None:
-    errors = Errors()
+def test_the_loss_is_finite_if_the_true_class_has_probability_0() -> None:
+    errors = LossAndErrors()
     errors.count(np.array([[1.0, 0.0]], np.float32), np.array([1]))
     assert errors.loss == pytest.approx(-math.log(1e-12))
 
@@ -89,17 +88,17 @@ def test_impossible_truth_costs_a_finite_loss() -> None:
 def test_average_is_the_mean_in_double_precision() -> None:
     random = np.random.default_rng(0)
     parts = [random.random((5, 7), np.float32) for _ in range(10)]
-    found = average(parts)
-    assert found.dtype == np.float32
+    mean = average(parts)
+    assert mean.dtype == np.float32
     expected = sum(part.astype(np.float64) for part in parts) / 10
-    np.testing.assert_array_equal(found, np.asarray(expected, np.float32))
+    np.testing.assert_array_equal(mean, np.asarray(expected, np.float32))
 
 
 def test_confusion_counts_pairs() -> None:
     random = np.random.default_rng(1)
     labels, predicted = random.integers(0, 4, (2, 300))
-    found = confusion(labels, predicted, 5)
-    assert found.shape == (5, 5)
-    for truth in range(5):
-        for guess in range(5):
-            assert found[truth, guess] == ((labels == truth) & (predicted == guess)).sum()
+    counts = confusion(labels, predicted, 5)
+    assert counts.shape == (5, 5)
+    for row in range(5):
+        for column in range(5):
+            assert counts[row, column] == ((labels == row) & (predicted == column)).sum()

@@ -1,4 +1,4 @@
-"""Places in object stores: servers on this machine that speak S3's and Google's protocols."""
+"""Object stores: servers on this computer with the protocols of S3 and Google."""
 
 import os
 import socket
@@ -14,13 +14,13 @@ from urllib.request import Request, urlopen
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
-from test_sources import WRITERS, DataSet, contents_of, pictures
+from source_layouts import WRITERS, DataSet, contents_of, image_data_set
 
 from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.shards.codec import Encoding
-from alexnet.shards.plan import write_plan
-from alexnet.shards.write import make_shard, read_report
+from alexnet.shards.plan import extracted_folder, write_plan
+from alexnet.shards.write import make_shard, read_result
 from alexnet.sources import parquet_extract
 from alexnet.sources.read import read_source
 from alexnet.storage import object_store
@@ -41,9 +41,9 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def google() -> Iterator[str]:
-    """The URL of a server of Google's kind with one bucket, known to this module's tests only.
+    """The URL of an emulator of Google's server with one bucket.
 
-    It has a process of its own: pyarrow holds Python's lock while it closes a file there.
+    It runs in its own process: pyarrow holds Python's global lock while it closes a file.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -66,17 +66,17 @@ def google() -> Iterator[str]:
 
 @pytest.fixture(params=["s3", "gs"])
 def store(request: pytest.FixtureRequest) -> str:
-    """An empty bucket of either kind."""
+    """An empty bucket in S3 or in Google's store."""
     if request.param == "s3":
-        found: str = request.getfixturevalue("bucket")
-        return found
+        uri: str = request.getfixturevalue("bucket")
+        return uri
     send("GET", f"{request.getfixturevalue('google')}/wipe?keep-buckets=true", None)
     return "gs://anonymous@bucket"
 
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket, reached as a user would reach it: by environment variables."""
+    """An empty bucket in S3; environment variables contain the server and the credentials."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -89,14 +89,14 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One attempt of one second, so that the tests of faults don't wait."""
-    monkeypatch.setattr(object_store, "_ATTEMPTS", 1)
-    monkeypatch.setattr(object_store, "_TIMEOUT_SECONDS", 1)
-    monkeypatch.setattr(object_store, "_GIVE_UP_SECONDS", 1)
-    object_store._connect.cache_clear()
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One attempt of one second, so that the tests of errors are fast."""
+    monkeypatch.setattr(object_store, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(object_store, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(object_store, "RETRY_LIMIT_SECONDS", 1)
+    object_store.connect.cache_clear()
     yield
-    object_store._connect.cache_clear()
+    object_store.connect.cache_clear()
 
 
 def send(method: str, url: str, body: bytes | None = b"") -> bytes:
@@ -106,27 +106,25 @@ def send(method: str, url: str, body: bytes | None = b"") -> bytes:
     return content
 
 
-def upload(folder: Path, place: str) -> None:
+def upload(folder: Path, uri: str) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            storage.write_bytes(
-                storage.join(place, str(path.relative_to(folder))), path.read_bytes()
-            )
+            storage.write_bytes(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
 
 
-def names(place: str) -> list[str]:
-    return [file.path[len(place) + 1 :] for file in storage.list_files(place)]
+def names(uri: str) -> list[str]:
+    return [file.path[len(uri) + 1 :] for file in storage.list_files(uri)]
 
 
-def test_what_lies_where(store: str) -> None:
-    place = storage.join(store, "x")
-    file = storage.join(place, "b", "two")
+def test_existence_size_and_listings(store: str) -> None:
+    uri = storage.join(store, "x")
+    file = storage.join(uri, "b", "two")
     storage.write_bytes(file, b"22")
-    storage.write_json(storage.join(place, "a"), [1])
-    storage.write_bytes(storage.join(store, "xy"), b"beside")
+    storage.write_json(storage.join(uri, "a"), [1])
+    storage.write_bytes(storage.join(store, "xy"), b"other")
     assert storage.read_bytes(file) == b"22"
-    assert storage.read_json(storage.join(place, "a")) == [1]
-    for folder in (store, place, storage.join(place, "b")):
+    assert storage.read_json(storage.join(uri, "a")) == [1]
+    for folder in (store, uri, storage.join(uri, "b")):
         assert storage.exists(folder)
         assert storage.is_folder(folder)
         assert not storage.is_file(folder)
@@ -136,39 +134,39 @@ def test_what_lies_where(store: str) -> None:
     assert not storage.is_folder(file)
     assert storage.size(file) == 2
     stat = storage.stat(file)
-    assert stat in storage.list_files(place)
+    assert stat in storage.list_files(uri)
     assert abs(stat.modified_ns / 1e9 - time.time()) < 60
-    assert names(place) == ["a", "b/two"]
-    assert [one.path for one in storage.list_files(place, recursive=False)] == [f"{place}/a"]
-    assert storage.list_folders(place) == ["b"]
-    storage.delete_folder(place)
-    storage.delete_folder(place)
+    assert names(uri) == ["a", "b/two"]
+    assert [one.path for one in storage.list_files(uri, recursive=False)] == [f"{uri}/a"]
+    assert storage.list_folders(uri) == ["b"]
+    storage.delete_folder(uri)
+    storage.delete_folder(uri)
     assert names(store) == ["xy"]
 
 
-def test_what_is_missing(store: str) -> None:
-    place = storage.join(store, "none")
-    assert not storage.exists(place)
-    assert storage.size(place) == -1
-    assert storage.list_files(place) == []
-    assert storage.list_folders(place) == []
-    storage.delete_folder(place)
+def test_missing_files_and_folders(store: str) -> None:
+    uri = storage.join(store, "none")
+    assert not storage.exists(uri)
+    assert storage.size(uri) == -1
+    assert storage.list_files(uri) == []
+    assert storage.list_folders(uri) == []
+    storage.delete_folder(uri)
     for missing in (storage.stat, storage.read_bytes):
         with pytest.raises(FileNotFoundError):
-            missing(place)
+            missing(uri)
 
 
-def test_a_name_is_any_text(store: str) -> None:
-    place = storage.join(store, "odd names")
+def test_names_can_be_any_text(store: str) -> None:
+    uri = storage.join(store, "odd names")
     for name in ODD_NAMES:
-        storage.write_bytes(storage.join(place, name), name.encode())
-    found = storage.list_files(place)
-    assert names(place) == sorted(ODD_NAMES)
-    assert [storage.read_bytes(file.path).decode() for file in found] == sorted(ODD_NAMES)
-    assert [storage.stat(file.path) for file in found] == found
+        storage.write_bytes(storage.join(uri, name), name.encode())
+    files = storage.list_files(uri)
+    assert names(uri) == sorted(ODD_NAMES)
+    assert [storage.read_bytes(file.path).decode() for file in files] == sorted(ODD_NAMES)
+    assert [storage.stat(file.path) for file in files] == files
 
 
-def test_a_folder_made_in_the_web_console_is_no_file(bucket: str, server: str) -> None:
+def test_a_folder_made_in_the_web_console_is_not_a_file(bucket: str, server: str) -> None:
     send("PUT", f"{server}/bucket/x/")
     send("PUT", f"{server}/bucket/x/y/")
     assert storage.is_folder(storage.join(bucket, "x"))
@@ -176,7 +174,7 @@ def test_a_folder_made_in_the_web_console_is_no_file(bucket: str, server: str) -
     assert storage.list_files(storage.join(bucket, "x")) == []
 
 
-def test_an_object_appears_whole_or_not_at_all(store: str) -> None:
+def test_an_object_is_written_atomically(store: str) -> None:
     path = storage.join(store, "folder", "object")
     storage.write_bytes(path, b"old")
 
@@ -197,28 +195,28 @@ def test_an_object_appears_whole_or_not_at_all(store: str) -> None:
     assert names(store) == ["folder/object"]
 
 
-def test_no_part_of_an_upload_is_left(bucket: str, server: str) -> None:
+def test_no_incomplete_upload_remains(bucket: str, server: str) -> None:
     storage.write_bytes(storage.join(bucket, "object"), bytes(12_000_000))
     assert b"<UploadId>" not in send("GET", f"{server}/bucket?uploads")
 
 
-def test_making_a_folder_proves_that_it_can_be_written(store: str, hurried: None) -> None:
-    place = storage.join(store, "work", "dir")
-    storage.make_folder(place)
+def test_make_folder_checks_that_files_can_be_written(store: str, short_timeouts: None) -> None:
+    uri = storage.join(store, "work", "dir")
+    storage.make_folder(uri)
     assert names(store) == []
-    elsewhere = store.replace("bucket", "no-such-bucket") + "/work"
+    missing = store.replace("bucket", "no-such-bucket") + "/work"
     reason = "bucket" if store.startswith("s3") else "NOT_FOUND"
-    with pytest.raises(UserError, match=rf"^{elsewhere}: can't be written .*{reason}"):
-        storage.make_folder(elsewhere)
+    with pytest.raises(UserError, match=rf"^{missing}: can't be written .*{reason}"):
+        storage.make_folder(missing)
 
 
 def test_one_connection_serves_many_threads(store: str) -> None:
-    object_store._connect.cache_clear()
+    object_store.connect.cache_clear()
 
     def work(number: int) -> bytes:
-        place = storage.join(store, f"{number}")
-        storage.write_bytes(place, b"%d" % number)
-        return storage.read_bytes(place)
+        uri = storage.join(store, f"{number}")
+        storage.write_bytes(uri, b"%d" % number)
+        return storage.read_bytes(uri)
 
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(work, range(40))) == [b"%d" % number for number in range(40)]
@@ -235,10 +233,10 @@ def test_each_server_and_each_process_has_its_own_connection(
     monkeypatch.undo()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server)
-    assert storage.locate(bucket)[0] == here, "the variable for S3 goes before the general one"
+    assert storage.locate(bucket)[0] == here, "the variable for S3 overrides the general one"
 
 
-def test_a_process_that_uses_a_store_ends_in_peace(store: str) -> None:
+def test_a_process_that_used_a_store_ends_without_errors(store: str) -> None:
     storage.write_bytes(storage.join(store, "x"), b"content")
     script = (
         "from alexnet import storage\n"
@@ -249,96 +247,98 @@ def test_a_process_that_uses_a_store_ends_in_peace(store: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("form", WRITERS)
-def test_every_form_is_read_from_a_store(store: str, tmp_path: Path, form: str) -> None:
-    WRITERS[form](tmp_path)
-    place = storage.join(store, "raw images")
-    upload(tmp_path, place)
-    source = read_source(place)
-    assert source.form == form
+@pytest.mark.parametrize("layout", WRITERS)
+def test_every_layout_is_read_from_a_store(store: str, tmp_path: Path, layout: str) -> None:
+    WRITERS[layout](tmp_path)
+    uri = storage.join(store, "raw images")
+    upload(tmp_path, uri)
+    source = read_source(uri)
+    assert source.layout == layout
     assert contents_of(source) == contents_of(read_source(str(tmp_path)))
-    assert all(path.startswith(place) for path in source.index["path"].to_pylist())
+    assert all(path.startswith(uri) for path in source.index["path"].to_pylist())
 
 
 @pytest.fixture(scope="module")
 def images() -> DataSet:
-    """Real pictures, one of them broken."""
-    return pictures()
+    """Images, one of them truncated."""
+    return image_data_set()
 
 
-@pytest.mark.parametrize("form", ["archives", "folders", "parquet"])
-def test_shards_from_store_to_store_have_the_bytes_of_local_ones(
-    store: str, tmp_path: Path, images: DataSet, form: str
+@pytest.mark.parametrize("layout", ["archives", "folders", "parquet"])
+def test_shards_in_a_store_have_the_bytes_of_local_ones(
+    store: str, tmp_path: Path, images: DataSet, layout: str
 ) -> None:
-    WRITERS[form](tmp_path / "raw", images)
+    WRITERS[layout](tmp_path / "raw", images)
     upload(tmp_path / "raw", storage.join(store, "raw"))
-    made = {}
-    for place in (str(tmp_path), store):
-        source = read_source(storage.join(place, "raw"))
-        folder = storage.join(place, "shards")
-        if form == "parquet":
-            spooled = storage.join(folder, "parts", "spool")
-            for path in parquet_extract.files(source.index):
-                assert parquet_extract.copy(path, spooled) > 0
-                assert parquet_extract.copy(path, spooled) == 0
-            source = replace(source, index=parquet_extract.to_byte_ranges(source.index, spooled))
-        units = write_plan(folder, source, Encoding(kind="jpeg", jpeg_quality=95), 5, 0)
-        reports = [make_shard(unit) for unit in units]
-        assert sum(len(report.rejects) for report in reports) == 1
-        assert sum(report.shard.rows for report in reports) == len(source.index) - 1
-        assert [read_report(unit) for unit in units] == reports
-        made[place] = {unit.file: storage.read_bytes(f"{folder}/{unit.file}") for unit in units}
-    assert made[store] == made[str(tmp_path)]
+    shards = {}
+    for uri in (str(tmp_path), store):
+        source = read_source(storage.join(uri, "raw"))
+        folder = storage.join(uri, "shards")
+        if layout == "parquet":
+            extracted = extracted_folder(folder)
+            for path in parquet_extract.parquet_files(source.index):
+                assert parquet_extract.extract_images(path, extracted) > 0
+                assert parquet_extract.extract_images(path, extracted) == 0
+            source = replace(source, index=parquet_extract.to_byte_ranges(source.index, extracted))
+        tasks = write_plan(folder, source, Encoding(kind="jpeg", jpeg_quality=95), 5, 0)
+        results = [make_shard(task) for task in tasks]
+        assert sum(len(result.rejects) for result in results) == 1
+        assert sum(result.shard.rows for result in results) == len(source.index) - 1
+        assert [read_result(task) for task in tasks] == results
+        shards[uri] = {task.file: storage.read_bytes(f"{folder}/{task.file}") for task in tasks}
+    assert shards[store] == shards[str(tmp_path)]
     with storage.open_input(storage.join(store, "shards", "val/part-00000.parquet")) as file:
         assert pq.read_table(file).num_rows > 0
 
 
-def test_a_range_past_the_end_or_of_nothing_raises(store: str) -> None:
-    place = storage.join(store, "image")
-    storage.write_bytes(place, b"12345")
-    assert storage.read_range(place, 0, 5) == b"12345"
-    assert storage.read_range(place, 2, 2) == b"34"
+def test_a_range_after_the_end_or_of_a_missing_file_raises_an_error(store: str) -> None:
+    uri = storage.join(store, "image")
+    storage.write_bytes(uri, b"12345")
+    assert storage.read_range(uri, 0, 5) == b"12345"
+    assert storage.read_range(uri, 2, 2) == b"34"
     with pytest.raises(EOFError, match="2 bytes"):
-        storage.read_range(place, 3, 4)
+        storage.read_range(uri, 3, 4)
     with pytest.raises(FileNotFoundError):
         storage.read_range(storage.join(store, "none"), 0, 5)
 
 
 @pytest.mark.parametrize(
-    ("place", "advice"),
+    ("uri", "variable"),
     [
         ("s3://bucket/x?endpoint_override=127.0.0.1:9000&scheme=http", "AWS_ENDPOINT_URL"),
         ("s3://bucket/x?region=eu-west-1", "AWS_REGION"),
         ("s3://AKIAKEY:hunter2@bucket/x", "AWS_SECRET_ACCESS_KEY"),
     ],
 )
-def test_a_place_holds_no_settings_and_no_secrets(place: str, advice: str) -> None:
-    with pytest.raises(UserError, match=advice) as caught:
-        read_source(place)
+def test_a_uri_with_settings_or_secrets_is_an_error(uri: str, variable: str) -> None:
+    with pytest.raises(UserError, match=variable) as caught:
+        read_source(uri)
     assert "hunter2" not in str(caught.value)
     assert "bucket/x" in str(caught.value)
 
 
-@pytest.mark.parametrize("place", ["s3://", "s3:///x", "gs://", "hdfs://bucket/x"])
-def test_a_place_that_names_no_bucket_is_refused(place: str) -> None:
-    with pytest.raises(UserError, match=f"^{place}: .*use a local path, s3:// or gs://"):
-        storage.exists(place)
+@pytest.mark.parametrize("uri", ["s3://", "s3:///x", "gs://", "hdfs://bucket/x"])
+def test_a_uri_without_a_bucket_is_an_error(uri: str) -> None:
+    with pytest.raises(UserError, match=f"^{uri}: .*use a local path, s3:// or gs://"):
+        storage.exists(uri)
 
 
-def test_a_bucket_that_does_not_exist_holds_nothing(bucket: str) -> None:
+def test_a_missing_bucket_is_a_missing_folder(bucket: str) -> None:
     with pytest.raises(UserError, match="s3://other/raw: no such folder"):
         read_source("s3://other/raw")
 
 
-def test_wrong_credentials_are_one_clear_line(bucket: str, server: str, hurried: None) -> None:
+def test_wrong_credentials_are_an_error_of_one_line(
+    bucket: str, server: str, short_timeouts: None
+) -> None:
     storage.write_bytes(storage.join(bucket, "x"), b"content")
     send("POST", f"{server}/moto-api/reset-auth", b"0")
     try:
-        for ask in (storage.exists, storage.size, storage.stat, read_source):
+        for function in (storage.exists, storage.size, storage.stat, read_source):
             with pytest.raises(
                 UserError, match=r"s3://bucket/x: can't be reached .*ACCESS_DENIED.*credentials"
             ) as caught:
-                ask(storage.join(bucket, "x"))
+                function(storage.join(bucket, "x"))
             assert "\n" not in str(caught.value)
         with pytest.raises(UserError, match="s3://bucket/work: can't be written"):
             storage.make_folder(storage.join(bucket, "work"))
@@ -346,36 +346,36 @@ def test_wrong_credentials_are_one_clear_line(bucket: str, server: str, hurried:
         send("POST", f"{server}/moto-api/reset-auth", b"inf")
 
 
-def refused() -> str:
-    """A port that nobody listens at."""
+def closed_port() -> str:
+    """A URL with a port to which no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("fault", ["gone", "silent", "unknown"])
-def test_a_server_that_does_not_answer_is_one_clear_line(
-    bucket: str, hurried: None, monkeypatch: pytest.MonkeyPatch, fault: str
+@pytest.mark.parametrize("fault", ["refuses", "does not answer", "unknown"])
+def test_an_unreachable_server_is_an_error_of_one_line(
+    bucket: str, short_timeouts: None, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = {
-            "gone": refused(),
-            "silent": f"http://127.0.0.1:{listener.getsockname()[1]}",
+            "refuses": closed_port(),
+            "does not answer": f"http://127.0.0.1:{listener.getsockname()[1]}",
             "unknown": "http://no-such-host.invalid",
         }[fault]
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        begun = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(UserError, match="s3://bucket/raw: can't be reached") as caught:
             read_source("s3://bucket/raw")
         assert "\n" not in str(caught.value)
         with pytest.raises(OSError, match="NETWORK_CONNECTION"):
             storage.read_bytes("s3://bucket/raw/x")
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
 
 
-def test_googles_server_that_does_not_answer_is_one_clear_line(
-    hurried: None, monkeypatch: pytest.MonkeyPatch
+def test_an_unreachable_google_server_is_an_error_of_one_line(
+    short_timeouts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", refused())
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", closed_port())
     with pytest.raises(UserError, match="gs://anonymous@bucket/raw: can't be reached") as caught:
         read_source("gs://anonymous@bucket/raw")
     assert "\n" not in str(caught.value)
@@ -383,7 +383,7 @@ def test_googles_server_that_does_not_answer_is_one_clear_line(
         storage.make_folder("gs://anonymous@bucket/work")
 
 
-def test_a_bucket_of_googles_is_a_place_too() -> None:
+def test_a_google_uri_has_a_file_system_and_a_path() -> None:
     filesystem, inner = storage.locate("gs://anonymous@bucket/a b/c?d")
     assert filesystem.type_name == "gcs"
     assert inner == "bucket/a b/c?d"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes, listings and paths on a local disk."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from alexnet.storage import files
 
 
 class Stop(Exception):
-    """Anything that may happen while a file is written."""
+    """An error while a file is written."""
 
 
 def files_below(folder: Path) -> list[str]:
@@ -28,14 +28,14 @@ def write_half(path: str, error: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, OSError])
-def test_an_exception_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_exception_leaves_no_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "new" / "file"
     with pytest.raises(error):
         write_half(str(path), error)
     assert files_below(tmp_path) == []
 
 
-def test_an_exception_keeps_what_was_there(tmp_path: Path) -> None:
+def test_an_exception_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     storage.write_bytes(str(path), b"old")
     with pytest.raises(Stop):
@@ -44,7 +44,7 @@ def test_an_exception_keeps_what_was_there(tmp_path: Path) -> None:
     assert files_below(tmp_path) == ["file"]
 
 
-def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
+def test_the_file_does_not_exist_before_the_end(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file"
     with storage.atomic_output(str(path)) as file:
         file.write(b"content")
@@ -54,21 +54,21 @@ def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
     assert files_below(tmp_path) == ["deep/er/file"]
 
 
-def test_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_file(tmp_path: Path) -> None:
     path = str(tmp_path / "file")
     with storage.atomic_output(path) as first, storage.atomic_output(path) as second:
         assert first.name != second.name
         first.write(b"first")
         second.write(b"second")
-    assert (tmp_path / "file").read_bytes() == b"first", "the last one to end"
+    assert (tmp_path / "file").read_bytes() == b"first", "the writer that ended last"
 
     contents = [bytes([65 + number]) * 100_000 for number in range(8)]
-    seen: list[bytes] = []
+    contents_read: list[bytes] = []
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.is_set():
-            seen.append((tmp_path / "file").read_bytes())
+            contents_read.append((tmp_path / "file").read_bytes())
 
     watcher = threading.Thread(target=watch)
     writers = [threading.Thread(target=storage.write_bytes, args=(path, c)) for c in contents]
@@ -79,15 +79,15 @@ def test_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
         thread.join()
     stop.set()
     watcher.join()
-    assert set(seen) <= {b"first", *contents}
+    assert set(contents_read) <= {b"first", *contents}
     assert (tmp_path / "file").read_bytes() in contents
     assert files_below(tmp_path) == ["file"]
 
 
-def test_an_object_is_sent_only_when_it_is_whole(
+def test_an_object_is_sent_only_when_it_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A local folder stands for the store: its streams, too, show what is sent at once.
+    # A local folder instead of the store: what is sent is visible at once.
     monkeypatch.setattr(
         files, "locate", lambda path: (fs.LocalFileSystem(), str(tmp_path / "object"))
     )
@@ -100,7 +100,7 @@ def test_an_object_is_sent_only_when_it_is_whole(
     assert (tmp_path / "object").read_bytes() == b"content"
 
 
-def test_json_is_readable_and_never_half_written(tmp_path: Path) -> None:
+def test_json_is_indented_and_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     storage.write_json(str(path), {"b": 1, "a": [0.1, None]})
     assert list(json.loads(path.read_text())) == ["b", "a"]
@@ -111,7 +111,7 @@ def test_json_is_readable_and_never_half_written(tmp_path: Path) -> None:
     assert storage.read_json(str(path)) == {"b": 1, "a": [0.1, None]}
 
 
-def test_what_lies_where(tmp_path: Path) -> None:
+def test_existence_size_and_listings(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "b" / "two"), b"22")
     storage.write_bytes(str(tmp_path / "a"), b"1")
     folder, file = str(tmp_path / "b"), str(tmp_path / "a")
@@ -126,8 +126,8 @@ def test_what_lies_where(tmp_path: Path) -> None:
         True,
     )
     assert (storage.size(file), storage.size(folder), storage.size(file + "x")) == (1, -1, -1)
-    found = storage.list_files(str(tmp_path))
-    assert [(one.path, one.size) for one in found] == [(file, 1), (f"{folder}/two", 2)]
+    listed = storage.list_files(str(tmp_path))
+    assert [(one.path, one.size) for one in listed] == [(file, 1), (f"{folder}/two", 2)]
     assert [one.path for one in storage.list_files(str(tmp_path), recursive=False)] == [file]
     assert storage.list_folders(str(tmp_path)) == ["b"]
     assert storage.list_files(str(tmp_path / "none")) == []
@@ -138,7 +138,7 @@ def test_what_lies_where(tmp_path: Path) -> None:
         storage.stat(folder)
 
 
-def test_places_do_not_depend_on_the_working_directory(
+def test_absolute_paths_do_not_depend_on_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -149,6 +149,6 @@ def test_places_do_not_depend_on_the_working_directory(
     assert storage.join("s3://bucket/x", "y", "z") == "s3://bucket/x/y/z"
 
 
-def test_an_unknown_place_is_named() -> None:
+def test_the_error_names_a_uri_with_an_unknown_scheme() -> None:
     with pytest.raises(UserError, match="nosuch://x"):
         storage.exists("nosuch://x")

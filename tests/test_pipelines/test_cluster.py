@@ -1,4 +1,4 @@
-"""Joining and dividing a cluster, without one."""
+"""Errors of connecting to a cluster, and the division of its resources; no cluster is started."""
 
 import socket
 from typing import Any
@@ -11,7 +11,7 @@ from alexnet.errors import UserError
 from pipelines import cluster
 
 
-def test_a_cluster_that_is_gone_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -21,7 +21,7 @@ def test_a_cluster_that_is_gone_is_one_clear_line(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", [ConnectionError, AuthenticationError])
-def test_a_cluster_that_lets_nobody_in_is_one_clear_line(
+def test_a_refused_connection_is_one_line(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def init(**_: Any) -> None:
@@ -37,7 +37,20 @@ def test_a_cluster_that_lets_nobody_in_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_workers_gpus_lie_in_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.56.0\n")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"Ray: 2\.56\.0.*same versions") as caught:
+            cluster.connect()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_workers_gpus_are_in_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
     node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [node, node, node | {"Alive": False}])
     assert cluster.choose_gpus("auto", 1, 2) == 1

@@ -1,10 +1,23 @@
-"""Who becomes champion."""
+"""Which version becomes champion."""
 
 import pytest
 
 from pipelines.promote import decide_champion
+from pipelines.results import EvaluateResult
 from pipelines.settings import PromoteSettings
 from pipelines.tracking.registry import Version
+
+EVALUATED = EvaluateResult(
+    images=1000,
+    top1_error=10.0,
+    top5_error=2.0,
+    centre_top1_error=11.0,
+    centre_top5_error=2.5,
+    top1_accuracy=90.0,
+    models=["models:/m-1"],
+    validation="same",
+    predictions="/work/evaluations/abc/predictions.parquet",
+)
 
 
 def champion(error: float, validation: str = "same") -> Version:
@@ -14,7 +27,7 @@ def champion(error: float, validation: str = "same") -> Version:
 @pytest.mark.parametrize(
     ("rule", "present", "wins", "words"),
     [
-        ("better", None, True, "the first of its name"),
+        ("better", None, True, "the first of its name, 10.0 % top-1 error"),
         ("better", champion(20.0), True, "10.0 % top-1 error against 20.0 % of version 3"),
         ("better", champion(5.0), False, "10.0 % top-1 error against 5.0 % of version 3"),
         ("better", champion(10.0), False, "10.0 % top-1 error against 10.0 % of version 3"),
@@ -28,7 +41,6 @@ def test_the_alias_moves_only_to_a_better_model(
     rule: str, present: Version | None, wins: bool, words: str
 ) -> None:
     settings = PromoteSettings.model_validate({"champion": rule})
-    figures = {"top1_error": 10.0, "validation": "same"}
-    won, reason = decide_champion(settings, present, "4", figures)
+    won, reason = decide_champion(settings, present, "4", EVALUATED)
     assert won == wins
     assert words in reason

@@ -1,6 +1,7 @@
 """The workflow on a real Ray cluster of two nodes, from raw images to predictions.
 
-The tests share one workdir and run in order: each starts from what the ones before it left.
+The tests of this module share one workdir and run in order: some start from the results of the ones
+before them. They depend on no other module.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from ray_clusters import cluster_of
 
 from alexnet.errors import UserError
 from pipelines import batch_inference, cluster, evaluate, full_run, preprocess, stages, train
+from pipelines.results import FullRunResult, TrainResult
 from pipelines.settings import (
     BatchInferenceSettings,
     EvaluateSettings,
@@ -34,6 +36,10 @@ from pipelines.settings import (
     PreprocessSettings,
     TrainSettings,
 )
+from pipelines.training.job import scaling_config
+from pipelines.workdir import Workdir
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 CLASSES = ("blue", "green", "red")
 TRAIN, VAL = 12, 4
@@ -44,13 +50,13 @@ TRAIN, VAL = 12, 4
 def nodes() -> Iterator[Cluster]:
     """Two nodes; the second declares GPUs, which no process here touches."""
     small: dict[str, Any] = {"object_store_memory": 200 * 2**20}
-    with cluster_of({"num_cpus": 2} | small, {"num_cpus": 4, "num_gpus": 4} | small) as found:
-        yield found
+    with cluster_of({"num_cpus": 2} | small, {"num_cpus": 4, "num_gpus": 4} | small) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noisy images whose colour is their class, and a file that is no image."""
+    """Images of noise whose colour is their class, and a file that is no image."""
     root = tmp_path_factory.mktemp("raw")
     random = np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("val", VAL)):
@@ -83,7 +89,8 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> FullRunS
 
 
 @pytest.fixture(scope="module")
-def first(nodes: Cluster, settings: FullRunSettings) -> dict[str, Any]:
+def first(nodes: Cluster, settings: FullRunSettings) -> FullRunResult:
+    """The first full run in the workdir."""
     return full_run.run(settings)
 
 
@@ -91,18 +98,19 @@ def client(settings: FullRunSettings) -> MlflowClient:
     return MlflowClient(f"sqlite:///{settings.workdir}/mlflow.db")
 
 
-def weights(figures: dict[str, Any]) -> str:
-    path = Path(figures["checkpoint"]) / "model.safetensors"
+def weights_digest(checkpoint: str) -> str:
+    path = Path(checkpoint) / "model.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_full_run_goes_from_raw_images_to_a_champion(
-    first: dict[str, Any], settings: FullRunSettings
+    first: FullRunResult, settings: FullRunSettings
 ) -> None:
-    done = first["stages"]
+    done = first.stages
     assert list(done) == ["preprocess", "train", "evaluate", "promote"]
-    assert first["skipped"] == []
-    assert (first["images"], first["rejected"]) == (3 * (TRAIN + VAL), 1)
+    assert first.skipped == []
+    assert (first.images, first.rejected) == (3 * (TRAIN + VAL), 1)
+    assert first.images_per_second == done["train"]["images_per_second"]
     assert done["train"]["steps"] == 2 * 3
     assert done["evaluate"]["images"] == 3 * VAL
     assert done["promote"]["champion"] is True
@@ -123,66 +131,64 @@ def test_a_full_run_goes_from_raw_images_to_a_champion(
     )
 
 
-def test_mlflow_shows_what_happened(first: dict[str, Any], settings: FullRunSettings) -> None:
+def test_the_runs_in_mlflow(first: FullRunResult, settings: FullRunSettings) -> None:
     mlflow = client(settings)
     runs = {run.info.run_name: run for run in mlflow.search_runs(["1"])}
-    assert set(runs) == {"full_run", *first["stages"]}
+    assert set(runs) == {"full_run", *first.stages}
     parent = runs["full_run"].info.run_id
-    for name, figures in first["stages"].items():
+    for name, line in first.stages.items():
         run = runs[name]
         assert run.data.tags["mlflow.parentRunId"] == parent
         assert run.info.status == "FINISHED"
         assert run.data.params["seed"] == "0"
-        assert run.info.run_id == figures["run_id"]
+        assert run.info.run_id == line["run_id"]
     steps = [m.step for m in mlflow.get_metric_history(runs["train"].info.run_id, "loss")]
     assert sorted(steps) == [1, 2, 3, 4, 5, 6]
     inputs = runs["train"].inputs.dataset_inputs
     assert [i.dataset.name for i in inputs] == ["shards"]
-    pictures = {
+    artifacts = {
         "preprocess": ["images.png", "mean_image.png", "original_sizes.png", "rejects.json"],
         "train": ["first_layer_kernels.png", "learning_curves.png", "recipe.json"],
         "evaluate": ["confusion_matrix.png", "predictions.png"],
     }
-    for name, files in pictures.items():
-        listed = {file.path for file in mlflow.list_artifacts(runs[name].info.run_id)}
+    for stage, files in artifacts.items():
+        listed = {file.path for file in mlflow.list_artifacts(runs[stage].info.run_id)}
         assert set(files) <= listed
     version = mlflow.get_model_version_by_alias("alexnet", "champion")
     assert version.run_id == runs["train"].info.run_id
 
 
-def test_a_second_full_run_has_nothing_to_do(
-    first: dict[str, Any], settings: FullRunSettings, capsys: pytest.CaptureFixture[str]
+def test_a_second_full_run_skips_all_stages(
+    first: FullRunResult, settings: FullRunSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = full_run.run(settings)
-    assert again["skipped"] == list(first["stages"])
+    assert again.skipped == list(first.stages)
     assert capsys.readouterr().out.count("skipped, nothing has changed since") == 4
     assert len(client(settings).search_runs(["1"])) == 5
 
 
-def test_a_stage_alone_is_not_done_again_either(
-    first: dict[str, Any], settings: FullRunSettings
+def test_a_finished_stage_is_skipped_when_it_is_run_alone(
+    first: FullRunResult, settings: FullRunSettings
 ) -> None:
     outcome = preprocess.run(settings.part(PreprocessSettings))
     assert outcome.skipped
-    assert outcome.figures["digest"] == first["stages"]["preprocess"]["digest"]
+    assert outcome.result.digest == first.stages["preprocess"]["digest"]
 
 
-def test_a_killed_worker_changes_nothing(first: dict[str, Any], settings: FullRunSettings) -> None:
-    """Kill -9 after the first checkpoint within an epoch: same run, same weights, no step twice."""
-    before = weights(first["stages"]["train"])
+def test_a_killed_worker_changes_nothing(first: FullRunResult, settings: FullRunSettings) -> None:
+    """SIGKILL after the first checkpoint within an epoch: same weights, each step logged once."""
+    before = weights_digest(first.stages["train"]["checkpoint"])
     killed: list[int] = []
     ended = threading.Event()
     forced = settings.part(TrainSettings).model_copy(update={"force": True})
 
     def kill_after_first_checkpoint() -> None:
-        folder = Path(settings.workdir) / "training"
-        began = time.time()
+        folder = Path(Workdir(settings.workdir).checkpoints)
+        started = time.time()
         while not ended.wait(0.05):
-            fresh = [
-                path for path in folder.glob("*/*/position.json") if path.stat().st_mtime > began
-            ]
-            if fresh:
-                killed.extend(_kill_train_workers())
+            states = folder.glob("*/*/train_state.json")
+            if any(path.stat().st_mtime > started for path in states):
+                killed.extend(kill_train_workers())
                 return
 
     killer = threading.Thread(target=kill_after_first_checkpoint)
@@ -193,67 +199,69 @@ def test_a_killed_worker_changes_nothing(first: dict[str, Any], settings: FullRu
         ended.set()
         killer.join()
     assert killed
-    assert outcome.figures["steps"] == first["stages"]["train"]["steps"]
-    assert weights(outcome.figures) == before
+    assert outcome.result.steps == first.stages["train"]["steps"]
+    assert weights_digest(outcome.result.checkpoint) == before
     points = client(settings).get_metric_history(outcome.run_id, "loss")
-    original = client(settings).get_metric_history(first["stages"]["train"]["run_id"], "loss")
+    original = client(settings).get_metric_history(first.stages["train"]["run_id"], "loss")
     assert {p.step: p.value for p in points} == {p.step: p.value for p in original}
     assert len(points) == len(original)
 
 
-def _kill_train_workers() -> list[int]:
+def kill_train_workers() -> list[int]:
     killed = []
     for process in psutil.process_iter(["cmdline"]):
         title = " ".join(process.info["cmdline"] or [])
-        if title.startswith("ray::RayTrainWorker") and _is_ours(process):
+        if title.startswith("ray::RayTrainWorker") and is_descendant(process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(process.pid)
     return killed
 
 
-def _is_ours(process: psutil.Process) -> bool:
+def is_descendant(process: psutil.Process) -> bool:
+    """Whether this process has started the process, directly or not."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return any(parent.pid == os.getpid() for parent in process.parents())
     return False
 
 
-def test_a_changed_setting_runs_what_depends_on_it(
-    first: dict[str, Any], settings: FullRunSettings, capsys: pytest.CaptureFixture[str]
+def test_a_changed_setting_runs_the_stages_that_depend_on_it(
+    first: FullRunResult, settings: FullRunSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two workers share the batches of the one epoch."""
+    """Two workers share the batches of an epoch."""
     changed = settings.model_copy(update={"epochs": 1, "num_workers": (2, 2)})
-    figures = full_run.run(changed)
-    assert figures["skipped"] == ["preprocess"]
+    result = full_run.run(changed)
+    assert result.skipped == ["preprocess"]
     assert "train: running, setting epochs changed from 2 to 1" in capsys.readouterr().out
-    trained = figures["stages"]["train"]
+    trained = result.stages["train"]
     assert (trained["epochs"], trained["steps"], trained["images"]) == (1, 3, 3 * TRAIN)
-    assert figures["stages"]["evaluate"]["images"] == 3 * VAL
+    assert result.stages["evaluate"]["images"] == 3 * VAL
 
 
 def test_forced_preprocessing_gives_the_same_bytes(
-    first: dict[str, Any], settings: FullRunSettings
+    first: FullRunResult, settings: FullRunSettings
 ) -> None:
-    folder = Path(first["stages"]["preprocess"]["shards"])
+    folder = Path(first.stages["preprocess"]["shards"])
     before = {path.name: path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
     only = settings.model_copy(update={"only": "preprocess", "force": True})
-    figures = full_run.run(only)
-    assert list(figures["stages"]) == ["preprocess"]
-    assert figures["stages"]["preprocess"]["shards_made"] > 0
+    result = full_run.run(only)
+    assert list(result.stages) == ["preprocess"]
+    assert result.stages["preprocess"]["shards_made"] > 0
     assert {path.name: path.read_bytes() for path in sorted(folder.rglob("*.parquet"))} == before
 
 
-def test_several_models_are_averaged(first: dict[str, Any], settings: FullRunSettings) -> None:
-    records = stages.finished(settings.workdir, "train")
-    runs = [record.figures["model"] for record in records]
-    chosen = settings.part(EvaluateSettings).model_copy(update={"model": runs[:2]})
-    figures = evaluate.run(chosen).figures
-    assert figures["models"] == runs[:2]
-    assert figures["images"] == 3 * VAL
+def test_several_models_are_averaged(first: FullRunResult, settings: FullRunSettings) -> None:
+    newest = stages.require(Workdir(settings.workdir), TrainResult).result.model
+    models = [first.stages["train"]["model"], newest]
+    assert models[0] != models[1]
+    chosen = settings.part(EvaluateSettings).model_copy(update={"model": models})
+    result = evaluate.run(chosen).result
+    assert result.models == models
+    assert result.images == 3 * VAL
 
 
 def test_batch_inference_gives_a_row_for_every_file(
-    first: dict[str, Any], settings: FullRunSettings, source: Path, tmp_path: Path
+    first: FullRunResult, settings: FullRunSettings, source: Path, tmp_path: Path
 ) -> None:
     chosen = BatchInferenceSettings(
         images=str(source),
@@ -264,8 +272,8 @@ def test_batch_inference_gives_a_row_for_every_file(
         top_k=2,
         batch_size=8,
     )
-    figures = batch_inference.run(chosen)
-    assert (figures["images"], figures["rejected"]) == (3 * (TRAIN + VAL) + 1, 1)
+    result = batch_inference.run(chosen)
+    assert (result.images, result.rejected) == (3 * (TRAIN + VAL) + 1, 1)
     rows = pq.read_table(tmp_path / "out").to_pylist()
     assert sorted(row["path"] for row in rows) == sorted(map(str, source.rglob("*.jpg")))
     for row in rows:
@@ -283,15 +291,15 @@ def test_batch_inference_gives_a_row_for_every_file(
 
 
 def test_the_registered_model_agrees_with_the_evaluation(
-    first: dict[str, Any], settings: FullRunSettings, source: Path, tmp_path: Path
+    first: FullRunResult, settings: FullRunSettings, source: Path, tmp_path: Path
 ) -> None:
-    """Ten views of the same files give the same labels through both ways."""
-    figures = first["stages"]
+    """Ten views of the same files give the same labels in both stages."""
+    done = first.stages
     chosen = BatchInferenceSettings(
         images=str(source / "val"),
         output=str(tmp_path / "out"),
         workdir=settings.workdir,
-        model=figures["promote"]["model"],
+        model=done["promote"]["model"],
         device="cpu",
         top_k=3,
     )
@@ -300,8 +308,8 @@ def test_the_registered_model_agrees_with_the_evaluation(
         row["path"].removeprefix(f"{source}/"): row["labels"][0]
         for row in pq.read_table(tmp_path / "out").to_pylist()
     }
-    evaluated = pq.read_table(figures["evaluate"]["predictions"]).to_pylist()
-    # Stored JPEGs differ a little from the originals, so a close call may turn.
+    evaluated = pq.read_table(done["evaluate"]["predictions"]).to_pylist()
+    # Stored JPEGs differ a little from the originals, which may change a best label.
     same = [predicted[row["key"]] == row["labels"][0] for row in evaluated]
     assert sum(same) >= len(same) - 1
 
@@ -314,7 +322,7 @@ def test_every_worker_holds_two_gpus_and_shares_none(nodes: Cluster, tmp_path: P
     TorchTrainer(
         loop,
         train_loop_config={"folder": str(tmp_path)},
-        scaling_config=train.scaling(cluster.allocate_workers((2, 2), "cuda", 2)),
+        scaling_config=scaling_config((2, 2), cluster.allocate_workers((2, 2), "cuda", 2)),
         torch_config=TorchConfig(backend="gloo"),
         run_config=ray.train.RunConfig(storage_path=str(tmp_path / "ray")),
     ).fit()
@@ -327,7 +335,7 @@ def test_every_worker_holds_two_gpus_and_shares_none(nodes: Cluster, tmp_path: P
     ("device", "workers", "each", "gpus"),
     [("cpu", 1, 2, 0), ("auto", 2, 2, 2), ("auto", 3, 2, 1), ("auto", 5, 2, 0), ("cuda", 4, 1, 1)],
 )
-def test_gpus_are_chosen_by_what_the_cluster_has(
+def test_gpus_are_chosen_by_the_clusters_resources(
     nodes: Cluster, device: Any, workers: int, each: int, gpus: int
 ) -> None:
     assert cluster.choose_gpus(device, workers, each) == gpus
@@ -344,25 +352,35 @@ def test_gpus_are_chosen_by_what_the_cluster_has(
         ("cpu", (2, 99), 2, 6),
     ],
 )
-def test_a_range_of_workers_takes_what_finds_a_place(
+def test_as_many_workers_of_a_range_as_fit(
     nodes: Cluster, device: Any, workers: tuple[int, int], each: int, chosen: int
 ) -> None:
     assert cluster.choose_workers(workers, device, each) == chosen
 
 
-def test_what_the_workers_hold_counts_as_room(nodes: Cluster) -> None:
+def test_resources_in_use_are_not_free(nodes: Cluster) -> None:
     class Worker:
-        def here(self) -> None:
+        def ready(self) -> None:
             pass
 
     worker = ray.remote(num_cpus=1, num_gpus=2)(Worker).remote()
-    ray.get(worker.here.remote())
-    until = time.monotonic() + 10
-    while (found := cluster.choose_workers((1, 4), "cuda", 2)) > 1 and time.monotonic() < until:
-        time.sleep(0.1)  # Free resources are told with a delay.
-    assert found == 1
-    assert cluster.choose_workers((1, 4), "cuda", 2, {"CPU": 1, "GPU": 2}) == 2
+    ray.get(worker.ready.remote())
+    end = time.monotonic() + 10
+    while (count := cluster.choose_workers((1, 4), "cuda", 2)) > 1 and time.monotonic() < end:
+        time.sleep(0.1)  # Ray updates the free resources with a delay.
+    assert count == 1
+    assert cluster.elastic_resources((1, 4), "cuda", 2) == (2, 2, 2), "what may become free"
     ray.kill(worker)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "resources"),
+    [("cpu", (1, 3), (3, 0, 2)), ("cpu", (1, 99), (6, 0, 1)), ("cpu", (2, 2), (2, 0, 2))],
+)
+def test_a_worker_of_a_range_has_the_same_resources_at_any_time(
+    nodes: Cluster, device: Any, workers: tuple[int, int], resources: tuple[int, int, int]
+) -> None:
+    assert cluster.elastic_resources(workers, device, 2) == resources
 
 
 def test_too_few_gpus_are_a_clear_error(nodes: Cluster) -> None:

@@ -1,71 +1,39 @@
-"""The network without one idea after another, as the paper took them out to see their worth."""
+"""The network without single components, as in the ablations of the paper."""
 
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from factories import he_init, narrow_network, relative_error
-from reference_model import ALPHA, cross_map, within_map
-from test_classifier import bytes_of
-from test_placement import GPU0, GPU1, fake_devices
-from torch import Tensor
+from factories import narrow_network, random_crops, random_inputs, relative_error
+from fake_device import GPU0, GPU1, shapes_only
+from reference_model import ReferenceAlexNet
 from torch.export import Dim, export
 
 from alexnet.diagnostics.copies import CopyTracer
+from alexnet.diagnostics.equivalence import he_init
 from alexnet.errors import UserError
 from alexnet.model.classifier import CropClassifier, view_probabilities
-from alexnet.model.placement import from_single, place_towers, to_single
+from alexnet.model.placement import from_grouped, place_towers, to_grouped
 from alexnet.model.towers import AlexNet, Tower
 from alexnet.recipes import PAPER, RECIPES, SOURCE145, Recipe, ablate
-from alexnet.training.checkpoint import TrainState, load, load_weights, save, snapshot
+from alexnet.training.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    take_snapshot,
+)
 from alexnet.training.optimizer import build_optimizer
-from pipelines.settings import TrainSettings
-from pipelines.training.state import chosen_recipe
 
 ONE_TOWER = ablate(SOURCE145, towers=1)
 
 
-def column(
-    weights: dict[str, Tensor], x: Tensor, name: str, *, normalization: bool, side: int, groups: int
-) -> Tensor:
-    """One column with groups; each normalized by itself. In testing: fc6 and fc7 are halved."""
-
-    def norm(x: Tensor) -> Tensor:
-        parts = [cross_map(part, ALPHA[name]) for part in x.chunk(groups, dim=1)]
-        return torch.cat(parts, dim=1) if normalization else x
-
-    def conv(x: Tensor, layer: str, padding: int, groups: int) -> Tensor:
-        kernels, bias = weights[f"{layer}.weight"], weights[f"{layer}.bias"]
-        return F.conv2d(x, kernels, bias, 4 if layer == "conv1" else 1, padding, groups=groups)
-
-    def dense(x: Tensor, layer: str) -> Tensor:
-        return x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
-
-    x = conv(F.pad(x, (0, 3, 0, 3)), "conv1", 0, 1)
-    x = norm(x.relu() if name == "paper" else x)
-    x = F.max_pool2d(x, side, 2).relu()
-    assert x.shape[1:] == (48 * groups, 27, 27)
-    x = norm(conv(x, "conv2", 2, groups).relu())
-    if name == "source145" and normalization:
-        x = within_map(x)
-    x = F.max_pool2d(x, side, 2)
-    assert x.shape[1:] == (128 * groups, 13, 13)
-    x = conv(x, "conv3", 1, 1).relu()
-    x = conv(x, "conv4", 1, groups).relu()
-    x = F.max_pool2d(conv(x, "conv5", 1, groups).relu(), side, 2)
-    assert x.shape[1:] == (256, 6, 6)
-    x = dense(x.flatten(1), "fc6").relu() / 2
-    x = dense(x, "fc7").relu() / 2
-    return dense(x, "fc8")
-
-
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [pytest.param("paper", marks=pytest.mark.slow), "source145"])
 @pytest.mark.parametrize("towers", [1, 2])
 @pytest.mark.parametrize("normalization", [True, False])
 @pytest.mark.parametrize("overlapping", [True, False])
-def test_every_combination_against_a_plain_column(
+def test_every_combination_equals_one_column(
     name: str, towers: int, normalization: bool, overlapping: bool
 ) -> None:
     recipe = ablate(
@@ -73,45 +41,39 @@ def test_every_combination_against_a_plain_column(
     )
     network = narrow_network(recipe).double().eval()
     he_init(network)
-    patches = 70 * torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    reference = ReferenceAlexNet(
+        name,
+        4,
+        kept=0.5,
+        hidden=48,
+        groups=towers,
+        normalization=normalization,
+        pool_size=3 if overlapping else 2,
+    ).double()
+    reference.load_state_dict(to_grouped(network.state_dict()))
+    crops = random_inputs(1, dtype=torch.float64)
     with torch.no_grad():
-        expected = column(
-            to_single(network.state_dict()),
-            patches,
-            name,
-            normalization=normalization,
-            side=3 if overlapping else 2,
-            groups=towers,
-        )
-        assert relative_error(network(patches), expected) < 1e-12
+        assert relative_error(network(crops), reference(crops)) < 1e-12
 
 
-def test_ablations_differ() -> None:
-    patches = 70 * torch.randn(1, 3, 224, 224)
-    found = []
+def test_the_ablated_networks_are_different_functions() -> None:
+    crops = random_inputs(1)
+    logits = []
     for normalization, overlapping in itertools.product([True, False], repeat=2):
         recipe = ablate(PAPER, normalization=normalization, overlapping_pooling=overlapping)
         network = narrow_network(recipe).eval()
         he_init(network)
-        found.append(network(patches).detach())
-    for first, second in itertools.combinations(found, 2):
+        logits.append(network(crops).detach())
+    for first, second in itertools.combinations(logits, 2):
         assert relative_error(first, second) > 0.05
 
 
-def test_nothing_taken_out_is_the_recipe_itself() -> None:
+def test_the_ablated_recipe() -> None:
     for recipe in RECIPES.values():
         assert ablate(recipe) == recipe
-        settings = TrainSettings.model_validate({"recipe": recipe.name})
-        assert chosen_recipe(settings) == recipe
-
-
-def test_settings_reach_the_recipe() -> None:
-    settings = TrainSettings.model_validate(
-        {"recipe": "paper", "towers": 1, "normalization": "off", "overlapping_pooling": "off"}
-    )
-    expected = ablate(PAPER, towers=1, normalization=False, overlapping_pooling=False)
-    assert chosen_recipe(settings) == expected
-    assert (expected.cross_map, expected.within_map, expected.pool_size) == (None, None, 2)
+    recipe = ablate(SOURCE145, towers=1, normalization=False, overlapping_pooling=False)
+    assert (recipe.cross_map, recipe.within_map) == (None, None)
+    assert (recipe.pool_size, recipe.towers) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +107,7 @@ def test_the_layers_of_one_tower() -> None:
     }
 
 
-def test_pools_that_do_not_overlap_see_every_activation_once_at_most() -> None:
+def test_pooling_windows_that_do_not_overlap_use_each_activation_once_at_most() -> None:
     tower = narrow_network(ablate(PAPER, overlapping_pooling=False)).towers[0]
     assert isinstance(tower, Tower)
     x = torch.arange(55.0 * 55).reshape(1, 1, 55, 55).requires_grad_()
@@ -153,54 +115,59 @@ def test_pools_that_do_not_overlap_see_every_activation_once_at_most() -> None:
     assert pooled.shape == (1, 1, 27, 27)
     pooled.sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
-    # Each 2x2 square has its largest value below right; the 55th row and column are left over.
+    # The largest value of each 2x2 window is at the lower right. Row and column 55 are not used.
     assert torch.equal(x.grad[0, 0, 1:54:2, 1:54:2], torch.ones(27, 27))
     assert x.grad.sum() == 27 * 27
 
 
-def test_one_tower_on_one_device_crosses_nothing() -> None:
+def test_one_tower_needs_one_device_and_no_copies() -> None:
     network = narrow_network(ONE_TOWER)
-    with fake_devices():
+    with shapes_only():
         place_towers(network, [GPU1])
-        with CopyTracer() as crossings:
+        with CopyTracer() as tracer:
             logits = network(torch.empty(2, 3, 224, 224, device=GPU1))
-        assert (logits.device, crossings.found) == (GPU1, [])
+        assert (logits.device, tracer.copies) == (GPU1, [])
         with pytest.raises(ValueError, match="devices: 2, towers: 1"):
             place_towers(network, [GPU0, GPU1])
 
 
-def test_one_tower_is_its_own_column() -> None:
+def test_weights_of_one_tower_are_those_of_one_column() -> None:
     state = narrow_network(ONE_TOWER).state_dict()
-    single = to_single(state)
-    assert {name.removeprefix("towers.0.") for name in state} == single.keys()
-    again = from_single(single, 1)
-    assert all(torch.equal(again[name], state[name]) for name in state)
-    assert again.keys() == state.keys()
+    grouped = to_grouped(state)
+    assert {name.removeprefix("towers.0.") for name in state} == grouped.keys()
+    restored = from_grouped(grouped, 1)
+    assert all(torch.equal(restored[name], state[name]) for name in state)
+    assert restored.keys() == state.keys()
 
 
 def test_checkpoints_of_one_tower(tmp_path: Path) -> None:
-    one, two = narrow_network(ONE_TOWER, seed=1), narrow_network(SOURCE145)
-    optimizer, mean = build_optimizer(one, ONE_TOWER), torch.zeros(3, 224, 224)
-    save(str(tmp_path), snapshot(one, optimizer, TrainState(step=3), mean))
-    other = narrow_network(ONE_TOWER, seed=2)
-    position = load(str(tmp_path), other, build_optimizer(other, ONE_TOWER))
-    assert position.step == 3
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    saved, two_towers = narrow_network(ONE_TOWER, seed=1), narrow_network(SOURCE145)
+    optimizer, mean = build_optimizer(saved, ONE_TOWER), torch.zeros(3, 224, 224)
+    save_checkpoint(str(tmp_path), take_snapshot(saved, optimizer, TrainState(step=3), mean))
+    loaded = narrow_network(ONE_TOWER, seed=2)
+    state = load_checkpoint(str(tmp_path), loaded, build_optimizer(loaded, ONE_TOWER))
+    assert state.step == 3
+    pairs = zip(saved.parameters(), loaded.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     with pytest.raises(UserError, match="belongs to another network"):
-        load_weights(str(tmp_path), two)
+        load_weights(str(tmp_path), two_towers)
 
 
 @pytest.mark.parametrize(
-    "recipe", [ONE_TOWER, ablate(PAPER, normalization=False, overlapping_pooling=False)]
+    "recipe",
+    [
+        pytest.param(ONE_TOWER, marks=pytest.mark.slow),
+        ablate(PAPER, normalization=False, overlapping_pooling=False),
+    ],
 )
-def test_what_is_registered_and_evaluated(recipe: Recipe) -> None:
+def test_an_ablated_classifier_can_be_exported(recipe: Recipe) -> None:
     network = narrow_network(recipe)
     he_init(network)
     classifier = CropClassifier(network, torch.full((3, 224, 224), 120.0))
-    dynamic = {"patches": {0: Dim.DYNAMIC}}
-    program = export(classifier, (bytes_of(3),), dynamic_shapes=dynamic).module()
-    views = torch.stack([bytes_of(2), bytes_of(2).flip(2)])
+    dynamic = {"crops": {0: Dim.DYNAMIC}}
+    program = export(classifier, (random_crops(3),), dynamic_shapes=dynamic).module()
+    crops = random_crops(2)
+    views = torch.stack([crops, crops.flip(2)])
     expected = view_probabilities([classifier], views)
     torch.testing.assert_close(view_probabilities([program], views), expected)
     torch.testing.assert_close(expected.sum(dim=2), torch.ones(2, 2))

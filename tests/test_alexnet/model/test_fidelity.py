@@ -1,51 +1,51 @@
-"""Every rule of 2012 and the test that holds the code to it.
+"""The rules of 2012, each with the test that checks it.
 
-Each test compares with a computation of its own, from the plain formula and in float64.
+Each of these tests compares the code with another computation, from the plain formula.
 
-Where the paper and the source disagree:
+Rules for which the paper and the source differ:
 
 - cross-map normalization, alpha on the plain sum or alpha/n
   test_lrn.py::test_values
-- torch divides alpha by n
-  test_lrn.py::test_torch_divides_alpha_by_the_window_as_the_source_did
+- torch and the source divide alpha by n
+  test_lrn.py::test_torch_divides_alpha_by_the_window_size_as_the_source_does
 - norm 1 before or after ReLU, and pool 1
   test_fidelity.py::test_from_the_image_to_conv3
 - within-map normalization of source145, its formula
   test_lrn.py::test_values
-- its place, between norm 2 and pool 2
+- within-map normalization is between norm 2 and pool 2
   test_fidelity.py::test_from_the_image_to_conv3
 - standard deviation of the initial weights by layer
   test_towers.py::test_initial_values
-- colour noise by eigenvalue or root
-  test_augment.py::test_colour_noise_has_the_covariance_it_should
-- one colour draw for each image
-  test_augment.py::test_only_the_source_shares_crops_within_chunks_of_32
+- colour noise by eigenvalue or its root
+  test_augment.py::test_covariance_of_the_colour_noise
+- one colour shift for each image
+  test_augment.py::test_only_the_source_uses_one_crop_for_32_images
 - division by 1.1, only with noise
-  test_loop.py::test_what_the_network_is_shown
+  test_loop.py::test_the_input_of_the_network
 - 32x32 or 33x33 offsets, with flips
   test_augment.py::test_crops_and_flips_are_uniform
-- chunks of 32 share a crop
-  test_augment.py::test_only_the_source_shares_crops_within_chunks_of_32
-- epochs 25, 51, 79; conv1 at 67 and 72
+- 32 consecutive images have the same crop and flip
+  test_augment.py::test_only_the_source_uses_one_crop_for_32_images
+- drops at epochs 25, 51, 79; conv1 at 67 and 72
   test_optimizer.py::test_schedule_of_the_source
 - the rate drops when the error stalls
-  test_optimizer.py::test_the_paper_drops_when_the_error_stalls
+  test_optimizer.py::test_the_rate_of_the_paper_drops_when_the_error_stalls
 
-What they share:
+Rules of both:
 
 - towers, widths, groups
-  test_towers.py::test_they_are_equal_to_the_last_digits
+  test_towers.py::test_the_towers_equal_one_column_in_float64
 - 60,965,224 parameters
   test_towers.py::test_number_of_parameters
-- towers meet in conv3, fc6, fc7, fc8
-  test_placement.py::test_only_the_four_meetings_cross
-- zeros right and below
-  test_towers.py::test_the_zeros_lie_right_and_below
-- zeros after the mean is subtracted
+- the towers exchange activations in conv3, fc6, fc7, fc8
+  test_placement.py::test_the_towers_exchange_activations_only_in_four_layers
+- conv1 pads on the right and below
+  test_towers.py::test_conv1_pads_on_the_right_and_below
+- padding after the mean is subtracted
   test_fidelity.py::test_from_the_image_to_conv3
-- pools 3/2: 55, 27, 13, 6
-  test_towers.py::test_shapes_along_the_way
-- every crop less the mean's centre
+- pooling 3x3 with stride 2: 55, 27, 13, 6
+  test_towers.py::test_shapes_of_the_layers
+- the central mean is subtracted from every crop
   test_augment.py::test_the_central_mean_is_subtracted_unflipped_from_every_crop
 - biases start at 1 or 0
   test_towers.py::test_initial_values
@@ -54,25 +54,25 @@ What they share:
 - biases of source145 keep their rate, the paper's drop
   test_optimizer.py::test_biases_of_the_source_keep_their_rate
   test_optimizer.py::test_biases_of_the_paper_drop_with_the_weights
-- the update across drops
-  test_optimizer.py::test_update_across_drops
-- torch's update is another one
+- the update before and after a drop
+  test_optimizer.py::test_update_before_and_after_drops
+- torch's update rule differs
   test_optimizer.py::test_torch_differs_after_a_drop_and_not_before
-- frozen weights do not coast
-  test_optimizer.py::test_frozen_weights_do_not_coast
-- dropout: no scale in training, half in testing
-  test_towers.py::test_dropout_scales_in_testing_not_in_training
+- frozen weights are not moved by momentum
+  test_optimizer.py::test_momentum_does_not_move_frozen_weights
+- dropout: no scale in training, half in evaluation
+  test_towers.py::test_dropout_scales_in_evaluation_not_in_training
 - dropout in fc6 and fc7
-  test_towers.py::test_dropout_acts_on_fc6_and_fc7_of_both_towers_apart
+  test_towers.py::test_dropout_masks_of_fc6_and_fc7_differ_between_towers
 - ten views: offsets and flips
   test_augment.py::test_ten_views
-- mean of the softmax
+- ten views: mean of the softmax
   test_fidelity.py::test_ten_views_average_the_softmax
-- shorter side to 256, the middle
+- shorter side to 256, then the central square
   test_decode.py::test_any_shape_is_resized_and_cropped_as_by_torchvision
 - no EXIF rotation
   test_decode.py::test_exif_rotation_is_ignored
-- rates, momentum, decay, batch, epochs
+- rates, momentum, weight decay, batch size, epochs
   test_fidelity.py::test_numbers
 """
 
@@ -82,10 +82,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import he_init, narrow_network
+from factories import narrow_network
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from reference_model import ALPHA, cross_map, within_map
 
+from alexnet.diagnostics.equivalence import he_init
 from alexnet.metrics import average
 from alexnet.model.classifier import CropClassifier, view_probabilities
 from alexnet.model.towers import Tower
@@ -112,21 +114,18 @@ def conv(x: Array, kernels: Array, bias: Array, stride: int) -> Array:
 
 
 def pool(x: Array) -> Array:
-    """The largest of 3x3, every 2."""
+    """The maximum of 3x3 windows with stride 2."""
     return np.asarray(sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(3, 4)))
 
 
-def across(x: Array, alpha: float) -> Array:
-    """x / (2 + alpha Σ x²)^.75 over five neighbouring maps."""
-    sums = [(x[max(0, c - 2) : c + 3] ** 2).sum(axis=0) for c in range(len(x))]
-    return np.asarray(x / (2 + alpha * np.stack(sums)) ** 0.75)
+def across(x: Array, recipe: str) -> Array:
+    """The reference normalization across maps of one image, (C, H, W)."""
+    return np.asarray(cross_map(torch.from_numpy(x)[None], ALPHA[recipe])[0])
 
 
 def within(x: Array) -> Array:
-    """x / (1 + .001/25 Σ x²)^.75 over 5x5 positions."""
-    squares = np.pad(x**2, ((0, 0), (2, 2), (2, 2)))
-    sums = sliding_window_view(squares, (5, 5), axis=(1, 2)).sum(axis=(3, 4))
-    return np.asarray(x / (1 + 0.001 / 25 * sums) ** 0.75)
+    """The reference normalization within maps of one image, (C, H, W)."""
+    return np.asarray(within_map(torch.from_numpy(x)[None])[0])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -148,32 +147,36 @@ def test_from_the_image_to_conv3(recipe: str) -> None:
     x = conv(x, layers["conv1.weight"], layers["conv1.bias"], stride=4)
     assert x.shape == (48, 55, 55)
     if recipe == "paper":
-        x = pool(across(np.maximum(x, 0), 1e-4))
+        x = pool(across(np.maximum(x, 0), recipe))
     else:
-        x = np.maximum(pool(across(x, 1e-4 / 5)), 0)
+        x = np.maximum(pool(across(x, recipe)), 0)
     assert x.shape == (48, 27, 27)
     x = np.pad(x, ((0, 0), (2, 2), (2, 2)))
     x = np.maximum(conv(x, layers["conv2.weight"], layers["conv2.bias"], stride=1), 0)
-    x = across(x, 1e-4) if recipe == "paper" else within(across(x, 1e-4 / 5))
+    x = across(x, recipe)
+    if recipe == "source145":
+        x = within(x)
     x = pool(x)
 
-    patch = torch.from_numpy(image[3 : 3 + 224, 20 : 20 + 224].astype(np.uint8)).permute(2, 0, 1)
-    centred = patch.double() - mean_crop(mean_image)
-    found = tower.double().before_conv3(centred[None])[0].detach().numpy()
-    assert found.shape == x.shape == (128, 13, 13)
-    np.testing.assert_allclose(found, x, rtol=1e-10, atol=1e-10)
+    pixels = torch.from_numpy(image[3 : 3 + 224, 20 : 20 + 224].astype(np.uint8)).permute(2, 0, 1)
+    centred = pixels.double() - mean_crop(mean_image)
+    output = tower.double().before_conv3(centred[None])[0].detach().numpy()
+    assert output.shape == x.shape == (128, 13, 13)
+    np.testing.assert_allclose(output, x, rtol=1e-10, atol=1e-10)
 
 
 def test_ten_views_average_the_softmax() -> None:
     random = np.random.default_rng(9)
-    images = random.integers(0, 256, (2, 8, 8, 3), np.uint8).repeat(32, axis=1).repeat(32, axis=2)
+    images = random.integers(0, 256, (1, 8, 8, 3), np.uint8).repeat(32, axis=1).repeat(32, axis=2)
     mean_image = random.uniform(90, 160, (256, 256, 3)).astype(np.float32)
     network = narrow_network(SOURCE145)
     he_init(network)
     with torch.no_grad():
-        network.fc8.weight.mul_(0.2)  # Or one class would have all the probability.
+        network.fc8.weight.mul_(0.2)  # Without this, one class would have probability 1.
     classifier = CropClassifier(network, mean_crop(mean_image))
-    found = average(list(view_probabilities([classifier], ten_crop(torch.from_numpy(images)))))
+    probabilities = average(
+        list(view_probabilities([classifier], ten_crop(torch.from_numpy(images))))
+    )
 
     corners = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]
     views = [images[:, top : top + 224, left : left + 224] for top, left in corners]
@@ -181,14 +184,14 @@ def test_ten_views_average_the_softmax() -> None:
     network.double()
     logits = []
     for view in views:
-        patches = (view - mean_image[16:240, 16:240].astype(np.float64)).transpose(0, 3, 1, 2)
-        logits.append(network(torch.from_numpy(patches.copy())).detach().numpy())
-    each = np.exp(np.stack(logits))
-    expected = (each / each.sum(axis=2, keepdims=True)).mean(axis=0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    # The softmax of the mean, which many a reimplementation takes, is something else.
-    other = np.exp(np.stack(logits).mean(axis=0))
-    assert np.abs(other / other.sum(axis=1, keepdims=True) - expected).max() > 1e-3
+        crops = (view - mean_image[16:240, 16:240].astype(np.float64)).transpose(0, 3, 1, 2)
+        logits.append(network(torch.from_numpy(crops.copy())).detach().numpy())
+    exponentials = np.exp(np.stack(logits))
+    expected = (exponentials / exponentials.sum(axis=2, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    # Many reimplementations use the softmax of the mean, which is different.
+    of_mean = np.exp(np.stack(logits).mean(axis=0))
+    assert np.abs(of_mean / of_mean.sum(axis=1, keepdims=True) - expected).max() > 1e-3
 
 
 def test_numbers() -> None:

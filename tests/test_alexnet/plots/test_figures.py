@@ -1,4 +1,4 @@
-"""What is drawn is what was given, in the right place."""
+"""The figures contain the given values at the right positions."""
 
 import io
 import itertools
@@ -33,7 +33,7 @@ def render(figure: Figure) -> np.ndarray:
 
 
 def drawn(mapped: ScalarMappable) -> np.ndarray:
-    """The array behind an image or a mesh, with 0 where nothing is drawn."""
+    """The array of an image or a mesh, with 0 where nothing is drawn."""
     cells = mapped.get_array()
     assert cells is not None
     return np.ma.filled(cells, 0)
@@ -44,7 +44,7 @@ def drawn_image(axes: Axes) -> np.ndarray:
 
 
 def texts(figure: Figure) -> str:
-    """Every word in the figure."""
+    """All text of a figure."""
     parts = [figure.get_suptitle(), figure.get_supxlabel()]
     for axes in figure.axes:
         parts += [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
@@ -90,7 +90,7 @@ class TestLearningCurves:
                     np.asarray(line.get_ydata(), float), [row[key] for row in self.HISTORY]
                 )
 
-    def test_labels_carry_the_last_value_and_do_not_overprint(self) -> None:
+    def test_labels_contain_the_last_value_and_do_not_overlap(self) -> None:
         close = [record(1, train_top1_error=99.9, val_top1_error=99.9, val_top5_error=99.0)]
         for history in (self.HISTORY, close):
             figure = figures.learning_curves(history)
@@ -105,18 +105,18 @@ class TestLearningCurves:
             for lower, upper in itertools.pairwise(boxes):
                 assert lower.y1 <= upper.y0
 
-    def test_rate_drop_is_marked_at_its_epoch(self) -> None:
+    def test_a_drop_of_the_rate_is_marked_at_its_epoch(self) -> None:
         figure = figures.learning_curves(self.HISTORY)
         for axes in figure.axes:
             marks = [line for line in axes.lines if np.array_equal(line.get_xdata(), [4, 4])]
             assert len(marks) == 1
             assert "rate 0.001" in [text.get_text() for text in axes.texts]
 
-    def test_a_rising_or_steady_rate_is_not_a_drop(self) -> None:
+    def test_a_higher_or_equal_rate_is_not_a_drop(self) -> None:
         history = [record(epoch, train_loss=1.0, learning_rate=0.01 * epoch) for epoch in (1, 2)]
         assert len(figures.learning_curves(history).axes[0].lines) == 1
 
-    def test_diverged_loss_leaves_a_gap_and_is_named(self) -> None:
+    def test_a_diverged_loss_leaves_a_gap_and_is_in_the_footnote(self) -> None:
         history = [record(1, train_loss=2.0), record(2, train_loss=math.nan), record(3)]
         figure = figures.learning_curves(history)
         render(figure)
@@ -124,7 +124,7 @@ class TestLearningCurves:
             np.asarray(figure.axes[0].lines[0].get_ydata(), float), [2.0, np.nan, np.nan]
         )
         assert figure.axes[0].get_xlim()[1] > 3
-        assert "stops being a finite number in epoch 2" in texts(figure)
+        assert "is not a finite number from epoch 2 on" in texts(figure)
 
     @pytest.mark.parametrize(
         "history", [[], [{}], [record(1, train_loss=0.0)], [record(1, val_loss=math.inf)]]
@@ -139,7 +139,7 @@ class TestLearningCurves:
 
 
 class TestFirstLayerKernels:
-    def test_kernels_lie_in_order_in_their_tower(self) -> None:
+    def test_kernels_are_in_order_in_their_tower(self) -> None:
         towers = list(np.random.default_rng(0).normal(size=(2, 48, 3, 11, 11)))
         figure = figures.first_layer_kernels(towers)
         render(figure)
@@ -147,17 +147,17 @@ class TestFirstLayerKernels:
         assert figure.axes[0].get_position().y0 >= figure.axes[1].get_position().y1
         for number, (axes, tower) in enumerate(zip(figure.axes, towers, strict=True), start=1):
             assert axes.get_title(loc="left").startswith(f"Tower {number}: 48 kernels")
-            sheet = drawn_image(axes)
-            assert sheet.shape == (3 * 12 - 1, 16 * 12 - 1, 3)
+            cells = drawn_image(axes)
+            assert cells.shape == (3 * 12 - 1, 16 * 12 - 1, 3)
             for index, kernel in enumerate(tower):
                 row, column = divmod(index, 16)
-                block = sheet[row * 12 : row * 12 + 11, column * 12 : column * 12 + 11]
+                block = cells[row * 12 : row * 12 + 11, column * 12 : column * 12 + 11]
                 scaled = (2 * block - 1).transpose(2, 0, 1) * np.abs(kernel).max()
                 np.testing.assert_allclose(scaled, kernel, atol=1e-12)
-            gaps = np.r_[sheet[11].ravel(), sheet[:, 11].ravel()]
+            gaps = np.r_[cells[11].ravel(), cells[:, 11].ravel()]
             assert (gaps == 1).all()
 
-    def test_zero_and_broken_weights_are_middle_grey(self) -> None:
+    def test_zero_and_nan_weights_are_middle_grey(self) -> None:
         figure = figures.first_layer_kernels(
             [np.zeros((2, 3, 11, 11)), np.full((1, 3, 5, 5), np.nan)]
         )
@@ -165,21 +165,21 @@ class TestFirstLayerKernels:
         assert (drawn_image(figure.axes[0])[:, :11] == 0.5).all()
         assert (drawn_image(figure.axes[1])[:, :5] == 0.5).all()
 
-    def test_share_of_colour(self) -> None:
+    def test_fraction_of_colour(self) -> None:
         pattern = np.random.default_rng(1).normal(size=(4, 1, 11, 11))
         grey = np.repeat(pattern, 3, axis=1)
         red_against_green = pattern * np.array([1, -1, 0])[:, None, None]
         figure = figures.first_layer_kernels([grey, red_against_green])
-        assert "0% of their strength in colour" in figure.axes[0].get_title(loc="left")
-        assert "100% of their strength in colour" in figure.axes[1].get_title(loc="left")
+        assert "colour is 0% of the squared weights" in figure.axes[0].get_title(loc="left")
+        assert "colour is 100% of the squared weights" in figure.axes[1].get_title(loc="left")
 
     @pytest.mark.parametrize("counts", [[], [0], [1], [5, 17], [96]])
-    def test_any_count_of_towers_and_kernels(self, counts: list[int]) -> None:
+    def test_any_number_of_towers_and_kernels(self, counts: list[int]) -> None:
         render(figures.first_layer_kernels([np.ones((count, 3, 11, 11)) for count in counts]))
 
 
 class TestConfusionMatrix:
-    def test_few_classes_are_named_and_numbered(self) -> None:
+    def test_few_classes_have_names_and_numbers(self) -> None:
         counts = np.array([[8, 2, 0], [1, 3, 6], [0, 0, 4]])
         figure = figures.confusion_matrix(counts, NAMES)
         render(figure)
@@ -193,19 +193,19 @@ class TestConfusionMatrix:
             (column, row): str(counts[row, column])
             for row, column in zip(*counts.nonzero(), strict=True)
         }
-        assert "15 of 24 images are right" in texts(figure)
+        assert "15 of 24 images are classified correctly" in texts(figure)
 
-    def test_confused_pairs_are_named_worst_first(self) -> None:
+    def test_the_footnote_lists_the_largest_confusions_first(self) -> None:
         counts = np.array([[8, 2, 0], [1, 3, 6], [0, 0, 4]])
         note = figures.confusion_matrix(counts, NAMES).get_supxlabel().splitlines()
         assert note == [
-            "Most often confused",
-            "goldfish taken for great white shark: 6 of 10",
-            "tench taken for goldfish: 2 of 10",
-            "goldfish taken for tench: 1 of 10",
+            "Most frequent confusions",
+            "goldfish classified as great white shark: 6 of 10",
+            "tench classified as goldfish: 2 of 10",
+            "goldfish classified as tench: 1 of 10",
         ]
 
-    def test_many_classes_have_log_colour_and_no_labels(self) -> None:
+    def test_many_classes_have_logarithmic_colours_and_no_labels(self) -> None:
         counts = np.random.default_rng(0).poisson(0.5, (40, 40))
         counts[3, 17] = 99
         figure = figures.confusion_matrix(
@@ -216,39 +216,39 @@ class TestConfusionMatrix:
         np.testing.assert_array_equal(drawn_image(axes), counts)
         assert isinstance(axes.images[0].norm, LogNorm)
         assert not [*axes.get_xticks(), *axes.get_yticks()]
-        assert "class 3 taken for class 17: 99 of" in texts(figure)
+        assert "class 3 classified as class 17: 99 of" in texts(figure)
 
-    def test_a_thousand_classes_are_pooled_and_quick(self) -> None:
+    def test_a_thousand_classes_are_summed_in_blocks(self) -> None:
         random = np.random.default_rng(0)
         counts = np.zeros((1000, 1000), int)
         np.add.at(counts, (random.integers(0, 1000, 50_000), random.integers(0, 1000, 50_000)), 1)
         counts[700, 20] = 37
-        start = time.perf_counter()
+        start = time.process_time()
         figure = figures.confusion_matrix(counts, [f"class {index}" for index in range(1000)])
         render(figure)
-        assert time.perf_counter() - start < 3
-        sheet = drawn_image(figure.axes[0])
-        assert sheet.shape == (334, 334)
-        assert sheet.sum() == counts.sum()
-        assert sheet[233, 6] == counts[699:702, 18:21].sum()
-        assert sheet[333, 333] == counts[999, 999]
-        assert "class 700 taken for class 20: 37 of" in texts(figure)
+        assert time.process_time() - start < 3
+        cells = drawn_image(figure.axes[0])
+        assert cells.shape == (334, 334)
+        assert cells.sum() == counts.sum()
+        assert cells[233, 6] == counts[699:702, 18:21].sum()
+        assert cells[333, 333] == counts[999, 999]
+        assert "class 700 classified as class 20: 37 of" in texts(figure)
 
-    def test_two_classes_of_one_name_are_told_apart(self) -> None:
+    def test_classes_with_equal_names_get_their_index(self) -> None:
         counts = np.array([[3, 2], [0, 4]])
         figure = figures.confusion_matrix(counts, ["crane", "crane, machine"])
-        assert "crane #0 taken for crane #1: 2 of 5" in texts(figure)
+        assert "crane #0 classified as crane #1: 2 of 5" in texts(figure)
 
     @pytest.mark.parametrize("size", [0, 1, 2, 30, 31])
     @pytest.mark.parametrize("value", [0, 1])
-    def test_little_or_nothing_counted(self, size: int, value: int) -> None:
+    def test_few_or_no_counts(self, size: int, value: int) -> None:
         counts = value * np.eye(size, dtype=int)
         figure = figures.confusion_matrix(counts, ["x"] * size)
         render(figure)
-        nothing_wrong = "No image was taken for another class."
+        nothing_wrong = "No image is classified wrongly."
         assert (nothing_wrong in texts(figure)) == bool(counts.any())
 
-    def test_names_must_fit(self) -> None:
+    def test_a_wrong_number_of_names_is_an_error(self) -> None:
         with pytest.raises(ValueError, match=r"\(2, 2\) do not fit 3 names"):
             figures.confusion_matrix(np.eye(2, dtype=int), NAMES)
 
@@ -263,12 +263,12 @@ class TestPredictionsPanel:
     )
     TRUTHS = (NAMES[0], NAMES[1], NAMES[2], "", "")
 
-    def test_pictures_bars_and_the_right_answer(self) -> None:
+    def test_images_bars_and_the_true_class(self) -> None:
         images = photos(5)
         figure = figures.predictions_panel(images, self.TRUTHS, self.TOP5)
         render(figure)
         assert len(figure.axes) == 10
-        right_places = [0, 2, None, None, None]
+        positions_of_true_class = [0, 2, None, None, None]
         for index, (picture, chart) in enumerate(
             zip(figure.axes[::2], figure.axes[1::2], strict=True)
         ):
@@ -281,24 +281,24 @@ class TestPredictionsPanel:
             ]
             assert [bar.get_width() for bar in bars] == [p for _, p in self.TOP5[index]]
             colours = [to_rgb(bar.get_facecolor()) for bar in bars]
-            blue = [place for place, (r, _, b) in enumerate(colours) if b - r > 0.2]
-            right = right_places[index]
-            assert blue == ([] if right is None else [right])
+            blue = [position for position, (r, _, b) in enumerate(colours) if b - r > 0.2]
+            expected = positions_of_true_class[index]
+            assert blue == ([] if expected is None else [expected])
             assert chart.get_position().y1 <= picture.get_position().y0
         labels = [axes.get_xlabel() for axes in figure.axes[::2]]
-        assert labels == ["tench", "goldfish", "great white shark", *["class not known"] * 2]
-        assert "the first guess for 1 of 3 images" in texts(figure)
+        assert labels == ["tench", "goldfish", "great white shark", *["class unknown"] * 2]
+        assert "the first prediction for 1 of 3 images" in texts(figure)
 
     def test_percentages(self) -> None:
         figure = figures.predictions_panel(photos(1), [NAMES[2]], [self.TOP5[2]])
         shown = [text.get_text() for text in figure.axes[1].texts]
         assert shown == ["c", "60%", "d", "20%", "e", "10%", "f", "6%", "g", "<1%"]
 
-    def test_nothing_or_unknown(self) -> None:
+    def test_no_images_and_unknown_classes(self) -> None:
         render(figures.predictions_panel(photos(0), [], []))
         figure = figures.predictions_panel(photos(1), [""], [[("a", math.nan)]])
         render(figure)
-        assert "The right classes are not known." in texts(figure)
+        assert "The true classes are unknown." in texts(figure)
         render(figures.predictions_panel(photos(1), ["a"], [[]]))
 
 
@@ -318,12 +318,12 @@ class TestContactSheet:
         assert boxes[0].y0 >= boxes[6].y1
 
     @pytest.mark.parametrize("count", [0, 1, 7])
-    def test_any_number(self, count: int) -> None:
+    def test_any_number_of_images(self, count: int) -> None:
         render(figures.contact_sheet(photos(count), ["x"] * count, "Some"))
 
 
 class TestMeanImage:
-    def test_picture_and_components(self) -> None:
+    def test_mean_image_and_components(self) -> None:
         mean = np.random.default_rng(0).uniform(0, 255, (256, 256, 3)).astype(np.float32)
         directions = np.array([[1, 1, 1], [1, -1, 0], [-1, -1, 2]]) / np.sqrt([[3], [2], [6]])
         deviations = np.array([30.0, 10.0, 2.0])
@@ -343,7 +343,7 @@ class TestMeanImage:
         assert "90% of the variance" in ramps[0].get_title(loc="left")
 
     @pytest.mark.parametrize("value", [0.0, math.nan])
-    def test_nothing_varies(self, value: float) -> None:
+    def test_constant_and_nan_images(self, value: float) -> None:
         mean = np.full((256, 256, 3), value, np.float32)
         render(figures.mean_image(mean, np.full((3, 3), value)))
 
@@ -359,21 +359,21 @@ class TestOriginalSizes:
         assert drawn(both.collections[0]).sum() == 200
         assert sum(patch.get_height() for patch in shorter.patches) == 200  # type: ignore[attr-defined]
         assert "500\N{MULTIPLICATION SIGN}375, 40 of 200 images" in both.get_title(loc="left")
-        small = np.mean(np.minimum(widths, heights)[:200] < 256)
-        assert f"{100 * small:.1f}%" in shorter.get_title(loc="left")
+        enlarged = np.mean(np.minimum(widths, heights)[:200] < 256)
+        assert f"{100 * enlarged:.1f}%" in shorter.get_title(loc="left")
 
-    def test_width_is_across_and_height_is_up(self) -> None:
+    def test_width_is_horizontal_and_height_is_vertical(self) -> None:
         both = figures.original_sizes([1000], [100]).axes[0]
         cells = drawn(both.collections[0]).reshape(60, 60)
         ((row, column),) = np.argwhere(cells)
         assert row < 30 < column
 
     @pytest.mark.parametrize("sizes", [[], [1], [256, 256], [0]])
-    def test_few_sizes(self, sizes: list[int]) -> None:
+    def test_few_or_unknown_sizes(self, sizes: list[int]) -> None:
         render(figures.original_sizes(sizes, sizes))
 
 
-def test_no_global_state_is_touched() -> None:
+def test_no_global_state_is_changed() -> None:
     before = dict(matplotlib.rcParams)
     render(figures.learning_curves([record(1, train_loss=1.0)]))
     assert dict(matplotlib.rcParams) == before

@@ -1,4 +1,4 @@
-"""What is stored of an image, compared with what Pillow reads of it."""
+"""Stored images, compared with what Pillow decodes."""
 
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -16,8 +16,8 @@ from alexnet.shards.codec import RAW_BYTES, Encoding, decode_images, decode_into
 Pixels = NDArray[np.uint8]
 
 
-def pictures() -> list[Pixels]:
-    """Smooth noise of few, some and many levels."""
+def noise_images() -> list[Pixels]:
+    """Smooth noise with few, some and many levels."""
     random = np.random.default_rng(6)
     return [
         np.asarray(
@@ -35,21 +35,21 @@ def decoded(stored: bytes) -> Pixels:
     return image
 
 
-def test_jpegs_decode_to_the_pixels_of_pillow() -> None:
-    for pixels in pictures():
+def test_jpegs_decode_to_pillows_pixels() -> None:
+    for pixels in noise_images():
         stored = encode(pixels, JPEG)
         assert np.array_equal(decoded(stored), np.asarray(Image.open(BytesIO(stored))))
 
 
-def test_raw_images_come_back_unchanged() -> None:
-    for pixels in pictures():
+def test_raw_images_are_stored_unchanged() -> None:
+    for pixels in noise_images():
         stored = encode(pixels, RAW)
         assert len(stored) == RAW_BYTES
         assert np.array_equal(decoded(stored), pixels)
 
 
 def test_encoding_is_repeatable_and_quality_changes_the_size() -> None:
-    pixels = pictures()[1]
+    pixels = noise_images()[1]
     stored = encode(pixels, JPEG)
     assert stored == encode(pixels.copy(), JPEG)
     small = encode(pixels, Encoding(kind="jpeg", jpeg_quality=50))
@@ -57,8 +57,8 @@ def test_encoding_is_repeatable_and_quality_changes_the_size() -> None:
     assert np.abs(decoded(stored).astype(int) - pixels).mean() <= 8
 
 
-def test_threads_decode_the_images_in_order() -> None:
-    stored = [encode(pixels // part, JPEG) for pixels in pictures() for part in range(1, 9)]
+def test_images_decoded_by_threads_are_in_order() -> None:
+    stored = [encode(pixels // part, JPEG) for pixels in noise_images() for part in range(1, 9)]
     with ThreadPoolExecutor(4) as threads:
         images = decode_images([pa.py_buffer(data) for data in stored], threads)
     assert images.shape == (len(stored), IMAGE_SIZE, IMAGE_SIZE, 3)
@@ -67,10 +67,14 @@ def test_threads_decode_the_images_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "stored",
-    [b"", b"no image", encode(np.zeros((64, 64, 3), np.uint8), JPEG)],
+    ("stored", "message"),
+    [
+        (b"", "JPEG"),
+        (b"no image", "JPEG"),
+        (encode(np.zeros((64, 64, 3), np.uint8), JPEG), "64x64 pixels"),
+    ],
     ids=["empty", "text", "another size"],
 )
-def test_other_bytes_are_refused(stored: bytes) -> None:
-    with pytest.raises(ValueError):
+def test_other_bytes_raise_an_error(stored: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         decoded(stored)

@@ -1,4 +1,4 @@
-"""Every row once, the same rows for any number of workers, and well mixed."""
+"""Every row once, the same batches for any number of workers, and well mixed batches."""
 
 import itertools
 
@@ -14,24 +14,26 @@ SEEDS = st.integers(0, 2**63 - 1)
 
 
 def batches_of(
-    groups: list[int], seed: int, size: int, world: int, offset: int = 0
+    groups: list[int], seed: int, size: int, world_size: int, offset: int = 0
 ) -> list[list[int]]:
-    """Global batches, put together again from what the workers take."""
+    """Global batches, reassembled from the parts of the workers."""
     rows, lanes = epoch_order(groups, seed, 3)
-    found = []
+    batches = []
     for start in range(offset, len(rows), size):
         part = slice(start, start + size)
-        taken = [rows_of_rank(lanes[part], rank, world) for rank in range(world)]
-        positions = np.concatenate(taken)
-        together = np.empty(len(positions), np.int64)
-        together[positions] = rows[part][positions]
+        positions_of_rank = [
+            rows_of_rank(lanes[part], rank, world_size) for rank in range(world_size)
+        ]
+        positions = np.concatenate(positions_of_rank)
+        batch = np.empty(len(positions), np.int64)
+        batch[positions] = rows[part][positions]
         assert sorted(positions.tolist()) == list(range(len(rows[part])))
-        found.append(together.tolist())
-    return found
+        batches.append(batch.tolist())
+    return batches
 
 
 @given(groups=GROUPS, seed=SEEDS, epoch=st.integers(0, 200))
-def test_every_row_comes_once(groups: list[int], seed: int, epoch: int) -> None:
+def test_every_row_occurs_once(groups: list[int], seed: int, epoch: int) -> None:
     rows, lanes = epoch_order(groups, seed, epoch)
     assert sorted(rows.tolist()) == list(range(sum(groups)))
     assert lanes.shape == rows.shape
@@ -40,7 +42,7 @@ def test_every_row_comes_once(groups: list[int], seed: int, epoch: int) -> None:
 
 
 @given(groups=GROUPS, seed=SEEDS, epoch=st.integers(0, 200))
-def test_the_order_is_a_function_of_its_arguments(groups: list[int], seed: int, epoch: int) -> None:
+def test_the_order_depends_only_on_the_arguments(groups: list[int], seed: int, epoch: int) -> None:
     np.random.seed(0)
     first = epoch_order(groups, seed, epoch)
     np.random.seed(1)
@@ -50,10 +52,10 @@ def test_the_order_is_a_function_of_its_arguments(groups: list[int], seed: int, 
 
 @given(
     lanes=st.lists(st.integers(0, LANES - 1), max_size=300).map(np.array),
-    world=st.integers(1, 40),
+    world_size=st.integers(1, 40),
 )
-def test_workers_share_a_batch_evenly(lanes: Rows, world: int) -> None:
-    parts = [rows_of_rank(lanes, rank, world) for rank in range(world)]
+def test_workers_have_equal_parts_of_a_batch(lanes: Rows, world_size: int) -> None:
+    parts = [rows_of_rank(lanes, rank, world_size) for rank in range(world_size)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(lanes)))
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -63,24 +65,24 @@ def test_workers_share_a_batch_evenly(lanes: Rows, world: int) -> None:
     groups=GROUPS,
     seed=SEEDS,
     size=st.integers(1, 150),
-    worlds=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    world_sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     done=st.integers(0, 20),
 )
 @settings(max_examples=60)
-def test_any_number_of_workers_continues_with_the_same_batches(
-    groups: list[int], seed: int, size: int, worlds: tuple[int, int], done: int
+def test_any_number_of_workers_resumes_with_the_same_batches(
+    groups: list[int], seed: int, size: int, world_sizes: tuple[int, int], done: int
 ) -> None:
-    unbroken = batches_of(groups, seed, size, worlds[0])
-    resumed = batches_of(groups, seed, size, worlds[1], offset=done * size)
-    assert resumed == unbroken[done:]
-    assert sum(map(len, unbroken)) == sum(groups)
+    uninterrupted = batches_of(groups, seed, size, world_sizes[0])
+    resumed = batches_of(groups, seed, size, world_sizes[1], offset=done * size)
+    assert resumed == uninterrupted[done:]
+    assert sum(map(len, uninterrupted)) == sum(groups)
 
 
-def test_epochs_and_seeds_give_other_orders() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     groups = [64] * 100
     orders = [epoch_order(groups, seed, epoch)[0] for seed in range(4) for epoch in range(4)]
     for first, second in itertools.combinations(orders, 2):
-        # Two random orders of 6400 rows agree in about one place; 100 groups correlate by 0.1.
+        # Two random orders of 6400 rows agree in about one position; 100 groups correlate by 0.1.
         assert (first == second).sum() < 12
         assert abs(np.corrcoef(first, second)[0, 1]) < 0.3
 
@@ -95,45 +97,45 @@ def test_a_batch_mixes_many_row_groups(last: int) -> None:
     # 16 rows from each of 8 lanes, drawn from 4 groups: 31.7 groups on average at best.
     assert np.mean(counts) > 30
     assert min(counts[: int(0.9 * len(counts))]) >= 28
-    # And other groups in the next window: an epoch is no walk along the shards.
+    # The next window has other groups: an epoch does not follow the order of the shards.
     first, second = (set(of_group[i : i + 2048]) for i in (0, 2048))
     assert len(first) == len(second) == LANES * WINDOW
     assert not first & second
     assert abs(np.corrcoef(np.arange(len(rows)), rows)[0, 1]) < 0.15
 
 
-def test_neighbours_in_a_shard_part() -> None:
+def test_neighbours_in_a_shard_are_far_apart_in_an_epoch() -> None:
     rows, _ = epoch_order([64] * 100, seed=0, epoch=0)
-    place = np.empty_like(rows)
-    place[rows] = np.arange(len(rows))
-    distances = np.abs(np.diff(place.reshape(100, 64), axis=1))
-    # Two random places in a window of 2048 lie a third of it apart, about 683.
+    position = np.empty_like(rows)
+    position[rows] = np.arange(len(rows))
+    distances = np.abs(np.diff(position.reshape(100, 64), axis=1))
+    # The mean distance of two random positions in a window of 2048 is a third of it, about 683.
     assert 500 < distances.mean() < 900
     assert (distances < 16).mean() < 0.05
 
 
-def test_a_worker_reads_few_row_groups_twice() -> None:
+def test_few_row_groups_are_read_by_two_workers() -> None:
     groups = [64] * 160
     ends = np.cumsum(groups)
     rows, lanes = epoch_order(groups, seed=0, epoch=0)
-    readers: dict[int, set[int]] = {}
+    ranks_of_group: dict[int, set[int]] = {}
     for start in range(0, len(rows), 128):
         part = slice(start, start + 128)
         for rank in range(4):
-            mine = rows[part][rows_of_rank(lanes[part], rank, 4)]
-            for group in np.searchsorted(ends, mine, side="right").tolist():
-                readers.setdefault(group, set()).add(rank)
-    assert len(readers) == 160
-    assert np.mean([len(ranks) for ranks in readers.values()]) < 1.3
+            worker_rows = rows[part][rows_of_rank(lanes[part], rank, 4)]
+            for group in np.searchsorted(ends, worker_rows, side="right").tolist():
+                ranks_of_group.setdefault(group, set()).add(rank)
+    assert len(ranks_of_group) == 160
+    assert np.mean([len(ranks) for ranks in ranks_of_group.values()]) < 1.3
 
 
-def test_a_reader_holds_a_bounded_number_of_groups() -> None:
+def test_a_bounded_number_of_groups_is_in_use() -> None:
     groups = [64] * 200
     of_group = np.searchsorted(np.cumsum(groups), epoch_order(groups, 5, 6)[0], side="right")
-    first = {group: place for place, group in reversed(list(enumerate(of_group.tolist())))}
-    last = {group: place for place, group in enumerate(of_group.tolist())}
-    held = [
-        sum(first[group] <= place <= last[group] for group in first)
-        for place in range(0, len(of_group), 97)
+    first = {group: position for position, group in reversed(list(enumerate(of_group.tolist())))}
+    last = {group: position for position, group in enumerate(of_group.tolist())}
+    in_use = [
+        sum(first[group] <= position <= last[group] for group in first)
+        for position in range(0, len(of_group), 97)
     ]
-    assert max(held) <= LANES * WINDOW
+    assert max(in_use) <= LANES * WINDOW

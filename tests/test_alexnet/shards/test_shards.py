@@ -1,4 +1,4 @@
-"""From raw images to shards: counts, rejects, equal bytes, and resuming."""
+"""From raw images to shards: counts, rejects, repeatable bytes, resuming, verification."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from alexnet.errors import UserError
+from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.decode import Decoded, decode
-from alexnet.shards.finalize import corrupt_shards, finished
-from alexnet.shards.format import Manifest, read_manifest, read_row_group
-from alexnet.shards.plan import ShardTask, plan_digest, write_plan
+from alexnet.shards.finalize import corrupt_shards, finished_results
+from alexnet.shards.format import MANIFEST, STATISTICS, Manifest, read_manifest, read_row_group
+from alexnet.shards.plan import ShardTask, parts_folder, plan_digest, plan_path, write_plan
 from alexnet.shards.write import make_shard
 from alexnet.sources.read import read_source
 from pipelines.preprocessing.worker import ShardWriter
@@ -39,7 +39,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
 
 
-def test_the_manifest_counts_what_is_there(dataset: Manifest) -> None:
+def test_the_manifest_describes_the_files(dataset: Manifest) -> None:
     folder = Path(dataset.folder)
     assert (dataset.rows("train"), dataset.rows("val")) == (39, 12)
     assert dataset.rejected == {"train": 1, "val": 0}
@@ -53,14 +53,14 @@ def test_the_manifest_counts_what_is_there(dataset: Manifest) -> None:
     value = json.loads((folder / "manifest.json").read_text())
     assert value["images"] == {"train": 39, "val": 12}
     assert read_manifest(str(folder)) == dataset
-    assert not (folder / "parts").exists()
+    assert not Path(parts_folder(dataset.folder)).exists()
     groups = dataset.row_groups("train")
     assert sum(group.rows for group in groups) == 39
     for group in groups:
         assert read_row_group(group, ["key"]).num_rows == group.rows
 
 
-def test_every_readable_image_is_in_one_row(raw_images: Path, dataset: Manifest) -> None:
+def test_every_decodable_image_is_in_one_row(raw_images: Path, dataset: Manifest) -> None:
     for split in ("train", "val"):
         rows = rows_of(Path(dataset.folder), split)
         files = {f"{split}/{p.parent.name}/{p.name}": p for p in raw_images.glob(f"{split}/*/*")}
@@ -74,12 +74,12 @@ def test_every_readable_image_is_in_one_row(raw_images: Path, dataset: Manifest)
             decoded = decode(original)
             assert isinstance(decoded, Decoded)
             stored = np.asarray(Image.open(BytesIO(row["image"])))
-            # JPEG of quality 95 with halved colour resolution.
+            # JPEG of quality 95 with chroma subsampling.
             difference = stored.astype(np.float64) - decoded.pixels
             assert np.abs(difference).mean() < 2
 
 
-def test_rejects_say_why(dataset: Manifest) -> None:
+def test_rejects_have_a_reason(dataset: Manifest) -> None:
     rejects = pq.read_table(Path(dataset.folder) / "rejects.parquet")
     assert rejects.column_names == ["key", "split", "reason", "detail"]
     (reject,) = rejects.to_pylist()
@@ -104,50 +104,50 @@ def test_duckdb_reads_the_shards(dataset: Manifest) -> None:
         SELECT wnid, count(*), min(octet_length(image)), min(width), max(height)
         FROM '{dataset.folder}/train/*.parquet' GROUP BY wnid ORDER BY wnid
     """
-    found = duckdb.connect().execute(query).fetchall()
+    result_rows = duckdb.connect().execute(query).fetchall()
     rows = rows_of(Path(dataset.folder), "train")
-    for wnid, count, size, width, height in found:
-        mine = [row for row in rows if row["wnid"] == wnid]
-        assert count == len(mine)
-        assert size == min(len(row["image"]) for row in mine)
-        assert width == min(row["width"] for row in mine)
-        assert height == max(row["height"] for row in mine)
-    assert [wnid for wnid, *_ in found] == list(factories.CLASSES)
+    for wnid, count, size, width, height in result_rows:
+        of_class = [row for row in rows if row["wnid"] == wnid]
+        assert count == len(of_class)
+        assert size == min(len(row["image"]) for row in of_class)
+        assert width == min(row["width"] for row in of_class)
+        assert height == max(row["height"] for row in of_class)
+    assert [wnid for wnid, *_ in result_rows] == list(factories.CLASSES)
 
 
 @pytest.mark.parametrize("encoding", [factories.JPEG, factories.RAW])
-def test_made_twice_in_any_order_the_bytes_are_equal(
+def test_the_order_of_tasks_does_not_change_the_bytes(
     raw_images: Path, tmp_path: Path, encoding: Encoding
 ) -> None:
     manifests = []
     for name, step in (("first", 1), ("second", -1)):
-        units = factories.plan(raw_images, tmp_path / name, encoding=encoding)
-        for unit in units[::step]:
-            make_shard(unit)
-        manifests.append(factories.assemble(raw_images, tmp_path / name, units))
+        tasks = factories.plan(raw_images, tmp_path / name, encoding=encoding)
+        for task in tasks[::step]:
+            make_shard(task)
+        manifests.append(factories.finalize_dataset(raw_images, tmp_path / name, tasks))
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
     assert manifests[0] == replace(manifests[1], folder=str(tmp_path / "first"))
     assert manifests[0].content_digest() == manifests[1].content_digest()
-    first, second = (np.load(tmp_path / name / "statistics.npz") for name in ("first", "second"))
+    first, second = (np.load(tmp_path / name / STATISTICS) for name in ("first", "second"))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_raw_rows_hold_the_pixels(raw_images: Path, tmp_path: Path) -> None:
-    unit = factories.plan(raw_images, tmp_path, encoding=factories.RAW)[-1]
-    make_shard(unit)
-    for row in pq.read_table(tmp_path / unit.file).to_pylist():
+def test_raw_rows_contain_the_pixels(raw_images: Path, tmp_path: Path) -> None:
+    task = factories.plan(raw_images, tmp_path, encoding=factories.RAW)[-1]
+    make_shard(task)
+    for row in pq.read_table(tmp_path / task.file).to_pylist():
         decoded = decode((raw_images / row["key"]).read_bytes())
         assert isinstance(decoded, Decoded)
         assert row["image"] == decoded.pixels.tobytes()
 
 
-def test_shards_are_a_shuffle_that_the_seed_decides(raw_images: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_the_shuffle(raw_images: Path, tmp_path: Path) -> None:
     def keys(name: str, seed: int) -> list[str]:
         factories.plan(raw_images, tmp_path / name, seed=seed)
-        plan = pq.read_table(tmp_path / name / "parts" / "plan.parquet")
-        found: list[str] = plan["key"].to_pylist()
-        return found
+        plan = pq.read_table(plan_path(str(tmp_path / name)))
+        keys_in_order: list[str] = plan["key"].to_pylist()
+        return keys_in_order
 
     first = keys("a", 0)
     assert first == keys("b", 0)
@@ -156,220 +156,221 @@ def test_shards_are_a_shuffle_that_the_seed_decides(raw_images: Path, tmp_path: 
     assert len(set(first)) == 52
     train = [key for key in first if key.startswith("train")]
     assert first[:40] == train != sorted(train)
-    # A fair sample: the first shard has no single class.
+    # The first shard is a random sample with several classes.
     assert len({key.split("/")[1] for key in train[:8]}) > 1
 
 
-def test_units_cover_the_plan(raw_images: Path, tmp_path: Path) -> None:
-    units = factories.plan(raw_images, tmp_path, rows_per_shard=15)
-    assert [(u.split, u.number, u.group, u.rows) for u in units] == [
+def test_tasks_cover_the_plan(raw_images: Path, tmp_path: Path) -> None:
+    tasks = factories.plan(raw_images, tmp_path, rows_per_shard=15)
+    assert [(t.split, t.number, t.row_group, t.rows) for t in tasks] == [
         ("train", 0, 0, 15),
         ("train", 1, 1, 15),
         ("train", 2, 2, 10),
         ("val", 0, 3, 12),
     ]
-    plan = pq.ParquetFile(tmp_path / "parts" / "plan.parquet")
-    for unit in units:
-        rows = plan.read_row_group(unit.group)
-        assert rows.num_rows == unit.rows
-        assert set(rows["split"].to_pylist()) == {unit.split}
+    plan = pq.ParquetFile(plan_path(str(tmp_path)))
+    for task in tasks:
+        rows = plan.read_row_group(task.row_group)
+        assert rows.num_rows == task.rows
+        assert set(rows["split"].to_pylist()) == {task.split}
 
 
 def test_finished_shards_are_kept(raw_images: Path, tmp_path: Path) -> None:
-    units = factories.plan(raw_images, tmp_path)
-    assert finished(str(tmp_path), units) == {}
-    for unit in units[:3]:
-        make_shard(unit)
-    done = finished(str(tmp_path), units)
-    assert list(done) == units[:3]
-    assert [done[unit].shard.rows + len(done[unit].rejects) for unit in done] == [8, 8, 8]
-    times = {unit.file: os.stat(tmp_path / unit.file).st_mtime_ns for unit in units[:3]}
-    # The next run plans again and makes only what is missing.
-    again = factories.plan(raw_images, tmp_path)
-    assert again == units
-    for unit in again:
-        if unit not in done:
-            make_shard(unit)
+    tasks = factories.plan(raw_images, tmp_path)
+    assert finished_results(str(tmp_path), tasks) == {}
+    for task in tasks[:3]:
+        make_shard(task)
+    done = finished_results(str(tmp_path), tasks)
+    assert list(done) == tasks[:3]
+    assert [done[task].shard.rows + len(done[task].rejects) for task in done] == [8, 8, 8]
+    times = {task.file: os.stat(tmp_path / task.file).st_mtime_ns for task in tasks[:3]}
+    # The next run writes the plan again and executes only the missing tasks.
+    assert factories.plan(raw_images, tmp_path) == tasks
+    for task in tasks:
+        if task not in done:
+            make_shard(task)
     assert all(os.stat(tmp_path / name).st_mtime_ns == time for name, time in times.items())
-    assert factories.assemble(raw_images, tmp_path, units).rows("train") == 39
+    assert factories.finalize_dataset(raw_images, tmp_path, tasks).rows("train") == 39
 
 
-def test_a_lost_actors_shard_is_not_made_again(raw_images: Path, tmp_path: Path) -> None:
+def test_a_lost_actors_shard_is_not_written_again(raw_images: Path, tmp_path: Path) -> None:
     source = read_source(str(raw_images))
-    unit = write_plan(str(tmp_path), source, factories.RAW, rows_per_shard=16, seed=0)[0]
-    row = {"number": 7, "unit": asdict(unit)}
+    task = write_plan(str(tmp_path), source, factories.RAW, rows_per_shard=16, seed=0)[0]
+    row = {"number": 7, "task": asdict(task)}
     done = {"number": 7, "source_error": "", "write_error": ""}
-    path = tmp_path / unit.file
+    path = tmp_path / task.file
     assert ShardWriter()(row) == done
-    made = path.stat().st_mtime_ns
+    written = path.stat().st_mtime_ns
     assert ShardWriter()(row) == done
-    assert path.stat().st_mtime_ns == made
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
+    assert path.stat().st_mtime_ns == written
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
     assert ShardWriter()(row) == done
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
     path.unlink()
     assert ShardWriter()(row) == done
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
 
 
-def test_nothing_half_written_is_left(raw_images: Path, tmp_path: Path) -> None:
-    units = factories.plan(raw_images, tmp_path)
-    for unit in units:
-        make_shard(unit)
-    begun = tmp_path / "val" / "part-00000.parquet.0123.tmp"
-    begun.write_bytes(b"PAR1")
-    factories.assemble(raw_images, tmp_path, units)
-    assert not begun.exists()
-    assert len(list(tmp_path.glob("*/*.parquet"))) == len(units)
+def test_incomplete_files_are_deleted(raw_images: Path, tmp_path: Path) -> None:
+    tasks = factories.plan(raw_images, tmp_path)
+    for task in tasks:
+        make_shard(task)
+    incomplete = tmp_path / "val" / "part-00000.parquet.0123.tmp"
+    incomplete.write_bytes(b"PAR1")
+    factories.finalize_dataset(raw_images, tmp_path, tasks)
+    assert not incomplete.exists()
+    assert len(list(tmp_path.glob("*/*.parquet"))) == len(tasks)
 
 
-def remove_shard(folder: Path, unit: ShardTask) -> None:
-    (folder / unit.file).unlink()
+def remove_shard(folder: Path, task: ShardTask) -> None:
+    (folder / task.file).unlink()
 
 
-def remove_report(folder: Path, unit: ShardTask) -> None:
-    Path(unit.report).unlink()
+def remove_result(folder: Path, task: ShardTask) -> None:
+    Path(task.result_path).unlink()
 
 
-def cut_shard(folder: Path, unit: ShardTask) -> None:
-    path = folder / unit.file
+def truncate_shard(folder: Path, task: ShardTask) -> None:
+    path = folder / task.file
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("damage", [remove_shard, remove_report, cut_shard])
-def test_a_damaged_shard_is_not_done(
+@pytest.mark.parametrize("damage", [remove_shard, remove_result, truncate_shard])
+def test_the_task_of_a_damaged_shard_is_not_finished(
     raw_images: Path, tmp_path: Path, damage: Callable[[Path, ShardTask], None]
 ) -> None:
-    unit = factories.plan(raw_images, tmp_path)[0]
-    make_shard(unit)
-    before = (tmp_path / unit.file).read_bytes()
-    assert finished(str(tmp_path), [unit])
-    damage(tmp_path, unit)
-    assert not finished(str(tmp_path), [unit])
-    make_shard(unit)
-    assert finished(str(tmp_path), [unit])
-    assert (tmp_path / unit.file).read_bytes() == before
+    task = factories.plan(raw_images, tmp_path)[0]
+    make_shard(task)
+    before = (tmp_path / task.file).read_bytes()
+    assert finished_results(str(tmp_path), [task])
+    damage(tmp_path, task)
+    assert not finished_results(str(tmp_path), [task])
+    make_shard(task)
+    assert finished_results(str(tmp_path), [task])
+    assert (tmp_path / task.file).read_bytes() == before
 
 
-def test_a_shard_of_rejects_alone_is_done_without_a_file(raw_images: Path, tmp_path: Path) -> None:
+def test_a_task_with_rejects_only_is_finished_without_a_shard(
+    raw_images: Path, tmp_path: Path
+) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(raw_images, raw)
-    units = factories.plan(raw, tmp_path / "shards", rows_per_shard=1)
-    made = [make_shard(unit) for unit in units]
-    empty = [unit for unit, report in zip(units, made, strict=True) if not report.shard.rows]
+    tasks = factories.plan(raw, tmp_path / "shards", rows_per_shard=1)
+    results = [make_shard(task) for task in tasks]
+    empty = [task for task, result in zip(tasks, results, strict=True) if not result.shard.rows]
     assert len(empty) == 1
-    assert finished(str(tmp_path / "shards"), empty)
+    assert finished_results(str(tmp_path / "shards"), empty)
     assert not (tmp_path / "shards" / empty[0].file).exists()
-    manifest = factories.assemble(raw, tmp_path / "shards", units)
+    manifest = factories.finalize_dataset(raw, tmp_path / "shards", tasks)
     assert (manifest.rows("train"), manifest.rejected["train"]) == (39, 1)
     assert len(manifest.row_groups("train")) == 39
 
 
-def test_a_file_that_is_gone_is_a_reject(raw_images: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_a_reject(raw_images: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(raw_images, raw)
-    units = factories.plan(raw, tmp_path / "shards")
-    gone = raw / "val" / "n03" / "n03_1.JPEG"
-    gone.unlink()
-    reports = [make_shard(unit) for unit in units]
-    rejects = {r["key"]: r["reason"] for report in reports for r in report.rejects}
+    tasks = factories.plan(raw, tmp_path / "shards")
+    missing = raw / "val" / "n03" / "n03_1.JPEG"
+    missing.unlink()
+    results = [make_shard(task) for task in tasks]
+    rejects = {r["key"]: r["reason"] for result in results for r in result.rejects}
     assert rejects == {factories.BROKEN: "truncated", "val/n03/n03_1.JPEG": "unreadable"}
 
 
-def test_a_source_that_is_gone_is_no_reject(raw_images: Path, tmp_path: Path) -> None:
+def test_a_missing_source_is_an_error(raw_images: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(raw_images, raw)
-    units = factories.plan(raw, tmp_path / "shards")
+    tasks = factories.plan(raw, tmp_path / "shards")
     shutil.rmtree(raw)
     with pytest.raises(UserError, match=r"can't be read any more .* finished shards are kept"):
-        make_shard(units[0])
-    assert not finished(str(tmp_path / "shards"), units)
+        make_shard(tasks[0])
+    assert not finished_results(str(tmp_path / "shards"), tasks)
 
 
-def test_a_file_too_long_for_an_image_is_not_read(raw_images: Path, tmp_path: Path) -> None:
+def test_a_file_too_large_for_an_image_is_not_read(raw_images: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(raw_images, raw)
     path = raw / "val" / "n03" / "n03_1.JPEG"
-    os.truncate(path, 2**40)  # A hole: it takes no room on the disk, but would in memory.
-    units = factories.plan(raw, tmp_path / "shards")
-    reports = [make_shard(unit) for unit in units if unit.split == "val"]
-    ((reject,),) = [report.rejects for report in reports if report.rejects]
+    os.truncate(path, 2**40)  # A sparse file: it takes no space on the disk, but would in memory.
+    tasks = factories.plan(raw, tmp_path / "shards")
+    results = [make_shard(task) for task in tasks if task.split == "val"]
+    ((reject,),) = [result.rejects for result in results if result.rejects]
     assert (reject["key"], reject["reason"]) == ("val/n03/n03_1.JPEG", "unsupported")
     assert "1,099,511,627,776 bytes" in reject["detail"]
 
 
-def test_damage_is_found_by_the_bytes(raw_images: Path, tmp_path: Path) -> None:
-    units = factories.plan(raw_images, tmp_path)
-    for unit in units:
-        make_shard(unit)
-    manifest = factories.assemble(raw_images, tmp_path, units)
+def test_corrupt_shards_are_found_by_their_sha256(raw_images: Path, tmp_path: Path) -> None:
+    tasks = factories.plan(raw_images, tmp_path)
+    for task in tasks:
+        make_shard(task)
+    manifest = factories.finalize_dataset(raw_images, tmp_path, tasks)
     assert corrupt_shards(manifest) == []
     shard = manifest.shards["train"][2]
     path = tmp_path / shard.file
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    gone = manifest.shards["val"][0]
-    (tmp_path / gone.file).unlink()
-    assert corrupt_shards(manifest) == [shard, gone]
-    (tmp_path / "statistics.npz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"statistics\.npz: is gone or damaged; run .* --force"):
+    missing = manifest.shards["val"][0]
+    (tmp_path / missing.file).unlink()
+    assert corrupt_shards(manifest) == [shard, missing]
+    Path(manifest.statistics_path).write_bytes(b"")
+    with pytest.raises(CorruptDatasetError, match=r"statistics\.npz: is missing or damaged"):
         corrupt_shards(manifest)
 
 
-def test_a_split_without_a_readable_image_is_refused(tmp_path: Path) -> None:
+def test_a_split_without_a_decodable_image_is_an_error(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     for split in ("train", "val"):
         folder = raw / split / "n01"
         folder.mkdir(parents=True)
-        Image.new("RGB", (300, 300)).save(folder / "sound.png")
-    (raw / "val" / "n01" / "sound.png").write_bytes(b"no image")
-    units = factories.plan(raw, tmp_path / "shards")
-    for unit in units:
-        make_shard(unit)
-    with pytest.raises(UserError, match=r"val/n01/sound\.png, is rejected as not an image"):
-        factories.assemble(raw, tmp_path / "shards", units)
-    assert not (tmp_path / "shards" / "manifest.json").exists()
+        Image.new("RGB", (300, 300)).save(folder / "valid.png")
+    (raw / "val" / "n01" / "valid.png").write_bytes(b"no image")
+    tasks = factories.plan(raw, tmp_path / "shards")
+    for task in tasks:
+        make_shard(task)
+    with pytest.raises(UserError, match=r"val/n01/valid\.png, is rejected as not an image"):
+        factories.finalize_dataset(raw, tmp_path / "shards", tasks)
+    assert not (tmp_path / "shards" / MANIFEST).exists()
 
 
-def test_the_digest_names_images_and_settings(raw_images: Path, tmp_path: Path) -> None:
+def test_the_plan_digest_depends_on_images_and_settings(raw_images: Path, tmp_path: Path) -> None:
     settings = {"encoding": "jpeg", "seed": 0}
-    raw = tmp_path / "elsewhere"
+    raw = tmp_path / "copy"
     shutil.copytree(raw_images, raw)
     digest = plan_digest(read_source(str(raw_images)), settings)
     assert len(digest) == 16
     assert int(digest, 16) >= 0
 
-    def elsewhere(changed: dict[str, Any] | None = None) -> str:
+    def digest_of_copy(changed: dict[str, Any] | None = None) -> str:
         return plan_digest(read_source(str(raw)), changed or settings)
 
-    assert elsewhere() == digest, "the place does not matter"
-    assert elsewhere({"seed": 0, "encoding": "jpeg"}) == digest
-    assert elsewhere({"encoding": "raw", "seed": 0}) != digest
-    assert elsewhere({"encoding": "jpeg", "seed": 1}) != digest
+    assert digest_of_copy() == digest, "the path does not matter"
+    assert digest_of_copy({"seed": 0, "encoding": "jpeg"}) == digest
+    assert digest_of_copy({"encoding": "raw", "seed": 0}) != digest
+    assert digest_of_copy({"encoding": "jpeg", "seed": 1}) != digest
     image = raw / "train" / "n01" / "n01_1.JPEG"
     image.write_bytes(image.read_bytes() + b"\0")
-    longer = elsewhere()
+    longer = digest_of_copy()
     assert longer != digest
     image.write_bytes(image.read_bytes()[:-1])
-    assert elsewhere() == digest
+    assert digest_of_copy() == digest
     image.rename(image.with_name("n01_x.JPEG"))
-    assert elsewhere() not in (digest, longer)
+    assert digest_of_copy() not in (digest, longer)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 0}', "[]"])
-def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "manifest.json"
+def test_a_damaged_or_missing_manifest_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / MANIFEST
     path.write_text(text)
-    with pytest.raises(UserError, match=str(path)):
+    with pytest.raises(CorruptDatasetError, match=str(path)):
         read_manifest(str(tmp_path))
     path.unlink()
-    with pytest.raises(UserError, match=r"run pipelines/preprocess\.py first"):
+    with pytest.raises(MissingDatasetError, match=f"{path}: no such manifest"):
         read_manifest(str(tmp_path))
 
 
-def test_content_is_of_the_bytes(dataset: Manifest) -> None:
+def test_the_content_digest_depends_on_the_shards_bytes(dataset: Manifest) -> None:
     first = dataset.shards["train"][0]
     changed = {
         **dataset.shards,
@@ -380,5 +381,6 @@ def test_content_is_of_the_bytes(dataset: Manifest) -> None:
     assert other.content_digest("val") == dataset.content_digest("val")
     assert other.content_digest("train") != dataset.content_digest("train")
     assert (
-        replace(dataset, folder="elsewhere", digest="").content_digest() == dataset.content_digest()
+        replace(dataset, folder="other", plan_digest="").content_digest()
+        == dataset.content_digest()
     )

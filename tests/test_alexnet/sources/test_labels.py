@@ -1,6 +1,7 @@
-"""Labels from the development kit and from Kaggle's lists."""
+"""Labels from the development kit and from Kaggle's files."""
 
 import gzip
+import hashlib
 import io
 import os
 import shutil
@@ -28,7 +29,7 @@ from alexnet.sources.labels import (
 REAL_DATA = os.environ.get("ALEXNET_REAL_DATA")
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
-# ID, wnid, words, number of children: IDs are not in wnid order, and the last row is no class.
+# ID, wnid, name, number of children. IDs are not in wnid order; the last row is not a class.
 SYNSETS = [
     (1, "n00000003", "crane", 0),
     (2, "n00000001", "tench, Tinca tinca", 0),
@@ -62,7 +63,7 @@ def truth(text: bytes, meta: bytes | None = None) -> dict[str, bytes]:
     }
 
 
-def test_devkit_gives_classes_in_wnid_order_and_truth_as_class_indices(tmp_path: Path) -> None:
+def test_devkit_classes_are_in_wnid_order_and_the_truth_has_class_indices(tmp_path: Path) -> None:
     devkit = read_devkit(write_devkit(tmp_path, truth(b"1\n2\n3\n1\n")))
     assert devkit.labels == (
         Label("n00000001", "tench, Tinca tinca"),
@@ -79,28 +80,28 @@ def test_devkit_with_a_single_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "complaint"),
+    ("files", "expected"),
     [
-        (truth(b"1\n4\n"), "'4', which is no class"),
-        (truth(b"1\none\n"), "'one', which is no class"),
-        (truth(b"1\n", b"MATLAB 5.0 but no more"), "meta.mat can't be read"),
+        (truth(b"1\n4\n"), "'4', which is not the ILSVRC2012_ID"),
+        (truth(b"1\none\n"), "'one', which is not the ILSVRC2012_ID"),
+        (truth(b"1\n", b"MATLAB 5.0 without content"), "meta.mat can't be read"),
         (truth(b"1\n", meta_mat([(1, "n1", "inner", 2)])), "lists no class"),
         (truth(b"1\n", meta_mat([(1, "n1", "a", 0), (2, "n1", "a", 0)])), "a class twice"),
-        ({"kit/data/meta.mat": meta_mat()}, "holds no ILSVRC2012_validation_ground_truth.txt"),
-        ({"kit/readme.txt": b"nothing"}, "holds no meta.mat"),
+        ({"kit/data/meta.mat": meta_mat()}, "contains no ILSVRC2012_validation_ground_truth.txt"),
+        ({"kit/readme.txt": b"nothing"}, "contains no meta.mat"),
     ],
 )
-def test_a_devkit_that_contradicts_itself_is_refused(
-    tmp_path: Path, files: dict[str, bytes], complaint: str
+def test_an_incomplete_or_contradictory_devkit_raises_an_error(
+    tmp_path: Path, files: dict[str, bytes], expected: str
 ) -> None:
     path = write_devkit(tmp_path, files)
-    with pytest.raises(UserError, match=complaint) as caught:
+    with pytest.raises(UserError, match=expected) as caught:
         read_devkit(path)
     assert str(caught.value).startswith(path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_devkit_that_is_no_tar_gz_is_refused(tmp_path: Path) -> None:
+def test_a_devkit_that_is_not_a_tar_gz_raises_an_error(tmp_path: Path) -> None:
     path = write_devkit(tmp_path, truth(b"1\n"), mode="w:")
     with pytest.raises(UserError, match=r"not a readable tar\.gz"):
         read_devkit(path)
@@ -112,20 +113,20 @@ def test_a_devkit_that_is_no_tar_gz_is_refused(tmp_path: Path) -> None:
         read_devkit(str(tmp_path / "missing.tar.gz"))
 
 
-def test_a_devkit_that_goes_on_unpacking_is_refused(
+def test_a_devkit_that_is_too_large_raises_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labels, "_LARGEST_CONTENT", 2**20)
+    monkeypatch.setattr(labels, "MAX_DEVKIT_BYTES", 2**20)
     path = write_devkit(tmp_path, truth(b"1\n") | {"more": bytes(2**25)})
     tracemalloc.start()
-    with pytest.raises(UserError, match="holds more than 1,048,576 bytes"):
+    with pytest.raises(UserError, match="contains more than 1,048,576 bytes"):
         read_devkit(path)
     assert tracemalloc.get_traced_memory()[1] < 2**23
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.REGTYPE])
-def test_a_devkit_whose_headers_lie_is_refused(tmp_path: Path, kind: bytes) -> None:
+def test_a_devkit_with_wrong_headers_raises_an_error(tmp_path: Path, kind: bytes) -> None:
     member = tarfile.TarInfo("kit/data/meta.mat")
     member.size, member.type = 2**40, kind
     with gzip.open(tmp_path / DEVKIT, "wb") as file:
@@ -135,7 +136,7 @@ def test_a_devkit_whose_headers_lie_is_refused(tmp_path: Path, kind: bytes) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_synset_mapping_is_sorted_by_wnid_and_keeps_all_words(tmp_path: Path) -> None:
+def test_synset_mapping_is_sorted_by_wnid_and_keeps_whole_names(tmp_path: Path) -> None:
     path = tmp_path / "LOC_synset_mapping.txt"
     path.write_text("n02 crane\nn01 tench, Tinca tinca\n")
     labels = read_synset_mapping(str(path))
@@ -143,7 +144,7 @@ def test_synset_mapping_is_sorted_by_wnid_and_keeps_all_words(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "expected"),
     [
         (b"n01 tench\nn02\n", "line 2"),
         (b"n01 tench\nn01 tench\n", "twice"),
@@ -151,10 +152,12 @@ def test_synset_mapping_is_sorted_by_wnid_and_keeps_all_words(tmp_path: Path) ->
         (b"\xff\xfe", "can't be read"),
     ],
 )
-def test_a_bad_synset_mapping_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+def test_a_wrong_synset_mapping_raises_an_error(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
     path = tmp_path / "LOC_synset_mapping.txt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=expected):
         read_synset_mapping(str(path))
 
 
@@ -165,7 +168,7 @@ def test_validation_solution_takes_the_class_of_the_first_box(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["Id,Text\na,b\n", "ImageId,PredictionString\nv_1\n"])
-def test_a_bad_validation_solution_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_wrong_validation_solution_raises_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "LOC_val_solution.csv"
     path.write_text(content)
     with pytest.raises(UserError, match="line 2 has no"):
@@ -174,18 +177,19 @@ def test_a_bad_validation_solution_is_refused(tmp_path: Path, content: str) -> N
         read_validation_solution(str(tmp_path / "missing.csv"))
 
 
-def test_only_imagenette_folders_get_words() -> None:
+def test_only_imagenette_classes_get_other_names() -> None:
     assert name_of_wnid("n03888257") == "parachute, chute"
     assert name_of_wnid("n03888258") == "n03888258"
 
 
-@pytest.mark.skipif(not REAL_DATA, reason="ALEXNET_REAL_DATA names no folder")
+@pytest.mark.skipif(not REAL_DATA, reason="ALEXNET_REAL_DATA is not set")
 def test_real_devkit_agrees_with_torchvision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(str(REAL_DATA), "ilsvrc2012-ten", DEVKIT)
     shutil.copy(path, tmp_path)
-    monkeypatch.setattr(imagenet, "_verify_archive", lambda *arguments: None)
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(imagenet.ARCHIVE_META, "devkit", (DEVKIT, md5))
     imagenet.parse_devkit_archive(str(tmp_path))
     words, val_wnids = torch.load(tmp_path / imagenet.META_FILE, weights_only=True)
     devkit = read_devkit(str(path))

@@ -13,22 +13,24 @@ from alexnet.sources.md5 import OFFICIAL, verify
 
 
 @pytest.fixture
-def pieces_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(md5, "_CHUNK_BYTES", 3)
+def chunks_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(md5, "CHUNK_BYTES", 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"12", b"123", b"12345678"])
-def test_the_right_sum_passes(tmp_path: Path, pieces_of_three: None, content: bytes) -> None:
+def test_the_right_md5_raises_no_error(
+    tmp_path: Path, chunks_of_three: None, content: bytes
+) -> None:
     path = tmp_path / "archive.tar"
     path.write_bytes(content)
-    seen: list[tuple[int, int]] = []
-    verify(str(path), hashlib.md5(content).hexdigest(), lambda *now: seen.append(now))
+    progress: list[tuple[int, int]] = []
+    verify(str(path), hashlib.md5(content).hexdigest(), lambda *now: progress.append(now))
     size = len(content)
-    assert seen == [(min(end, size), size) for end in range(3, size + 3, 3)]
+    assert progress == [(min(end, size), size) for end in range(3, size + 3, 3)]
     verify(str(path), hashlib.md5(content).hexdigest().upper())
 
 
-def test_another_sum_is_named(tmp_path: Path) -> None:
+def test_the_error_names_both_md5_sums(tmp_path: Path) -> None:
     path = tmp_path / "archive.tar"
     path.write_bytes(b"content")
     right, wrong = hashlib.md5(b"content").hexdigest(), hashlib.md5(b"other").hexdigest()
@@ -40,15 +42,15 @@ def test_another_sum_is_named(tmp_path: Path) -> None:
     assert "download it again" in message
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path}/none: can't be read"):
         verify(str(tmp_path / "none"), "0" * 32)
 
 
-def test_memory_does_not_grow_with_the_file(
+def test_memory_does_not_depend_on_the_size_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(md5, "_CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(md5, "CHUNK_BYTES", 2**16)
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(2**24)
@@ -60,5 +62,5 @@ def test_memory_does_not_grow_with_the_file(
     assert peak < 2**20
 
 
-def test_the_official_sums_are_those_that_torchvision_knows() -> None:
+def test_the_official_md5_sums_are_those_of_torchvision() -> None:
     assert dict(imagenet.ARCHIVE_META.values()) == dict(OFFICIAL)

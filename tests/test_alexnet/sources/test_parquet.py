@@ -1,4 +1,4 @@
-"""Data sets in the Hub's form: class names, keys, and what is said when a file does not fit."""
+"""Data sets in the layout of the Hub: class names, keys, and errors for unsuitable files."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_sources import refusal, write_parquet, write_parquet_file
+from source_layouts import read_error, write_parquet, write_parquet_file
 
 from alexnet import storage
 from alexnet.sources.labels import Label
@@ -30,8 +30,8 @@ def source_of(
 
 
 def rows_of(source: Source) -> dict[str, tuple[str, int, str, int]]:
-    """Class, index, file and row by key."""
-    assert source.form == "parquet"
+    """WordNet ID, class index, file and row by key."""
+    assert source.layout == "parquet"
     assert set(source.index["size"].to_pylist()) == {0}
     return {
         row["key"]: (
@@ -54,19 +54,19 @@ def rows_of(source: Source) -> dict[str, tuple[str, int, str, int]]:
         ("data/train/part.parquet", "data/valid/part.parquet"),
     ],
 )
-def test_files_are_found_where_data_sets_keep_them(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_files_are_found_under_all_usual_names(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:
         write_parquet_file(tmp_path / name, [("x.png", b"x", 0)], NAMES)
-    found = find(str(tmp_path))
-    assert found is not None
-    assert {split: [file.path for file in found[split]] for split in found} == {
+    files = find(str(tmp_path))
+    assert files is not None
+    assert {split: [file.path for file in files[split]] for split in files} == {
         "train": [str(tmp_path / names[0])],
         "val": [str(tmp_path / names[1])],
     }
     assert rows_of(read_source(str(tmp_path))).keys() == {"train/cat/x.png", "val/cat/x.png"}
 
 
-def test_other_files_are_left_alone(tmp_path: Path) -> None:
+def test_other_files_are_ignored(tmp_path: Path) -> None:
     source_of(tmp_path, [("x", b"", 0)], [("x", b"", 0)], NAMES)
     others = ("test-0.parquet", "training.parquet", "train-0.csv", ".train-1.parquet", "train/x")
     for name in others:
@@ -79,7 +79,7 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert len(rows_of(read_source(str(tmp_path)))) == 2
 
 
-def test_names_that_can_be_folders_are_the_classes(tmp_path: Path) -> None:
+def test_class_names_that_can_be_folders_are_the_wordnet_ids(tmp_path: Path) -> None:
     rows = source_of(tmp_path, [("a", b"", 1), ("a", b"", 0)], [("a", b"", 1)], NAMES)
     assert rows == {
         "train/cat/a": ("cat", 0, TRAIN, 1),
@@ -89,7 +89,7 @@ def test_names_that_can_be_folders_are_the_classes(tmp_path: Path) -> None:
     assert read_source(str(tmp_path)).labels == (Label("cat", "cat"), Label("dog", "dog"))
 
 
-def test_wordnet_ids_are_taken_from_the_names_of_files(tmp_path: Path) -> None:
+def test_wordnet_ids_are_taken_from_the_names_of_images(tmp_path: Path) -> None:
     words = ["tench, Tinca tinca", "goldfish, Carassius auratus"]
     rows = source_of(
         tmp_path,
@@ -116,15 +116,15 @@ def test_wordnet_ids_are_taken_from_the_names_of_files(tmp_path: Path) -> None:
         [("n01440764_1.JPEG", b"", 0)],
         [(None, b"", 0), (None, b"", 1)],
     ],
-    ids=["shared", "out of order", "one without", "a class without", "no paths"],
+    ids=["shared", "not ascending", "name without ID", "class without image", "no names"],
 )
-def test_names_of_files_that_decide_nothing_are_left_alone(tmp_path: Path, train: Rows) -> None:
+def test_names_of_images_that_are_not_unique_ids_are_ignored(tmp_path: Path, train: Rows) -> None:
     source_of(tmp_path, train, [("x", b"", 0)], ["crane, machine", "crane"])
     labels = read_source(str(tmp_path)).labels
     assert labels == (Label("0", "crane, machine"), Label("1", "crane"))
 
 
-def test_numbers_as_classes_keep_their_order(tmp_path: Path) -> None:
+def test_numbers_as_wordnet_ids_are_in_the_order_of_class_indices(tmp_path: Path) -> None:
     words = [f"class {number}" for number in range(11)]
     rows = source_of(tmp_path, [("a", b"", 10), ("b", b"", 2)], [("c", b"", 9)], words)
     assert {key: row[:2] for key, row in rows.items()} == {
@@ -137,14 +137,14 @@ def test_numbers_as_classes_keep_their_order(tmp_path: Path) -> None:
     assert labels == tuple(sorted(labels))
 
 
-def test_integers_without_names_are_their_own(tmp_path: Path) -> None:
+def test_integers_without_names_are_sorted_and_become_the_names(tmp_path: Path) -> None:
     rows = source_of(tmp_path, [("a", b"", 7), ("b", b"", 12)], [("c", b"", 100)])
     assert [row[:2] for row in rows.values()] == [("0", 0), ("1", 1), ("2", 2)]
     assert [label.name for label in read_source(str(tmp_path)).labels] == ["7", "12", "100"]
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
-def test_labels_may_be_words(tmp_path: Path, kind: str) -> None:
+def test_labels_can_be_strings(tmp_path: Path, kind: str) -> None:
     source_of(tmp_path, [("a", b"", "dog"), ("b", b"", "ant")], [("c", b"", "cat")])
     table = pq.read_table(tmp_path / TRAIN)
     words = table["label"]
@@ -159,7 +159,7 @@ def test_labels_may_be_words(tmp_path: Path, kind: str) -> None:
     }
 
 
-def test_a_name_that_is_missing_or_comes_twice_becomes_file_and_row(tmp_path: Path) -> None:
+def test_a_missing_or_repeated_name_is_replaced_by_file_and_row(tmp_path: Path) -> None:
     names = ["folder/a", None, "b", "other/b", "", "dir/", "line\nbreak", "ü"]
     train = [(name, b"", 0) for name in names]
     keys = source_of(tmp_path, [*train, ("a", b"", 1)], [("a", b"", 0)], NAMES)
@@ -180,14 +180,14 @@ def test_a_name_that_is_missing_or_comes_twice_becomes_file_and_row(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_a_plain_column_of_bytes_is_read_too(tmp_path: Path, kind: pa.DataType) -> None:
+def test_the_image_column_can_be_bytes(tmp_path: Path, kind: pa.DataType) -> None:
     for name in (TRAIN, VAL):
         table = pa.table({"label": [0], "image": pa.array([b"x"], kind), "more": [1.5]})
         pq.write_table(table, tmp_path / name)
     assert len(rows_of(read_source(str(tmp_path)))) == 2
 
 
-def test_files_of_another_writer_are_read(tmp_path: Path) -> None:
+def test_files_written_by_duckdb_are_read(tmp_path: Path) -> None:
     for name in (TRAIN, VAL):
         duckdb.sql(
             "COPY (SELECT {'bytes': encode('image ' || i), 'path': i || '.png'} AS image, "
@@ -208,7 +208,7 @@ def set_column(path: Path, name: str, column: pa.Array | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "complaint"),
+    ("column", "values", "expected"),
     [
         ("image", None, "has no column image (but label)"),
         ("label", None, "has no column label (but image)"),
@@ -216,47 +216,55 @@ def set_column(path: Path, name: str, column: pa.Array | None) -> None:
         ("image", pa.array([{"path": "x"}] * 3), "column image is struct<path: string>"),
         ("image", pa.array([[b"x"]] * 3), "column image is list<"),
         ("label", pa.array([0.0, 1.0, 0.0]), "column label is double"),
-        ("label", pa.array([0, None, 1]), "row 1 has label None, which is no class"),
-        ("label", pa.array([0, 1, -1]), "row 2 has label -1, which is no class"),
-        ("label", pa.array([0, 1, 2]), "row 2 has label 2, which is no class"),
-        ("label", pa.array([0, 1, 2**40]), "row 2 has label 1099511627776, which is no class"),
+        ("label", pa.array([0, None, 1]), "row 1 has label None, which is not a class"),
+        ("label", pa.array([0, 1, -1]), "row 2 has label -1, which is not a class"),
+        ("label", pa.array([0, 1, 2]), "row 2 has label 2, which is not a class"),
+        ("label", pa.array([0, 1, 2**40]), "row 2 has label 1099511627776, which is not a class"),
         ("label", pa.array(["cat", "cat", None]), "row 2 has label None"),
-        ("label", pa.array(["cat", "cat", "dog"]), "its labels are not of the kind"),
+        (
+            "label",
+            pa.array(["cat", "cat", "dog"]),
+            "the type of its labels or its class names differ",
+        ),
     ],
 )
-def test_columns_that_do_not_fit_are_refused(
-    tmp_path: Path, column: str, values: pa.Array | None, complaint: str
+def test_missing_or_unsuitable_columns_raise_an_error(
+    tmp_path: Path, column: str, values: pa.Array | None, expected: str
 ) -> None:
     source_of(tmp_path, [("a", b"", 0)] * 3, [("a", b"", 0)] * 3, NAMES)
     set_column(tmp_path / VAL, column, values)
-    message = refusal(tmp_path)
+    message = read_error(tmp_path)
     assert message.startswith(str(tmp_path / VAL))
-    assert complaint in message
+    assert expected in message
 
 
-def test_files_with_other_classes_are_refused(tmp_path: Path) -> None:
+def test_files_with_other_classes_raise_an_error(tmp_path: Path) -> None:
     source_of(tmp_path, [("a", b"", 0)], [("a", b"", 0)], NAMES)
     write_parquet_file(tmp_path / VAL, [("a", b"", 0)], ["cat", "cow"])
-    assert f"class names not those, of {tmp_path / TRAIN}" in refusal(tmp_path)
+    assert f"its class names differ from those of {tmp_path / TRAIN}" in read_error(tmp_path)
 
 
 @pytest.mark.parametrize("metadata", ["{", "[]", json.dumps({"info": {"features": {}}})])
-def test_metadata_that_makes_no_sense_is_refused(tmp_path: Path, metadata: str) -> None:
+def test_invalid_metadata_raises_an_error(tmp_path: Path, metadata: str) -> None:
     source_of(tmp_path, [("a", b"", 0)], [("a", b"", 0)], NAMES)
     table = pq.read_table(tmp_path / TRAIN).replace_schema_metadata({"huggingface": metadata})
     pq.write_table(table, tmp_path / TRAIN)
-    assert "its metadata can't be read" in refusal(tmp_path)
+    assert "its metadata can't be read" in read_error(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text"])
-def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
+def test_a_file_that_is_not_parquet_raises_an_error(tmp_path: Path, damage: str) -> None:
     write_parquet(tmp_path)
     path = tmp_path / "data/train-00001-of-00002.parquet"
-    content = {"empty": b"", "cut": path.read_bytes()[:-9], "text": b"version https://git-lfs" * 9}
+    content = {
+        "empty": b"",
+        "truncated": path.read_bytes()[:-9],
+        "text": b"version https://git-lfs" * 9,
+    }
     path.write_bytes(content[damage])
-    assert f"{path}: not a readable Parquet file" in refusal(tmp_path)
+    assert f"{path}: not a readable Parquet file" in read_error(tmp_path)
 
 
-def test_a_split_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_missing_split(tmp_path: Path) -> None:
     write_parquet_file(tmp_path / TRAIN, [("a", b"", 0)], NAMES)
-    assert "but no validation-*.parquet" in refusal(tmp_path)
+    assert "but no validation-*.parquet" in read_error(tmp_path)

@@ -1,4 +1,4 @@
-"""Tar archives as byte ranges: right ones from sound archives, a clear error from any other."""
+"""Tar archives as byte ranges: right ones from valid archives, a clear error for all others."""
 
 import contextlib
 import io
@@ -18,9 +18,9 @@ from alexnet.sources.tar import Members, list_members, list_nested
 CONTENTS = {"a.JPEG": b"first", "b.JPEG": b"", "c.JPEG": bytes(range(256)) * 5}
 
 
-def tar(contents: Mapping[str, bytes], form: int = tarfile.USTAR_FORMAT) -> bytes:
+def make_tar(contents: Mapping[str, bytes], tar_format: int = tarfile.USTAR_FORMAT) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as archive:
         for name, content in contents.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -29,7 +29,7 @@ def tar(contents: Mapping[str, bytes], form: int = tarfile.USTAR_FORMAT) -> byte
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A header that claims what it likes."""
+    """A header with any size and type."""
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind
     return member.tobuf(tarfile.GNU_FORMAT)
@@ -42,13 +42,15 @@ def read_all(path: str, members: Members) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_with_long_names_are_found_in_both_tar_formats(tmp_path: Path, form: int) -> None:
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_with_long_names_are_listed_in_both_tar_formats(
+    tmp_path: Path, tar_format: int
+) -> None:
     path = tmp_path / "x.tar"
     contents = CONTENTS | {"ü" * 120: b"long", "sub/d.JPEG": b"deep"}
-    path.write_bytes(tar(contents, form))
-    found = read_all(str(path), list_members(str(path)))
-    assert found == {name.rpartition("/")[2]: content for name, content in contents.items()}
+    path.write_bytes(make_tar(contents, tar_format))
+    members = read_all(str(path), list_members(str(path)))
+    assert members == {name.rpartition("/")[2]: content for name, content in contents.items()}
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,14 +65,14 @@ def test_nested_members_are_read_from_the_outer_archive(
     tmp_path_factory: pytest.TempPathFactory, classes: dict[str, dict[str, bytes]]
 ) -> None:
     path = tmp_path_factory.mktemp("nested") / "outer.tar"
-    inner = {name: tar(contents, tarfile.GNU_FORMAT) for name, contents in classes.items()}
-    path.write_bytes(tar(inner))
+    inner = {name: make_tar(contents, tarfile.GNU_FORMAT) for name, contents in classes.items()}
+    path.write_bytes(make_tar(inner))
     nested = list_nested(str(path))
     assert {name: read_all(str(path), members) for name, members in nested.items()} == classes
 
 
 def raw_member(name: bytes, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A member under any name at all, ``tarfile`` would change some."""
+    """A member with any name; ``tarfile`` would change some names."""
     block = bytearray(header("x", len(content), kind))
     block[:100] = name.ljust(100, b"\0")
     block[148:156] = b" " * 8
@@ -79,7 +81,7 @@ def raw_member(name: bytes, content: bytes, kind: bytes = tarfile.REGTYPE) -> by
 
 
 def attributes(**values: str | bytes) -> bytes:
-    """A PAX header; ``__`` in a name stands for a dot."""
+    """A PAX header; ``__`` in a name means a dot."""
     records = b""
     for name, value in values.items():
         text = value if isinstance(value, bytes) else value.encode()
@@ -101,7 +103,7 @@ KINDS = {
     tarfile.BLKTYPE: False,
     tarfile.FIFOTYPE: False,
 }
-"""Kinds of members, and whether they are plain files."""
+"""Types of members, and whether they are plain files."""
 
 
 @settings(max_examples=200, deadline=None)
@@ -116,7 +118,7 @@ KINDS = {
         max_size=6,
     )
 )
-def test_plain_files_are_listed_whatever_they_are_called_and_nothing_else(
+def test_only_plain_files_are_listed_with_any_name(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[bytes, bytes, bytes]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "members.tar"
@@ -133,13 +135,13 @@ def test_plain_files_are_listed_whatever_they_are_called_and_nothing_else(
         if KINDS[kind]
     ]
     if any(name in ("", ".", "..") for name, _ in expected):
-        with pytest.raises(UserError, match="is no name of a file"):
+        with pytest.raises(UserError, match="is not the name of a file"):
             list_members(str(path))
         return
-    found = list_members(str(path))
+    listed = list_members(str(path))
     assert [
         (name, storage.read_range(str(path), offset, size))
-        for name, offset, size in zip(*found, strict=True)
+        for name, offset, size in zip(*listed, strict=True)
     ] == expected
 
 
@@ -167,7 +169,7 @@ def test_plain_files_are_listed_whatever_they_are_called_and_nothing_else(
     ],
     ids=["path", "not UTF-8", "binary", "size", "link", "long name", "long link"],
 )
-def test_extended_headers_name_a_file_and_lead_nowhere(
+def test_extended_headers_set_the_name_and_links_are_ignored(
     tmp_path: Path, content: bytes, name: str
 ) -> None:
     path = tmp_path / "x.tar"
@@ -175,25 +177,25 @@ def test_extended_headers_name_a_file_and_lead_nowhere(
     assert read_all(str(path), list_members(str(path))) == {name: b"abc"}
 
 
-def test_an_archive_cut_anywhere_is_refused(tmp_path: Path) -> None:
+def test_an_archive_truncated_anywhere_raises_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    whole = tar(CONTENTS)
+    whole = make_tar(CONTENTS)
     end = len(whole.rstrip(b"\0")) + 512  # A tar ends in zeros; the first block of them is needed.
     for length in range(0, end, 97):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="truncated"):
             list_members(str(path))
     path.write_bytes(whole[: end - 1024])
-    with pytest.raises(UserError, match=r"truncated archive: c\.JPEG goes on past its end"):
+    with pytest.raises(UserError, match=r"truncated archive: c\.JPEG ends after the archive"):
         list_members(str(path))
     path.write_bytes(whole[: end + 512])
     assert list_members(str(path)).names == list(CONTENTS)
 
 
-def test_a_damaged_header_does_not_end_the_list_unnoticed(tmp_path: Path) -> None:
+def test_a_damaged_header_raises_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    damaged = bytearray(tar(CONTENTS))
-    damaged[1024] ^= 1  # The second member's name no longer fits its checksum.
+    damaged = bytearray(make_tar(CONTENTS))
+    damaged[1024] ^= 1  # The checksum of the second header is wrong.
     path.write_bytes(damaged)
     with tarfile.open(path) as archive:
         assert len(archive.getnames()) == 1
@@ -238,9 +240,9 @@ def test_a_damaged_header_does_not_end_the_list_unnoticed(tmp_path: Path) -> Non
         "pax-sparse-1.0",
     ],
 )
-def test_headers_that_lie_are_refused_in_little_memory(tmp_path: Path, content: bytes) -> None:
+def test_wrong_headers_raise_an_error_without_using_memory(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.tar"
-    path.write_bytes(content + tar(CONTENTS))
+    path.write_bytes(content + make_tar(CONTENTS))
     tracemalloc.start()
     with pytest.raises(UserError, match=r"x\.tar") as caught:
         list_members(str(path))
@@ -251,11 +253,11 @@ def test_headers_that_lie_are_refused_in_little_memory(tmp_path: Path, content: 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4607), st.binary(min_size=1, max_size=12)), max_size=4))
-def test_damage_raises_nothing_but_a_user_error(
+def test_damage_raises_only_user_errors(
     tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, bytes]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.tar"
-    content = bytearray(tar(CONTENTS, tarfile.PAX_FORMAT))
+    content = bytearray(make_tar(CONTENTS, tarfile.PAX_FORMAT))
     for position, replacement in damage:
         content[position : position + len(replacement)] = replacement
     path.write_bytes(content)
@@ -263,7 +265,7 @@ def test_damage_raises_nothing_but_a_user_error(
         read_all(str(path), list_members(str(path)))
 
 
-def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_archive_raises_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.JPEG"))
@@ -271,21 +273,23 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         list_members(str(path))
 
 
-def test_a_fault_inside_an_inner_archive_names_both(tmp_path: Path) -> None:
+def test_the_error_names_the_inner_and_the_outer_archive(tmp_path: Path) -> None:
     path = tmp_path / "outer.tar"
-    path.write_bytes(tar({"good.tar": tar(CONTENTS), "bad.tar": tar(CONTENTS)[:600]}))
+    path.write_bytes(
+        make_tar({"good.tar": make_tar(CONTENTS), "bad.tar": make_tar(CONTENTS)[:600]})
+    )
     with pytest.raises(UserError, match=r"outer\.tar: bad\.tar: .*truncated"):
         list_nested(str(path))
 
 
-def test_an_inner_archive_that_comes_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_inner_archive_raises_an_error(tmp_path: Path) -> None:
     path = tmp_path / "outer.tar"
-    path.write_bytes(tar({"x/a.tar": tar({}), "y/a.tar": tar({})}))
-    with pytest.raises(UserError, match=r"holds a\.tar twice"):
+    path.write_bytes(make_tar({"x/a.tar": make_tar({}), "y/a.tar": make_tar({})}))
+    with pytest.raises(UserError, match=r"contains a\.tar twice"):
         list_nested(str(path))
 
 
-def test_reading_past_the_end_or_nowhere_raises(tmp_path: Path) -> None:
+def test_a_range_after_the_end_or_of_a_missing_file_raises_an_error(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"12345")
     assert storage.read_range(str(path), 1, 3) == b"234"

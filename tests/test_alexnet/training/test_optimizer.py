@@ -1,4 +1,4 @@
-"""The update of 2012 in float64 NumPy, its rates by layer, and both schedules."""
+"""The update rule of 2012 against float64 NumPy, the rates by layer, and both schedules."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from alexnet.training.optimizer import (
 )
 
 RATES = [0.01, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
-"""Of seven steps, with a drop after the third and after the fifth."""
+"""Of seven steps, with drops after the third and the fifth."""
 
 
 def gradients(count: int = len(RATES), size: int = 12) -> list[np.ndarray]:
@@ -29,15 +29,15 @@ def gradients(count: int = len(RATES), size: int = 12) -> list[np.ndarray]:
     return [random.normal(size=size) for _ in range(count)]
 
 
-def start() -> np.ndarray:
+def initial_weights() -> np.ndarray:
     return np.random.default_rng(6).normal(size=12)
 
 
-def test_update_across_drops() -> None:
-    weight = nn.Parameter(torch.from_numpy(start()))
+def test_update_before_and_after_drops() -> None:
+    weight = nn.Parameter(torch.from_numpy(initial_weights()))
     group = {"params": [weight], "lr": 0.0, "momentum": 0.9, "weight_decay": 0.0005}
     optimizer = MomentumSGD([group])
-    w, v = start(), np.zeros(12)
+    w, v = initial_weights(), np.zeros(12)
     for rate, gradient in zip(RATES, gradients(), strict=True):
         v = 0.9 * v - 0.0005 * rate * w - rate * gradient
         w = w + v
@@ -49,26 +49,26 @@ def test_update_across_drops() -> None:
 
 
 def test_torch_differs_after_a_drop_and_not_before() -> None:
-    ours, theirs = (nn.Parameter(torch.from_numpy(start())) for _ in range(2))
-    group = {"params": [ours], "lr": 0.0, "momentum": 0.9, "weight_decay": 0.0005}
+    weights = [nn.Parameter(torch.from_numpy(initial_weights())) for _ in range(2)]
+    group = {"params": weights[:1], "lr": 0.0, "momentum": 0.9, "weight_decay": 0.0005}
     optimizers = (
         MomentumSGD([group]),
-        torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.0005),
+        torch.optim.SGD(weights[1:], lr=0.1, momentum=0.9, weight_decay=0.0005),
     )
-    distances = []
+    differences = []
     for rate, gradient in zip(RATES, gradients(), strict=True):
-        for optimizer, weight in zip(optimizers, (ours, theirs), strict=True):
+        for optimizer, weight in zip(optimizers, weights, strict=True):
             optimizer.param_groups[0]["lr"] = rate
             weight.grad = torch.from_numpy(gradient)
             optimizer.step()
-        distances.append(float((ours - theirs).detach().abs().max()))
-    assert max(distances[:3]) < 1e-15
-    # At the drop the momentum of 2012 still carries the old rate.
-    assert min(distances[3:]) > 0.005
+        differences.append(float((weights[0] - weights[1]).detach().abs().max()))
+    assert max(differences[:3]) < 1e-15
+    # After a drop the velocity of 2012 still contains the old rate.
+    assert min(differences[3:]) > 0.005
 
 
 def network() -> nn.ModuleDict:
-    """A layer of each name, of two weights and a bias."""
+    """A layer of each name, with two weights and one bias."""
     layers = {name: nn.Linear(2, 1).double() for name in LAYERS}
     return nn.ModuleDict({"towers": nn.ModuleList([nn.ModuleDict(layers)])})
 
@@ -135,8 +135,8 @@ def test_biases_of_the_paper_drop_with_the_weights(drops: list[int] | None) -> N
     assert rates == pytest.approx([1e-4] * len(rates))
 
 
-def test_frozen_weights_do_not_coast() -> None:
-    # The 2012 source skips the update of weights whose rate is 0, momentum and all.
+def test_momentum_does_not_move_frozen_weights() -> None:
+    # The 2012 source skips the whole update of weights whose rate is 0.
     model = network()
     optimizer = build_optimizer(model, RECIPES["source145"])
     for parameter in model.parameters():
@@ -177,7 +177,7 @@ def test_every_parameter_is_in_one_group() -> None:
 def test_schedule_of_the_source(epoch: int, rate: float, conv1: float, noise: bool) -> None:
     schedule = RECIPES["source145"].schedule
     assert isinstance(schedule, StepSchedule)
-    # Whatever the errors were: the epochs alone decide.
+    # The rates depend on the epoch alone, not on the errors.
     for errors in ([50.0] * epoch, [100.0 - e for e in range(epoch)]):
         rates = rates_at(schedule, 0.01, epoch, errors)
         assert rates.learning_rate == pytest.approx(rate, rel=1e-12)
@@ -185,7 +185,7 @@ def test_schedule_of_the_source(epoch: int, rate: float, conv1: float, noise: bo
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_drops_may_be_given(recipe: str) -> None:
+def test_drops_at_given_epochs(recipe: str) -> None:
     schedule = with_drops(RECIPES[recipe].schedule, [2, 4])
     rates = [rates_at(schedule, 0.02, epoch, [9.0] * epoch) for epoch in (0, 1, 2, 3, 4, 80)]
     assert [one.learning_rate for one in rates] == pytest.approx(
@@ -196,8 +196,8 @@ def test_drops_may_be_given(recipe: str) -> None:
     assert (rates[0].conv1, rates[0].colour_noise) == (1.0, True)
 
 
-def plateau(errors: Sequence[float], schedule: PlateauSchedule | None = None) -> list[float]:
-    """The learning rate of every epoch, the one after the last error included."""
+def plateau_rates(errors: Sequence[float], schedule: PlateauSchedule | None = None) -> list[float]:
+    """The learning rate of every epoch, including the one after the last error."""
     schedule = schedule or PlateauSchedule()
     return [
         rates_at(schedule, 0.01, epoch, errors[:epoch]).learning_rate
@@ -205,18 +205,19 @@ def plateau(errors: Sequence[float], schedule: PlateauSchedule | None = None) ->
     ]
 
 
-def test_the_paper_drops_when_the_error_stalls() -> None:
+def test_the_rate_of_the_paper_drops_when_the_error_stalls() -> None:
     assert isinstance(RECIPES["paper"].schedule, PlateauSchedule)
     improving = [90.0 - epoch for epoch in range(20)]
-    assert plateau(improving) == [0.01] * 21
-    # Epochs 0-3 improve, five do not: the tenth epoch has the lower rate.
+    assert plateau_rates(improving) == [0.01] * 21
+    # Epochs 0 to 3 are better than those before, the next five are not. So the rate of the tenth
+    # epoch is lower.
     stalled = [90, 80, 70, 60, 61, 60, 65, 60, 62]
-    assert plateau(stalled) == pytest.approx([0.01] * 9 + [0.001])
-    # One better epoch in between starts the count again.
-    saved = [90, 80, 70, 60, 61, 60, 65, 60, 59, 62]
-    assert plateau(saved) == [0.01] * 11
-    endless = plateau([60.0] * 40)
-    assert endless == pytest.approx([0.01] * 6 + [1e-3] * 5 + [1e-4] * 5 + [1e-5] * 25)
+    assert plateau_rates(stalled) == pytest.approx([0.01] * 9 + [0.001])
+    # A better epoch restarts the count.
+    improved_in_time = [90, 80, 70, 60, 61, 60, 65, 60, 59, 62]
+    assert plateau_rates(improved_in_time) == [0.01] * 11
+    never_improved = plateau_rates([60.0] * 40)
+    assert never_improved == pytest.approx([0.01] * 6 + [1e-3] * 5 + [1e-4] * 5 + [1e-5] * 25)
 
 
 @given(
@@ -225,7 +226,7 @@ def test_the_paper_drops_when_the_error_stalls() -> None:
 )
 def test_plateau_schedule_for_any_history(errors: list[float], patience: int) -> None:
     schedule = PlateauSchedule(patience=patience)
-    rates = plateau(errors, schedule)
+    rates = plateau_rates(errors, schedule)
     allowed = [0.01, 0.001, 0.0001, 0.00001]
     assert all(min(abs(rate / one - 1) for one in allowed) < 1e-9 for rate in rates)
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates))
@@ -233,13 +234,13 @@ def test_plateau_schedule_for_any_history(errors: list[float], patience: int) ->
     assert len(drops) <= 3
     assert all(later - earlier >= patience for earlier, later in itertools.pairwise(drops))
     for drop in drops:
-        # None of the last ``patience`` epochs beat what came before them.
-        waited = errors[drop - patience : drop]
-        assert min(waited) >= min(errors[: drop - patience])
-    lasting = min(len(drops), 3) == 3
-    quiet = 0
+        # None of the last ``patience`` epochs is better than the ones before.
+        stalled = errors[drop - patience : drop]
+        assert min(stalled) >= min(errors[: drop - patience])
+    no_drops_left = len(drops) == 3
+    without_improvement = 0
     for epoch in range(1, len(errors) + 1):
         better = epoch == 1 or errors[epoch - 1] < min(errors[: epoch - 1])
-        quiet = 0 if better or epoch in drops else quiet + 1
-        assert quiet < patience or lasting, "a stall was missed"
-    assert rates == plateau(errors, schedule)
+        without_improvement = 0 if better or epoch in drops else without_improvement + 1
+        assert without_improvement < patience or no_drops_left, "every stall causes a drop"
+    assert rates == plateau_rates(errors, schedule)

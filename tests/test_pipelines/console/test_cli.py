@@ -1,24 +1,31 @@
-"""The settings' command line: precedence, and one clear line for every mistake."""
+"""The command line: precedence of settings, one line for each error, exit status, remedies."""
 
+import inspect
 import json
+import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alexnet.errors import UserError
-from pipelines.console.cli import read_settings, run_script
+from alexnet import errors
+from alexnet.errors import CorruptShardError, UserError
+from pipelines.console.cli import REMEDIES, explain, read_settings, run_script
 from pipelines.presets import PRESETS
 from pipelines.settings import (
     BatchInferenceSettings,
     EvaluateSettings,
     FullRunSettings,
+    PreprocessCommandSettings,
     PreprocessSettings,
     Settings,
     TrainSettings,
 )
 
+ROOT = Path(__file__).parents[3]
 KINDS = (
     FullRunSettings,
     PreprocessSettings,
@@ -138,12 +145,19 @@ def test_numbers_to_choose_from_are_read_from_text() -> None:
 
 def test_on_and_off_are_words_also_in_yaml(tmp_path: Path) -> None:
     config = tmp_path / "settings.yaml"
-    config.write_text("normalization: off\noverlapping_pooling: on\n")
+    config.write_text("normalization: off\noverlapping_pooling: on\nchannels_last: 'on'\n")
     settings = read(["--config", str(config)])
-    assert (settings.normalization, settings.overlapping_pooling) == ("off", "on")
-    assert read(["--overlapping-pooling", "off"]).overlapping_pooling == "off"
-    with pytest.raises(UserError, match="--normalization: input should be 'on' or 'off'"):
+    assert (settings.normalization, settings.overlapping_pooling) == (False, True)
+    assert settings.channels_last is True
+    assert read(["--overlapping-pooling", "off"]).overlapping_pooling is False
+    with pytest.raises(UserError, match=r"^--normalization: on or off, not 'none'$"):
         read(["--normalization", "none"])
+
+
+def test_on_and_off_are_written_as_words() -> None:
+    written = read(["--normalization", "off"]).model_dump()
+    assert (written["normalization"], written["overlapping_pooling"]) == ("off", "on")
+    assert FullRunSettings.model_validate(written).normalization is False
 
 
 @pytest.mark.parametrize(
@@ -202,34 +216,82 @@ def test_every_result_setting_belongs_to_one_stage_of_the_full_run() -> None:
     assert not {"workdir", "tracking_uri", "num_workers", "device", "force"} & every
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a command returns in these tests."""
+
+    values: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.values)
+
+
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "stderr"),
     [
         (None, 0, ""),
         (UserError("the file\n is bad"), 2, "prog: the file is bad\n"),
+        (
+            CorruptShardError("a.parquet: damaged"),
+            2,
+            "prog: a.parquet: damaged; run pipelines/preprocess.py --verify, which writes damaged "
+            "shards again\n",
+        ),
+        (OSError("the disk\n is full"), 1, "prog: failed: the disk is full\n"),
         (RuntimeError("a bug"), 1, "prog: failed: a bug\n"),
-        (KeyboardInterrupt(), 1, "interrupted"),
+        (KeyboardInterrupt(), 1, "prog: interrupted; the same command resumes"),
     ],
 )
 def test_exit_status_and_last_line(
     error: BaseException | None,
     status: int,
-    said: str,
+    stderr: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def work(settings: FullRunSettings) -> dict[str, Any]:
+    def work(settings: FullRunSettings) -> Result:
         print("progress")
         if error:
             raise error
-        return {"stage": "x", "images": 3}
+        return Result({"stage": "x", "images": 3})
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["/some/prog"])
     with pytest.raises(SystemExit) as caught:
         run_script(FullRunSettings, work, "text")
     assert caught.value.code == status
     out, err = capsys.readouterr()
-    assert err.endswith(said) or said in err
-    assert ("Traceback" in err) == (status == 1 and not isinstance(error, KeyboardInterrupt))
+    assert err.endswith(stderr) or stderr in err
+    assert ("Traceback" in err) == isinstance(error, RuntimeError)
     if status == 0:
         assert json.loads(out.splitlines()[-1]) == {"stage": "x", "images": 3}
+    else:
+        assert out == "progress\n"
+
+
+def kinds_of_errors() -> set[type[UserError]]:
+    """The subclasses of ``UserError`` in ``alexnet.errors``."""
+    classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+    return {kind for kind in classes if issubclass(kind, UserError) and kind is not UserError}
+
+
+def test_every_kind_of_error_has_a_remedy() -> None:
+    assert kinds_of_errors() == set(REMEDIES)
+
+
+@pytest.mark.parametrize("kind", REMEDIES, ids=lambda kind: kind.__name__)
+def test_a_remedy_names_existing_scripts_and_options(kind: type[UserError]) -> None:
+    line = explain(kind("a\n reason"))
+    assert line == f"a reason; {REMEDIES[kind]}"
+    scripts = re.findall(r"pipelines/\S+?\.py", line)
+    assert all((ROOT / script).is_file() for script in scripts)
+    settings: dict[str, type[Settings]] = {"pipelines/preprocess.py": PreprocessCommandSettings}
+    fields = (settings[scripts[0]] if scripts else FullRunSettings).model_fields
+    flags = re.findall(r"--[a-z0-9-]+", line)
+    assert scripts or flags
+    assert {flag[2:].replace("-", "_") for flag in flags} <= set(fields)
+
+
+def test_other_errors_have_no_remedy() -> None:
+    assert explain(UserError("a\n reason; do that")) == "a reason; do that"

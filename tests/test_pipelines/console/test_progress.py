@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from pipelines.console.progress import Progress, duration
@@ -14,7 +16,7 @@ from pipelines.console.progress import Progress, duration
         (532800, "6d04h"),
     ],
 )
-def test_durations_read_well(seconds: float, text: str) -> None:
+def test_the_units_of_a_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -27,10 +29,18 @@ def test_the_last_line_counts_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("stage: 2,000/2,000 images, ")
 
 
-def test_lines_come_when_the_last_one_is_old(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress("stage", 2000, "images")
-    progress.begun -= 10
-    progress.printed -= 10
+def test_a_line_is_logged_when_the_last_one_is_old(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress("stage", 2000, "images", started=0.0, printed=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 10.0)
     progress.add(1000, "3 rejected")
     line = capsys.readouterr().out
     assert line == "stage: 1,000/2,000 images, 100 images/s, 10s left, 3 rejected\n"
+
+
+def test_the_task_stands_before_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("stage", 30, "MB", task="md5 of a.tar")
+    progress.advance_to(30)
+    progress.end()
+    assert capsys.readouterr().out.startswith("stage: md5 of a.tar: 30/30 MB, ")

@@ -1,4 +1,4 @@
-"""The dry run: right counts, a sound estimate, no trace."""
+"""The dry run: counts, an estimate, and no files."""
 
 import hashlib
 from pathlib import Path
@@ -10,10 +10,11 @@ from alexnet.errors import UserError
 from alexnet.sources import md5
 from alexnet.sources.sample import write_sample
 from pipelines import preprocess
+from pipelines.preprocessing import source as source_module
 from pipelines.settings import PreprocessCommandSettings
 
 
-def test_a_dry_run_counts_and_leaves_no_trace(
+def test_a_dry_run_counts_and_writes_nothing(
     raw_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "work"
@@ -26,19 +27,19 @@ def test_a_dry_run_counts_and_leaves_no_trace(
             "dry_run": True,
         }
     )
-    figures = preprocess.command(settings)
+    result = preprocess.command(settings).to_json()
     assert not workdir.exists()
     classes = len(factories.CLASSES)
-    assert figures["train_images"] == factories.TRAIN * classes
-    assert figures["val_images"] == factories.VAL * classes
-    assert figures["shards"] == 3 + 1
-    assert figures["source_bytes"] == sum(p.stat().st_size for p in raw_images.glob("*/*/*"))
-    # All images are tried, and the broken one takes no room.
-    assert figures["estimated_bytes"] == (figures["images"] - 1) * 256 * 256 * 3
-    assert figures["estimated_seconds"] > 0
+    assert result["train_images"] == factories.TRAIN * classes
+    assert result["val_images"] == factories.VAL * classes
+    assert result["shards"] == 3 + 1
+    assert result["source_bytes"] == sum(p.stat().st_size for p in raw_images.glob("*/*/*"))
+    # All images are in the random sample, and nothing is stored of the truncated one.
+    assert result["estimated_bytes"] == (result["images"] - 1) * 256 * 256 * 3
+    assert result["estimated_seconds"] > 0
     lines = capsys.readouterr().out.splitlines()
-    counted = [line.split()[:3] for line in lines if line.startswith("n0")]
-    assert counted == [
+    counts = [line.split()[:3] for line in lines if line.startswith("n0")]
+    assert counts == [
         [wnid, str(factories.TRAIN), str(factories.VAL)] for wnid in factories.CLASSES
     ]
 
@@ -55,6 +56,6 @@ def test_archives_are_compared_with_their_md5(
     with pytest.raises(UserError, match=r"img_train\.tar: md5 is .* download it again"):
         preprocess.command(settings)
     sums = {name: hashlib.md5((source / name).read_bytes()).hexdigest() for name in md5.OFFICIAL}
-    monkeypatch.setattr(md5, "OFFICIAL", sums)
-    assert preprocess.command(settings)["dry_run"] is True
+    monkeypatch.setattr(source_module, "OFFICIAL", sums)
+    assert preprocess.command(settings).to_json()["dry_run"] is True
     assert "preprocess: md5 of ILSVRC2012_img_val.tar: " in capsys.readouterr().out

@@ -1,5 +1,6 @@
-"""MLflow through the tracking module: a local store, a server that does not answer, secrets."""
+"""MLflow runs, metrics, inputs, artifacts and models in a local store; errors of the store."""
 
+import contextlib
 from pathlib import Path
 
 import mlflow
@@ -7,27 +8,38 @@ import pytest
 from mlflow import MlflowClient
 
 from alexnet.errors import UserError
+from pipelines.console.log import log_file, stage_logger
 from pipelines.settings import Settings
 from pipelines.tracking import registry
-from pipelines.tracking.run import DIGEST_LENGTH, Run, active_run, open_run
+from pipelines.tracking.run import DIGEST_LENGTH, Run, active_run, open_run, run_exists
 from pipelines.tracking.store import Store, connect
+from pipelines.workdir import Workdir
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return connect(Settings(workdir=str(tmp_path)))
+def store(mlflow_workdir: str) -> Store:
+    return connect(Settings(workdir=mlflow_workdir))
 
 
-def test_runs_lie_in_the_workdir(store: Store, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_new_store_is_created_in_the_workdir(tmp_path: Path) -> None:
+    store = connect(Settings(workdir=str(tmp_path)))
+    assert store.uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert (tmp_path / "mlflow.db").is_file()
+    assert store.client.get_experiment(store.experiment_id).name == "alexnet"
+    assert connect(Settings(workdir=str(tmp_path))) == store
+
+
+def test_runs_are_stored_in_the_workdir(store: Store, tmp_path: Path) -> None:
     run_id = open_run(store, "stage", resume=None, parent=None)
     with active_run(store, run_id) as run:
         run.log_params({"epochs": 3, "source": "s3://user:secret@bucket/raw"})
         run.log_metrics({"images": 12.0})
         run.log_json({"a": 1}, "a.json")
-    found = MlflowClient(store.uri).get_run(run_id)
-    assert found.info.status == "FINISHED"
-    assert found.data.params == {"epochs": "3", "source": "s3://***@bucket/raw"}
-    assert found.data.metrics["images"] == 12.0
+    logged = MlflowClient(store.uri).get_run(run_id)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params == {"epochs": "3", "source": "s3://***@bucket/raw"}
+    assert logged.data.metrics["images"] == 12.0
     assert store.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert list((tmp_path / "mlartifacts").rglob("a.json"))
     assert store.ui_command() == f"mlflow ui --backend-store-uri {store.uri}"
@@ -36,7 +48,7 @@ def test_runs_lie_in_the_workdir(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
-def test_a_run_that_breaks_says_so(store: Store, error: BaseException, status: str) -> None:
+def test_the_status_of_a_failed_run(store: Store, error: BaseException, status: str) -> None:
     run_id = open_run(store, "stage", resume=None, parent=None)
     with pytest.raises(type(error)), active_run(store, run_id):
         raise error
@@ -44,14 +56,40 @@ def test_a_run_that_breaks_says_so(store: Store, error: BaseException, status: s
     assert mlflow.active_run() is None
 
 
-def test_an_unfinished_run_is_gone_on_with(store: Store) -> None:
+@pytest.mark.parametrize("error", [None, OSError("the disk is full")])
+def test_the_commands_log_file_is_an_artifact_of_the_run(
+    store: Store, mlflow_workdir: str, tmp_path: Path, error: OSError | None
+) -> None:
+    run_id = open_run(store, "train", resume=None, parent=None)
+    raises = pytest.raises(OSError, match="full") if error else contextlib.nullcontext()
+    with raises, log_file(Workdir(mlflow_workdir), "train"), active_run(store, run_id):
+        stage_logger("train").info("a line")
+        if error:
+            raise error
+    (artifact,) = store.client.list_artifacts(run_id, "logs")
+    (path,) = (tmp_path / "logs").iterdir()
+    assert artifact.path == f"logs/{path.name}"
+    (copy,) = (tmp_path / "mlartifacts").rglob(path.name)
+    assert copy.read_text().endswith("INFO    alexnet.train: a line\n")
+
+
+def test_a_run_without_log_lines_has_no_log_file(store: Store, mlflow_workdir: str) -> None:
+    run_id = open_run(store, "train", resume=None, parent=None)
+    with log_file(Workdir(mlflow_workdir), "train"), active_run(store, run_id):
+        pass
+    assert store.client.list_artifacts(run_id) == []
+
+
+def test_an_unfinished_run_is_resumed(store: Store) -> None:
     first = open_run(store, "stage", resume=None, parent=None)
     assert open_run(store, "stage", resume=first, parent=None) == first
+    assert run_exists(store, first)
     store.client.delete_run(first)
+    assert not run_exists(store, first)
     assert open_run(store, "stage", resume=first, parent=None) != first
 
 
-def test_nested_runs_know_their_parent(store: Store) -> None:
+def test_a_nested_run_has_the_id_of_its_parent(store: Store) -> None:
     parent = open_run(store, "full_run", resume=None, parent=None)
     child = open_run(store, "stage", resume=None, parent=parent)
     assert store.client.get_run(child).data.tags["mlflow.parentRunId"] == parent
@@ -60,9 +98,9 @@ def test_nested_runs_know_their_parent(store: Store) -> None:
 def test_data_sets_are_inputs_with_their_digest(store: Store) -> None:
     run_id = open_run(store, "stage", resume=None, parent=None)
     Run(store, run_id).log_dataset("shards", "ab" * 32, "/data/shards", "training", "rows")
-    (found,) = store.client.get_run(run_id).inputs.dataset_inputs
-    assert found.dataset.digest == ("ab" * 32)[:DIGEST_LENGTH]
-    assert found.tags[0].value == "training"
+    (logged,) = store.client.get_run(run_id).inputs.dataset_inputs
+    assert logged.dataset.digest == ("ab" * 32)[:DIGEST_LENGTH]
+    assert logged.tags[0].value == "training"
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""From an indexed source to a complete data set, and the repair of a damaged one."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+from alexnet import storage
+from alexnet.errors import SourceChangedError
+from alexnet.shards.codec import Encoding
+from alexnet.shards.finalize import corrupt_shards, finalize, finished_results
+from alexnet.shards.format import SPLITS, Manifest, read_manifest
+from alexnet.shards.plan import (
+    ShardTask,
+    extracted_folder,
+    origin_path,
+    parts_folder,
+    plan_digest,
+    write_plan,
+)
+from alexnet.sources import parquet_extract
+from alexnet.sources.read import Source
+from pipelines.console.lock import exclusive_lock
+from pipelines.console.log import stage_logger
+from pipelines.console.progress import Progress
+from pipelines.preprocessing.job import RejectCounter, make_shards
+from pipelines.preprocessing.source import MB, index_source, source_uri
+from pipelines.results import PreprocessResult, VerifyResult
+from pipelines.settings import PreprocessSettings
+from pipelines.workdir import Workdir
+
+PARALLEL_EXTRACTIONS = 4
+"""Parquet files whose images are extracted at the same time; each takes some 100 MB of memory."""
+
+
+def create_dataset(
+    settings: PreprocessSettings, uri: str, source: Source, code: str
+) -> tuple[PreprocessResult, Manifest]:
+    """Create the missing shards of a data set, then its statistics and its manifest.
+
+    Args:
+        settings: of the stage.
+        uri: of the source.
+        source: its index.
+        code: version of the code: finished shards of another version are not kept.
+    """
+    log = stage_logger("preprocess")
+    digest = plan_digest(source, settings.results())
+    folder = Workdir(settings.workdir).shards(digest)
+    _delete_unless_resumable(settings, folder, source, code)
+    tasks = _plan(settings, folder, source)
+    kept = finished_results(folder, tasks)
+    if kept:
+        log.info("%d of %d shards exist from an earlier run", len(kept), len(tasks))
+    rejects = RejectCounter([], settings.max_reject_fraction, len(source.index))
+    for shard in kept.values():
+        rejects.add(shard)
+    made, seconds = make_shards([task for task in tasks if task not in kept], rejects)
+    manifest = finalize(
+        folder,
+        kept | made,
+        plan_digest=digest,
+        source=uri,
+        layout=source.layout,
+        settings=settings.results(),
+        labels=source.labels,
+    )
+    result = PreprocessResult(
+        images=sum(manifest.rows(split) for split in SPLITS),
+        train_images=manifest.rows("train"),
+        val_images=manifest.rows("val"),
+        classes=len(manifest.labels),
+        rejected=sum(manifest.rejected.values()),
+        shards_made=len(made),
+        shards_kept=len(kept),
+        images_per_second=round(sum(t.rows for t in made) / seconds, 1) if made else 0.0,
+        bytes=sum(shard.bytes for split in SPLITS for shard in manifest.shards[split]),
+        digest=digest,
+        shards=folder,
+    )
+    return result, manifest
+
+
+def verify_dataset(settings: PreprocessSettings, folder: str) -> VerifyResult:
+    """Hash every shard of a data set, and create damaged ones again.
+
+    Raises:
+        SourceChangedError: the source gives other bytes now.
+    """
+    log = stage_logger("preprocess")
+    manifest = read_manifest(folder)
+    with exclusive_lock(Workdir(settings.workdir), "preprocess"):
+        damaged = {shard.file: shard for shard in corrupt_shards(manifest)}
+        for file in damaged:
+            log.info("%s is missing or damaged; creating it again", file)
+        if damaged:
+            parts = parts_folder(folder)
+            storage.delete_folder(parts)
+            source = index_source(settings, source_uri(settings))
+            tasks = [t for t in _plan(settings, folder, source) if t.file in damaged]
+            made, _ = make_shards(tasks, RejectCounter([], 1, len(source.index)))
+            storage.delete_folder(parts)
+            if any(result.shard != damaged[result.shard.file] for result in made.values()):
+                raise SourceChangedError(
+                    f"{manifest.source}: its images are no longer those that the shards were made "
+                    "of"
+                )
+    count = sum(len(manifest.shards[split]) for split in SPLITS)
+    log.info("%d shards verified, %d created again", count, len(damaged))
+    return VerifyResult(shards_verified=count, shards_remade=len(damaged))
+
+
+def encoding_of(settings: PreprocessSettings) -> Encoding:
+    """How the settings have images stored."""
+    return Encoding(kind=settings.encoding, jpeg_quality=settings.jpeg_quality)
+
+
+def _delete_unless_resumable(
+    settings: PreprocessSettings, folder: str, source: Source, code: str
+) -> None:
+    """Keep finished shards only if they were made from the same files by the same code."""
+    origin = {"files": source.source_fingerprint, "code": code}
+    path = origin_path(folder)
+    unfinished = storage.is_file(path) and storage.read_json(path) == origin
+    if settings.force or not unfinished:
+        storage.delete_folder(folder)
+        storage.write_json(path, origin)
+
+
+def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[ShardTask]:
+    """Write the plan. Images inside Parquet files are extracted first, into byte ranges."""
+    if source.layout == "parquet":
+        extracted = extracted_folder(folder)
+        _extract_images(parquet_extract.parquet_files(source.index), extracted)
+        source = replace(source, index=parquet_extract.to_byte_ranges(source.index, extracted))
+    return write_plan(folder, source, encoding_of(settings), settings.rows_per_shard, settings.seed)
+
+
+def _extract_images(paths: list[str], folder: str) -> None:
+    """Copy the images of Parquet files into a folder, some files at a time."""
+    sizes = [storage.size(path) for path in paths]
+    progress = Progress(
+        "preprocess", sum(sizes) // MB, "MB", task="images copied from Parquet files"
+    )
+    done = 0
+    with ThreadPoolExecutor(PARALLEL_EXTRACTIONS) as threads:
+        copies = threads.map(partial(parquet_extract.extract_images, folder=folder), paths)
+        for size, _ in zip(sizes, copies, strict=True):
+            done += size
+            progress.advance_to(done // MB)
+    progress.end()

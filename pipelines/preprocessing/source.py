@@ -1,0 +1,62 @@
+"""The source of ``preprocess``: where it is, what it holds, and whether it was downloaded whole."""
+
+from alexnet import storage
+from alexnet.errors import UserError
+from alexnet.sources import imagenette
+from alexnet.sources.md5 import OFFICIAL, verify
+from alexnet.sources.read import Source, read_source
+from alexnet.sources.sample import write_sample
+from pipelines.console.log import stage_logger
+from pipelines.console.progress import Progress
+from pipelines.settings import PreprocessSettings
+from pipelines.workdir import Workdir
+
+MB = 10**6
+
+
+def source_uri(settings: PreprocessSettings) -> str:
+    """The given source, or the preset's own, which is written or downloaded if it is missing.
+
+    Raises:
+        UserError: there is no such folder, or the preset has no source of its own.
+    """
+    if settings.source:
+        if not storage.exists(settings.source):
+            raise UserError(f"{settings.source}: no such folder; correct --source")
+        return settings.source
+    if settings.preset == "sample":
+        folder = Workdir(settings.workdir).sample
+        write_sample(folder)
+        return folder
+    if settings.preset == "imagenette":
+        log = stage_logger("preprocess")
+        return imagenette.fetch(
+            settings.workdir, lambda: log.info("downloading Imagenette (1.6 GB)")
+        )
+    raise UserError(
+        "--source is required with --preset ilsvrc2012: the folder with the official archives, "
+        "which image-net.org gives to registered users"
+    )
+
+
+def index_source(settings: PreprocessSettings, uri: str) -> Source:
+    """The index of the source; that of large archives is cached in the workdir."""
+    return read_source(uri, Workdir(settings.workdir).source_index)
+
+
+def check_md5(uri: str) -> None:
+    """Read the official archives completely and compare their md5 sums.
+
+    Raises:
+        UserError: a file can't be read or its sum differs.
+    """
+    for name, md5 in OFFICIAL.items():
+        path = storage.join(uri, name)
+        total = max(0, storage.size(path)) // MB
+        progress = Progress("preprocess", total, "MB", task=f"md5 of {name}")
+
+        def show(done: int, _: int, progress: Progress = progress) -> None:
+            progress.advance_to(done // MB)
+
+        verify(path, md5, show)
+        progress.end()

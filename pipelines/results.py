@@ -1,0 +1,188 @@
+"""What each command returns: one dataclass for each, from which its JSON line is made.
+
+The results of stages are also stored in the workdir's records, become the MLflow run's metrics,
+and are what the next stage reads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from pipelines.settings import StageName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """The result of a stage. Values are those of JSON."""
+
+    stage: ClassVar[StageName]
+    has_curves: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the run has curves of already: they are not logged once more."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": self.stage} | asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers, as metrics of the stage's MLflow run."""
+        numbers = _numbers(asdict(self))
+        return {name: value for name, value in numbers.items() if name not in self.has_curves}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessResult(StageResult):
+    """A complete data set."""
+
+    stage: ClassVar[StageName] = "preprocess"
+
+    images: int
+    train_images: int
+    val_images: int
+    classes: int
+    rejected: int
+    shards_made: int
+    """By this run."""
+    shards_kept: int
+    """From an interrupted run."""
+    images_per_second: float
+    """Of the shards made; 0 if none were."""
+    bytes: int
+    """Of all shards."""
+    digest: str
+    """Of the plan; the last part of ``shards``."""
+    shards: str
+    """The data set's folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult(StageResult):
+    """A trained model."""
+
+    stage: ClassVar[StageName] = "train"
+    has_curves: ClassVar[frozenset[str]] = frozenset(
+        {"images_per_second", "train_loss", "val_top1_error", "val_top5_error"}
+    )
+
+    images: int
+    """Training images seen in all epochs."""
+    epochs: int
+    steps: int
+    images_per_second: float
+    """Of the last epoch, like the losses and errors."""
+    train_loss: float
+    val_top1_error: float
+    """Per cent, centre view."""
+    val_top5_error: float
+    checkpoint: str
+    """The last checkpoint's folder."""
+    model: str
+    """MLflow's URI of the logged model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateResult(StageResult):
+    """The errors of one model, or of the average of several; per cent."""
+
+    stage: ClassVar[StageName] = "evaluate"
+
+    images: int
+    top1_error: float
+    """Ten views."""
+    top5_error: float
+    centre_top1_error: float
+    centre_top5_error: float
+    top1_accuracy: float
+    models: list[str]
+    """MLflow's URIs."""
+    validation: str
+    """Content digest of the validation shards."""
+    predictions: str
+    """A Parquet file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteResult(StageResult):
+    """A registered version."""
+
+    stage: ClassVar[StageName] = "promote"
+
+    registered_model: str
+    version: str
+    champion: bool
+    """Whether the version has the alias ``champion``."""
+    reason: str
+    model: str
+    """``models:/<name>/<version>``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchInferenceResult:
+    """Predictions for a folder of images."""
+
+    images: int
+    rejected: int
+    seconds: float
+    images_per_second: float
+    predictions: str
+    """A Parquet file."""
+    model: str
+    """MLflow's URI of the model."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "batch_inference"} | asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers, as metrics of the MLflow run."""
+        return _numbers(asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRunResult:
+    """What a source holds, and an estimate of the work; nothing was written."""
+
+    images: int
+    train_images: int
+    val_images: int
+    classes: int
+    shards: int
+    source_bytes: int
+    estimated_bytes: int
+    estimated_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "preprocess", "dry_run": True} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """The shards of a data set that were hashed, and those that were created again."""
+
+    shards_verified: int
+    shards_remade: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullRunResult:
+    """The stages that ran or were skipped."""
+
+    images: int | None = None
+    """Of preprocess, if it was one of the stages; so are the rejected ones."""
+    rejected: int | None = None
+    images_per_second: float | None = None
+    """Of the training, if it was one of the stages."""
+    seconds: float
+    workdir: str
+    skipped: list[StageName]
+    stages: dict[StageName, dict[str, Any]] = field(default_factory=dict)
+    """Each stage's JSON line."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields that have a value, ``stage`` first."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"stage": "full_run"} | values
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}

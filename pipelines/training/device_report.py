@@ -1,0 +1,150 @@
+"""What ``--check-devices`` measures, as data, as lines for a person and as JSON."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from alexnet.diagnostics.copies import DeviceCopy
+from alexnet.diagnostics.devices import DeviceInfo, StepTimes
+from alexnet.diagnostics.equivalence import TOLERANCE, Comparison
+
+GIB, MB, GB = 2**30, 10**6, 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReport:
+    """Everything that was measured of a worker's devices."""
+
+    images: int
+    """A worker's share of a batch."""
+    devices: list[DeviceInfo]
+    peer_access: bool | None
+    """Whether GPUs copy to each other directly; None without several GPUs."""
+    copies: list[tuple[DeviceCopy, float]]
+    """Between the towers' devices in a forward pass, and the seconds that each takes."""
+    backward_bytes: int
+    """Copied between the devices in a backward pass."""
+    times: StepTimes
+    comparison: Comparison
+    """With the one-column network on the first device."""
+
+    @property
+    def forward_bytes(self) -> int:
+        """Copied between the devices in a forward pass."""
+        return sum(copy.bytes for copy, _ in self.copies)
+
+    def lines(self) -> Iterator[str]:
+        """The report in words."""
+        yield from map(_about_device, self.devices)
+        if self.peer_access is not None:
+            direct = "the GPUs copy to each other directly"
+            yield f"peer-to-peer: {direct if self.peer_access else 'no, copies pass the CPU'}"
+        yield from self._about_copies()
+        times = self.times
+        yield (
+            f"an update of {self.images} images takes {_time(times.step_seconds)}, "
+            f"{self.images / times.step_seconds:,.0f} images/s (without reading images)"
+        )
+        for device, size in times.peak_bytes.items():
+            yield f"{device}: an update uses at most {size / GIB:,.2f} GiB"
+        if times.network_seconds and times.overlap:
+            yield _about_overlap(times.tower_seconds, times.network_seconds, times.overlap)
+        yield _about_comparison(self.comparison, self.devices[0].device)
+
+    def _about_copies(self) -> Iterator[str]:
+        if not self.copies:
+            yield "one device: nothing is copied, and no towers can work at the same time"
+            return
+        yield (
+            f"copies in a forward pass of {self.images} images, "
+            f"{self.forward_bytes / MB:,.1f} MB together:"
+        )
+        for copy, seconds in self.copies:
+            yield (
+                f"  to {copy.layer:<5} {copy.source} → {copy.target} {copy.bytes / MB:8,.2f} MB "
+                f"in {_time(seconds)}, {copy.bytes / seconds / GB:,.1f} GB/s"
+            )
+        yield (
+            "gradients are copied in the opposite direction, "
+            f"{self.backward_bytes / MB:,.1f} MB together"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCheckResult:
+    """The result of ``--check-devices``."""
+
+    report: DeviceReport
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the devices compute what one device computes."""
+        return self.report.comparison.passed
+
+    def to_json(self) -> dict[str, Any]:
+        """The last line on standard output."""
+        report, times, comparison = self.report, self.report.times, self.report.comparison
+        return {
+            "stage": "train",
+            "check_devices": True,
+            "passed": comparison.passed,
+            "images": report.images,
+            "devices": [asdict(device) for device in report.devices],
+            "peer_access": report.peer_access,
+            "copies": [
+                {
+                    "layer": copy.layer,
+                    "source": str(copy.source),
+                    "target": str(copy.target),
+                    "bytes": copy.bytes,
+                    "seconds": seconds,
+                    "bytes_per_second": round(copy.bytes / seconds),
+                }
+                for copy, seconds in report.copies
+            ],
+            "forward_bytes": report.forward_bytes,
+            "backward_bytes": report.backward_bytes,
+            "step_seconds": times.step_seconds,
+            "images_per_second": round(report.images / times.step_seconds, 1),
+            "tower_seconds": times.tower_seconds,
+            "together_seconds": times.network_seconds,
+            "overlap": times.overlap,
+            "peak_bytes": times.peak_bytes,
+            "logits_difference": comparison.logits,
+            "gradients_difference": comparison.gradients,
+            "tolerance": TOLERANCE,
+            "seconds": self.seconds,
+        }
+
+
+def _about_device(info: DeviceInfo) -> str:
+    memory = "" if info.memory is None else f", {info.memory / GIB:,.1f} GiB"
+    modules = [f"tower {number}" for number in info.towers] + ["fc8"] * info.last_layer
+    return (
+        f"{info.device} ({info.name}{memory}) holds {', '.join(modules)}: "
+        f"{info.parameters:,} parameters, {info.bytes / MB:,.1f} MB"
+    )
+
+
+def _about_overlap(tower_seconds: list[float], network_seconds: float, overlap: float) -> str:
+    towers = ", ".join(
+        f"tower {number} alone {_time(seconds)}" for number, seconds in enumerate(tower_seconds)
+    )
+    return (
+        f"forward and backward: {towers}, the whole network {_time(network_seconds)}: overlap "
+        f"{overlap:.2f} ({len(tower_seconds)}: all work at the same time, 1: one after the other)"
+    )
+
+
+def _about_comparison(comparison: Comparison, first_device: str) -> str:
+    return (
+        f"compared with one column on {first_device}, in float64: logits differ by "
+        f"{comparison.logits:.1e}, gradients by at most {comparison.gradients:.1e} "
+        f"({comparison.layer}), allowed is {TOLERANCE:.0e}: "
+        f"{'PASS' if comparison.passed else 'FAIL'}"
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:,.3g} ms"

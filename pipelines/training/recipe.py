@@ -1,0 +1,31 @@
+"""The recipe that a training follows: the named one, with the settings' numbers in place."""
+
+from dataclasses import replace
+
+from alexnet.recipes import RECIPES, Recipe, ablate
+from alexnet.training.optimizer import with_drops
+from pipelines.settings import TrainSettings
+
+
+def resolve_recipe(settings: TrainSettings) -> Recipe:
+    """The recipe with the settings' ablations and numbers."""
+    recipe = ablate(
+        RECIPES[settings.recipe],
+        normalization=settings.normalization,
+        overlapping_pooling=settings.overlapping_pooling,
+        towers=settings.towers,
+    )
+    drops = settings.lr_drops
+    return replace(
+        recipe,
+        schedule=recipe.schedule if drops is None else with_drops(recipe.schedule, drops),
+        learning_rate=settings.learning_rate or recipe.learning_rate,
+        batch_size=settings.batch_size or recipe.batch_size,
+        epochs=settings.epochs or recipe.epochs,
+    )
+
+
+def with_recipe_numbers(settings: TrainSettings, recipe: Recipe) -> TrainSettings:
+    """The settings with the recipe's numbers filled in, so that the run records them."""
+    names = ("epochs", "batch_size", "learning_rate")
+    return settings.model_copy(update={name: getattr(recipe, name) for name in names})

@@ -1,0 +1,249 @@
+"""The JSON lines and metrics of results: other programs rely on their keys."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from pipelines.preprocess import VerifiedOutcome
+from pipelines.results import (
+    BatchInferenceResult,
+    DryRunResult,
+    EvaluateResult,
+    FullRunResult,
+    PreprocessResult,
+    PromoteResult,
+    StageResult,
+    TrainResult,
+    VerifyResult,
+)
+from pipelines.stages import StageKey, StageOutcome
+
+PREPROCESS = PreprocessResult(
+    images=51,
+    train_images=39,
+    val_images=12,
+    classes=4,
+    rejected=1,
+    shards_made=5,
+    shards_kept=2,
+    images_per_second=20.5,
+    bytes=123456,
+    digest="0123456789abcdef",
+    shards="/work/shards/0123456789abcdef",
+)
+TRAIN = TrainResult(
+    images=78,
+    epochs=2,
+    steps=10,
+    images_per_second=12.3,
+    train_loss=1.2345,
+    val_top1_error=25.0,
+    val_top5_error=8.333,
+    checkpoint="/work/training/abc/step_000000010",
+    model="models:/m-1",
+)
+EVALUATE = EvaluateResult(
+    images=12,
+    top1_error=16.667,
+    top5_error=0.0,
+    centre_top1_error=25.0,
+    centre_top5_error=8.333,
+    top1_accuracy=83.333,
+    models=["models:/m-1", "models:/m-2"],
+    validation="fedcba",
+    predictions="/work/evaluations/abc/predictions.parquet",
+)
+PROMOTE = PromoteResult(
+    registered_model="alexnet",
+    version="3",
+    champion=True,
+    reason="the first of its name, 16.667 % top-1 error",
+    model="models:/alexnet/3",
+)
+RESULTS: list[StageResult] = [PREPROCESS, TRAIN, EVALUATE, PROMOTE]
+
+KEYS = {
+    "preprocess": [
+        "stage",
+        "images",
+        "train_images",
+        "val_images",
+        "classes",
+        "rejected",
+        "shards_made",
+        "shards_kept",
+        "images_per_second",
+        "bytes",
+        "digest",
+        "shards",
+    ],
+    "train": [
+        "stage",
+        "images",
+        "epochs",
+        "steps",
+        "images_per_second",
+        "train_loss",
+        "val_top1_error",
+        "val_top5_error",
+        "checkpoint",
+        "model",
+    ],
+    "evaluate": [
+        "stage",
+        "images",
+        "top1_error",
+        "top5_error",
+        "centre_top1_error",
+        "centre_top5_error",
+        "top1_accuracy",
+        "models",
+        "validation",
+        "predictions",
+    ],
+    "promote": ["stage", "registered_model", "version", "champion", "reason", "model"],
+}
+METRICS = {
+    "preprocess": {
+        "images": 51.0,
+        "train_images": 39.0,
+        "val_images": 12.0,
+        "classes": 4.0,
+        "rejected": 1.0,
+        "shards_made": 5.0,
+        "shards_kept": 2.0,
+        "images_per_second": 20.5,
+        "bytes": 123456.0,
+    },
+    "train": {"images": 78.0, "epochs": 2.0, "steps": 10.0},
+    "evaluate": {
+        "images": 12.0,
+        "top1_error": 16.667,
+        "top5_error": 0.0,
+        "centre_top1_error": 25.0,
+        "centre_top5_error": 8.333,
+        "top1_accuracy": 83.333,
+    },
+    "promote": {"champion": 1.0},
+}
+
+
+def outcome_of(result: StageResult, *, skipped: bool = False) -> StageOutcome[Any]:
+    key = StageKey(stage=result.stage, settings={}, inputs={}, code="")
+    return StageOutcome(key=key, result=result, seconds=1.5, run_id="run", skipped=skipped)
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.stage)
+def test_the_json_of_a_stage(result: StageResult) -> None:
+    value = result.to_json()
+    assert list(value) == KEYS[result.stage]
+    assert value["stage"] == result.stage
+    for field in fields(result):
+        assert value[field.name] == getattr(result, field.name)
+    assert json.loads(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.stage)
+def test_the_metrics_of_a_stage(result: StageResult) -> None:
+    metrics = result.metrics()
+    assert metrics == METRICS[result.stage]
+    assert {type(value) for value in metrics.values()} == {float}
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.stage)
+def test_the_json_line_of_a_stage_tells_how_it_ran(result: StageResult, skipped: bool) -> None:
+    value = outcome_of(result, skipped=skipped).to_json()
+    assert list(value) == [*KEYS[result.stage], "seconds", "run_id", "skipped"]
+    assert (value["seconds"], value["run_id"], value["skipped"]) == (1.5, "run", skipped)
+
+
+def test_verified_shards_are_counted_at_the_end_of_the_json_line() -> None:
+    verified = VerifyResult(shards_verified=7, shards_remade=1)
+    value = VerifiedOutcome(outcome_of(PREPROCESS), verified).to_json()
+    assert list(value)[-2:] == ["shards_verified", "shards_remade"]
+    assert value == outcome_of(PREPROCESS).to_json() | {"shards_verified": 7, "shards_remade": 1}
+
+
+def test_the_json_line_of_a_dry_run() -> None:
+    values = {
+        "images": 52,
+        "train_images": 40,
+        "val_images": 12,
+        "classes": 4,
+        "shards": 7,
+        "source_bytes": 1000,
+        "estimated_bytes": 2000,
+        "estimated_seconds": 0.25,
+    }
+    expected = {"stage": "preprocess", "dry_run": True} | values
+    value = DryRunResult(**values).to_json()  # type: ignore[arg-type]
+    assert list(value.items()) == list(expected.items())
+
+
+def test_the_json_line_and_metrics_of_batch_inference() -> None:
+    result = BatchInferenceResult(
+        images=10,
+        rejected=1,
+        seconds=2.5,
+        images_per_second=4.0,
+        predictions="/out/predictions.parquet",
+        model="models:/m-1",
+    )
+    assert list(result.to_json().items()) == [
+        ("stage", "batch_inference"),
+        ("images", 10),
+        ("rejected", 1),
+        ("seconds", 2.5),
+        ("images_per_second", 4.0),
+        ("predictions", "/out/predictions.parquet"),
+        ("model", "models:/m-1"),
+    ]
+    assert result.metrics() == {
+        "images": 10.0,
+        "rejected": 1.0,
+        "seconds": 2.5,
+        "images_per_second": 4.0,
+    }
+
+
+def test_the_json_line_of_a_full_run() -> None:
+    stages = {result.stage: outcome_of(result).to_json() for result in RESULTS}
+    result = FullRunResult(
+        images=51,
+        rejected=0,
+        images_per_second=12.3,
+        seconds=99.5,
+        workdir="/work",
+        skipped=["preprocess"],
+        stages=stages,
+    )
+    value = result.to_json()
+    assert list(value) == [
+        "stage",
+        "images",
+        "rejected",
+        "images_per_second",
+        "seconds",
+        "workdir",
+        "skipped",
+        "stages",
+    ]
+    assert value["stage"] == "full_run"
+    assert value["rejected"] == 0
+    assert value["stages"] == stages
+    assert list(value["stages"]) == ["preprocess", "train", "evaluate", "promote"]
+
+
+def test_a_full_run_of_some_stages_has_only_their_numbers() -> None:
+    result = FullRunResult(seconds=1.0, workdir="/work", skipped=[], stages={})
+    expected = {
+        "stage": "full_run",
+        "seconds": 1.0,
+        "workdir": "/work",
+        "skipped": [],
+        "stages": {},
+    }
+    assert list(result.to_json().items()) == list(expected.items())

@@ -1,0 +1,29 @@
+"""The settings of training that change the recipe, and the options that did not exist in 2012."""
+
+from alexnet.recipes import PAPER, RECIPES, ablate
+from pipelines.settings import TrainSettings
+from pipelines.training.recipe import resolve_recipe
+
+
+def test_the_default_settings_do_not_change_a_recipe() -> None:
+    for recipe in RECIPES.values():
+        assert resolve_recipe(TrainSettings.model_validate({"recipe": recipe.name})) == recipe
+
+
+def test_the_ablations_are_settings() -> None:
+    settings = TrainSettings.model_validate(
+        {"recipe": "paper", "towers": 1, "normalization": False, "overlapping_pooling": False}
+    )
+    expected = ablate(PAPER, towers=1, normalization=False, overlapping_pooling=False)
+    assert resolve_recipe(settings) == expected
+
+
+def test_modern_options_are_off_by_default() -> None:
+    settings = TrainSettings()
+    assert (settings.precision, settings.gradient_compression) == ("float32", "none")
+    assert (settings.warmup_epochs, settings.ema) == (0, None)
+
+
+def test_a_change_of_a_modern_option_trains_again() -> None:
+    names = {"precision", "gradient_compression", "warmup_epochs", "ema"}
+    assert names <= TrainSettings().results().keys()
