@@ -32,6 +32,7 @@ from alexnet.errors import (
     one_line,
 )
 from pipelines.console.log import current_log_file, log_file, show_in_terminal
+from pipelines.console.redact import redacted
 from pipelines.presets import PRESETS
 from pipelines.settings import (
     BatchInferenceSettings,
@@ -104,7 +105,7 @@ def run_script(kind: type[S], work: Callable[[S], Summary], description: str | N
     except OSError as error:  # A full disk, a lost drive: a traceback would not help.
         _exit(1, f"{_program()}: failed: {one_line(error)}")
     except Exception as error:
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
         _exit(1, f"{_program()}: failed: {one_line(error)[:500]}")
     sys.stderr.flush()
     print(json.dumps(result.to_json()), flush=True)
@@ -247,5 +248,5 @@ def _program() -> str:
 
 def _exit(status: int, line: str) -> NoReturn:
     sys.stdout.flush()
-    print(line, file=sys.stderr, flush=True)
+    print(redacted(line), file=sys.stderr, flush=True)
     sys.exit(status)

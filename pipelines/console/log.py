@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 from alexnet import storage
+from pipelines.console.redact import redacted
 from pipelines.workdir import Workdir
 
 _ROOT = "alexnet"
@@ -32,7 +33,7 @@ class _Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stage = record.name.removeprefix(f"{_ROOT}.")
-        print(f"{stage}: {record.getMessage()}", file=sys.stdout, flush=True)
+        print(redacted(f"{stage}: {record.getMessage()}"), file=sys.stdout, flush=True)
 
 
 class _LogFile(logging.Handler):
@@ -48,7 +49,7 @@ class _LogFile(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         # Not ``setFormatter``: when Ray starts, it replaces the formatters of existing handlers.
-        return _FORMATTER.format(record)
+        return redacted(_FORMATTER.format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from requests import RequestException
 
 from pipelines.console.log import current_log_file
+from pipelines.console.redact import redacted
 from pipelines.tracking import server
 from pipelines.tracking.metric_writer import Point, StoreUnavailableError
-from pipelines.tracking.server import redacted
 from pipelines.tracking.store import Store, require_server, was_refused
 
 if TYPE_CHECKING:

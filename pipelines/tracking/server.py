@@ -1,14 +1,15 @@
-"""The tracking server: whether it answers, how long to wait for it, and its URI without secrets."""
+"""The tracking server: whether it answers, and how long to wait for it."""
 
 import logging
 import os
 import socket
 import time
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from alexnet.errors import UserError
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
+from pipelines.console.redact import redacted
 
 SERVER_WAIT_S = 300
 """Seconds to wait for a server that answered when the command started."""
@@ -89,14 +90,6 @@ def unavailable_error(uri: str, reason: str) -> UserError:
     """The error for a server that answered at the start and does not any more."""
     return UserError(
         f"tracking store {redacted(uri)} does not answer any more "
-        f"({reason.replace(uri, redacted(uri))}); finished work is kept, checkpoints of the "
+        f"({redacted(reason)}); finished work is kept, checkpoints of the "
         "training too: start the store again and give the same command again"
     )
-
-
-def redacted(uri: str) -> str:
-    """A URI without its user name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))

@@ -16,9 +16,9 @@ from requests import RequestException
 
 from alexnet.errors import UserError, one_line
 from pipelines.console.lock import exclusive_lock
+from pipelines.console.redact import redacted
 from pipelines.settings import Settings
 from pipelines.tracking import server
-from pipelines.tracking.server import redacted
 from pipelines.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def connect(settings: Settings) -> Store:
             return Store(uri, _experiment(uri, settings.experiment, artifacts))
         except MlflowException as error:
             raise UserError(
-                f"tracking store {redacted(uri)}: {one_line(error)[:300]}; check --tracking-uri"
+                f"tracking store {redacted(uri)}: {redacted(one_line(error))[:300]}; "
+                "check --tracking-uri"
             ) from error
 
 

@@ -57,10 +57,8 @@ def test_a_store_without_a_server_is_reachable(uri: str | None) -> None:
     server.check_reachable(uri)
 
 
-def test_passwords_are_not_shown() -> None:
+def test_an_unavailable_server_is_named_without_its_password() -> None:
     uri = "https://user:secret@host:5000/mlflow"
-    assert server.redacted(uri) == "https://***@host:5000/mlflow"
-    assert server.redacted("sqlite:////a@b/c") == "sqlite:////a@b/c"
     assert "secret" not in str(server.unavailable_error(uri, f"API request to {uri}/api failed"))
 
 
