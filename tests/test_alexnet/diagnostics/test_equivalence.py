@@ -18,8 +18,8 @@ CLASSES = 10
 
 
 @pytest.fixture(autouse=True)
-def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equivalence, "COMPARED_IMAGES", 2)
+def _one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equivalence, "COMPARED_IMAGES", 1)
 
 
 @pytest.fixture

@@ -153,12 +153,9 @@ def test_checkpoints_of_one_tower(tmp_path: Path) -> None:
         load_weights(str(tmp_path), two_towers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(ONE_TOWER, marks=pytest.mark.slow),
-        ablate(PAPER, normalization=False, overlapping_pooling=False),
-    ],
+    "recipe", [ONE_TOWER, ablate(PAPER, normalization=False, overlapping_pooling=False)]
 )
 def test_an_ablated_classifier_can_be_exported(recipe: Recipe) -> None:
     network = narrow_network(recipe)

@@ -27,7 +27,7 @@ from alexnet.shards.loader import ShardLoader
 from alexnet.training.loop import Step, total, train_epoch, validate
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 
-BATCH_SIZE = 4
+BATCH_SIZE = 2
 RATES = EpochRates(0.001)
 FIRST, SECOND = TWO_DEVICES = [fake_device(0), fake_device(1)]
 aten = torch.ops.aten

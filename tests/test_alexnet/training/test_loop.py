@@ -100,17 +100,17 @@ def test_runs_with_one_seed_are_equal_bit_for_bit(dataset: Manifest, recipe: Rec
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     dataset: Manifest, tmp_path: Path
 ) -> None:
-    """The last seven rows of an epoch, in batches of 3, 3 and 1, with a checkpoint after 3."""
+    """The last five rows of an epoch, in batches of 2, 2 and 1, with a checkpoint after 2."""
 
     def run(
         model: AlexNet, optimizer: MomentumSGD, offset: int, count: int | None = None
     ) -> list[Step]:
         return run_steps(
-            dataset, model, optimizer, SOURCE145, offset=offset, count=count, batch_size=3
+            dataset, model, optimizer, SOURCE145, offset=offset, count=count, batch_size=2
         )
 
     saved, saved_optimizer = start_training(SOURCE145)
-    before = run(saved, saved_optimizer, ROWS - 7, count=1)
+    before = run(saved, saved_optimizer, ROWS - 5, count=1)
     state = TrainState(epoch=1, offset=before[-1].offset, step=1)
     snapshot = take_snapshot(saved, saved_optimizer, state, torch.zeros(3, 224, 224))
     save_checkpoint(str(tmp_path), snapshot)
@@ -126,7 +126,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     after = run(resumed, resumed_optimizer, loaded.offset)
 
     uninterrupted, optimizer = start_training(SOURCE145)
-    losses = losses_of(run(uninterrupted, optimizer, ROWS - 7))
+    losses = losses_of(run(uninterrupted, optimizer, ROWS - 5))
     assert len(losses) == 3
     assert losses_of(before + continued) == losses
     assert losses_of(before + after) == losses
@@ -139,7 +139,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 @pytest.mark.parametrize(
     ("world_size", "batch_size", "offset"),
     [
-        (2, 7, 0),  # 4 and 3 images.
+        pytest.param(2, 7, 0, marks=pytest.mark.slow),  # 4 and 3 images.
         (3, 7, 35),  # The last batch of 4 images: 2, 1 and 1.
         (2, 38, 38),  # The last batch of 1 image: 1 and none.
     ],
@@ -233,11 +233,11 @@ def test_the_counts_of_a_step_against_numpy(dataset: Manifest) -> None:
     model.register_forward_hook(
         lambda _, inputs, output: outputs.append(output.detach().double().numpy())
     )
-    steps = run_steps(dataset, model, optimizer, recipe, offset=24)
-    loader = ShardLoader(manifest=dataset, batch_size=BATCH_SIZE, seed=SEED)
-    batches = list(loader.epoch(1, offset=24))
-    assert [step.images for step in steps] == [8, 7]
-    assert [step.offset for step in steps] == [32, 39]
+    steps = run_steps(dataset, model, optimizer, recipe, offset=32, batch_size=4)
+    loader = ShardLoader(manifest=dataset, batch_size=4, seed=SEED)
+    batches = list(loader.epoch(1, offset=32))
+    assert [step.images for step in steps] == [4, 3]
+    assert [step.offset for step in steps] == [36, 39]
     top1_wrong = loss = 0.0
     for logits, batch in zip(outputs, batches, strict=True):
         labels = batch.labels.numpy()
@@ -245,9 +245,9 @@ def test_the_counts_of_a_step_against_numpy(dataset: Manifest) -> None:
         of_true_class = logits[np.arange(len(labels)), labels]
         loss += (np.log(np.exp(logits).sum(axis=1)) - of_true_class).sum()
     sums = total(steps)
-    assert (sums.images, sums.top1_wrong, sums.top5_wrong) == (15, top1_wrong, 0)
+    assert (sums.images, sums.top1_wrong, sums.top5_wrong) == (7, top1_wrong, 0)
     assert sums.loss == pytest.approx(loss, rel=1e-5)
-    assert 0 < sums.top1_wrong <= 15
+    assert 0 < sums.top1_wrong <= 7
 
 
 def test_top5_errors_of_a_step() -> None:
@@ -313,7 +313,7 @@ def test_validation_against_numpy(dataset: Manifest) -> None:
     loss = (np.log(np.exp(logits).sum(axis=1)) - of_true_class).sum()
 
     context = train_context(dataset, SOURCE145)
-    for world_size in (1, 2, 3):
+    for world_size in (1, 3):
         errors = LossAndErrors()
         for rank in range(world_size):
             errors.add(validate(model, dataset, context, rank=rank, world_size=world_size))

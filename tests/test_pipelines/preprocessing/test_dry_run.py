@@ -5,10 +5,10 @@ from pathlib import Path
 
 import factories
 import pytest
+from source_layouts import image_data_set, write_archives
 
 from alexnet.errors import UserError
 from alexnet.sources import md5
-from alexnet.sources.sample import write_sample
 from pipelines import preprocess
 from pipelines.preprocessing import source as source_module
 from pipelines.settings import PreprocessCommandSettings
@@ -48,7 +48,7 @@ def test_archives_are_compared_with_their_md5(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "archives"
-    write_sample(str(source))
+    write_archives(source, image_data_set())
     values = {"source": str(source), "workdir": str(tmp_path / "work")}
     settings = PreprocessCommandSettings.model_validate(
         values | {"check_md5": True, "dry_run": True}

@@ -22,6 +22,27 @@ from pipelines.training.device_report import DeviceCheckResult
 
 TWO_DEVICES = [fake_device(0), fake_device(1)]
 IMAGES = 2
+KEYS = [
+    "stage",
+    "check_devices",
+    "passed",
+    "images",
+    "devices",
+    "peer_access",
+    "copies",
+    "forward_bytes",
+    "backward_bytes",
+    "step_seconds",
+    "images_per_second",
+    "tower_seconds",
+    "together_seconds",
+    "overlap",
+    "peak_bytes",
+    "logits_difference",
+    "gradients_difference",
+    "tolerance",
+    "seconds",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +51,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, recipe in RECIPES.items():
         monkeypatch.setitem(RECIPES, name, replace(recipe, hidden=48))
     monkeypatch.setattr(devices, "CLASSES", 10)
-    monkeypatch.setattr(equivalence, "COMPARED_IMAGES", IMAGES)
+    monkeypatch.setattr(equivalence, "COMPARED_IMAGES", 1)
     monkeypatch.setattr(devices, "MAX_REPEATS", 1)
 
 
@@ -49,6 +70,7 @@ def check(tested_devices: list[torch.device], **values: Any) -> tuple[list[str],
     return list(report.lines()), json.loads(json.dumps(result))
 
 
+@pytest.mark.slow
 def test_two_devices(fake_devices: FakeDeviceMode) -> None:
     lines, result = check(TWO_DEVICES)
     text = "\n".join(lines)
@@ -78,35 +100,11 @@ def test_two_devices(fake_devices: FakeDeviceMode) -> None:
     assert lines[-1].endswith("allowed is 1e-09: PASS")
 
 
-def test_the_keys_of_the_json_line() -> None:
-    _, result = check([CPU])
-    assert list(result) == [
-        "stage",
-        "check_devices",
-        "passed",
-        "images",
-        "devices",
-        "peer_access",
-        "copies",
-        "forward_bytes",
-        "backward_bytes",
-        "step_seconds",
-        "images_per_second",
-        "tower_seconds",
-        "together_seconds",
-        "overlap",
-        "peak_bytes",
-        "logits_difference",
-        "gradients_difference",
-        "tolerance",
-        "seconds",
-    ]
-    assert (result["stage"], result["check_devices"]) == ("train", True)
-
-
 @pytest.mark.parametrize("tower_count", [1, 2])
 def test_one_device(tower_count: int) -> None:
     lines, result = check([CPU], recipe="paper", towers=tower_count)
+    assert list(result) == KEYS
+    assert (result["stage"], result["check_devices"]) == ("train", True)
     (device,) = result["devices"]
     assert (device["towers"], device["last_layer"]) == (list(range(tower_count)), True)
     assert (result["copies"], result["overlap"]) == ([], None)
@@ -129,6 +127,7 @@ def test_the_comparison_is_in_float64_for_any_training_precision() -> None:
     assert result["logits_difference"] < 1e-12
 
 
+@pytest.mark.slow
 def test_a_failed_comparison_is_reported(
     fake_devices: FakeDeviceMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
