@@ -156,6 +156,7 @@ class TestDockerfile:
         assert [source for source in sources if not (ROOT / source).exists()] == []
 
 
+@pytest.mark.slow
 class TestTrackingServer:
     def test_syntax(self) -> None:
         subprocess.run(["bash", "-n", SERVER], check=True)

@@ -118,8 +118,11 @@ def run_script(kind: type[S], work: Callable[[S], Summary], description: str | N
 
 def explain(error: UserError) -> str:
     """An error's text and what helps against it, on one line."""
-    remedy = REMEDIES.get(type(error))
-    return f"{one_line(error)}; {remedy}" if remedy else one_line(error)
+    # An error in a Ray actor arrives as a subclass of its class, with a traceback as its text.
+    cause = getattr(error, "cause", None)
+    original = cause if isinstance(cause, UserError) else error
+    remedy = REMEDIES.get(type(original))
+    return f"{one_line(original)}; {remedy}" if remedy else one_line(original)
 
 
 @contextlib.contextmanager

@@ -264,6 +264,7 @@ def images() -> DataSet:
     return image_data_set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["archives", "folders", "parquet"])
 def test_shards_in_a_store_have_the_bytes_of_local_ones(
     store: str, tmp_path: Path, images: DataSet, layout: str

@@ -371,6 +371,7 @@ class TestOriginalSizes:
         render(figures.original_sizes(sizes, sizes))
 
 
+@pytest.mark.slow
 def test_no_global_state_is_changed() -> None:
     before = dict(matplotlib.rcParams)
     render(figures.learning_curves([record(1, train_loss=1.0)]))

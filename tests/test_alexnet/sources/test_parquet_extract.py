@@ -194,6 +194,7 @@ def test_an_image_that_is_null_is_rejected_as_empty(tmp_path: Path, parquet: Pat
     assert sorted(reject["reason"] for reject in rejects) == ["empty"] * 2 + ["not an image"] * 3
 
 
+@pytest.mark.slow
 def test_memory_does_not_depend_on_the_size_of_a_row_group(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     path = tmp_path / "large.parquet"

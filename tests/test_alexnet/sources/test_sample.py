@@ -19,6 +19,8 @@ from alexnet.shards.decode import Decoded, decode
 from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_source
 from alexnet.sources.sample import WORDS, write_sample
 
+pytestmark = pytest.mark.slow
+
 ARCHIVES = (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from alexnet import errors
 from alexnet.errors import CorruptShardError, UserError
@@ -291,6 +292,13 @@ def test_a_remedy_names_existing_scripts_and_options(kind: type[UserError]) -> N
     flags = re.findall(r"--[a-z0-9-]+", line)
     assert scripts or flags
     assert {flag[2:].replace("-", "_") for flag in flags} <= set(fields)
+
+
+def test_the_remedy_of_an_error_in_a_ray_actor() -> None:
+    wrapped = RayTaskError("actor", "Traceback", CorruptShardError("a.parquet: damaged"))
+    error = wrapped.as_instanceof_cause()
+    assert isinstance(error, UserError)
+    assert explain(error) == explain(CorruptShardError("a.parquet: damaged"))
 
 
 def test_other_errors_have_no_remedy() -> None:
