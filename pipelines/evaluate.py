@@ -30,9 +30,10 @@ from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.inference.actors import Evaluator
+from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
 from pipelines.settings import EvaluateSettings
-from pipelines.stages import Parent, StageKey, StageOutcome, run_stage
+from pipelines.stages import Parent, run_stage
 from pipelines.tracking import registry
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
@@ -45,12 +46,21 @@ PANEL_IMAGES = 8
 """Images in the figure of predictions."""
 
 
-def run(settings: EvaluateSettings, parent: Parent | None = None) -> StageOutcome[EvaluateResult]:
-    """Evaluate the newest trained model or the given ones, unless it has been done."""
+def run(
+    settings: EvaluateSettings,
+    parent: Parent | None = None,
+    preprocessed: StageOutcome[PreprocessResult] | None = None,
+    trained: StageOutcome[TrainResult] | None = None,
+) -> StageOutcome[EvaluateResult]:
+    """Evaluate the given models or a trained one, by default the newest, unless it was done."""
     workdir = Workdir(settings.workdir)
-    manifest = read_manifest(stages.require(workdir, PreprocessResult).result.shards)
+    if preprocessed is None:
+        preprocessed = newest(workdir, PreprocessResult, "evaluate")
+    if trained is None and not settings.model:
+        trained = newest(workdir, TrainResult, "evaluate")
+    manifest = read_manifest(preprocessed.result.shards)
     store = connect(settings)
-    uris = settings.model or [stages.require(workdir, TrainResult).result.model]
+    uris = settings.model or ([trained.result.model] if trained else [])
     models = [registry.get_model_info(store, uri) for uri in uris]
     for model in models:
         _check_classes(model, manifest)
@@ -70,7 +80,7 @@ def run(settings: EvaluateSettings, parent: Parent | None = None) -> StageOutcom
         EvaluateResult,
         parent=parent,
         usable=lambda result: storage.is_file(result.predictions),
-        work=lambda run: _evaluate(
+        work=lambda run: evaluate_models(
             settings, manifest, models, run, workdir.predictions(key.digest)
         ),
     )
@@ -85,7 +95,7 @@ def _check_classes(model: registry.ModelInfo, manifest: Manifest) -> None:
         )
 
 
-def _evaluate(
+def evaluate_models(
     settings: EvaluateSettings,
     manifest: Manifest,
     models: list[registry.ModelInfo],

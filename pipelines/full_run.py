@@ -10,15 +10,16 @@ digits, a few minutes on two cores.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from alexnet import storage
-from pipelines import evaluate, preprocess, promote, stages, train
+from pipelines import evaluate, preprocess, promote, train
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
+from pipelines.records import StageKey, StageOutcome, StageRecord, finish, start
 from pipelines.results import FullRunResult, StageResult
 from pipelines.settings import (
     EvaluateSettings,
@@ -28,7 +29,7 @@ from pipelines.settings import (
     StageName,
     TrainSettings,
 )
-from pipelines.stages import Parent, StageKey, StageOutcome, StageRecord
+from pipelines.stages import Parent
 from pipelines.tracking import server
 from pipelines.tracking.run import Run, close_run, open_run
 from pipelines.tracking.store import connect, require_server
@@ -36,12 +37,23 @@ from pipelines.workdir import Workdir
 
 Outcomes = Mapping[StageName, StageOutcome[Any]]
 
-STAGES: Mapping[StageName, Callable[[FullRunSettings, Parent], StageOutcome[Any]]] = {
-    "preprocess": lambda s, parent: preprocess.run(s.part(PreprocessSettings), parent),
-    "train": lambda s, parent: train.run(s.part(TrainSettings), parent),
-    "evaluate": lambda s, parent: evaluate.run(s.part(EvaluateSettings), parent),
-    "promote": lambda s, parent: promote.run(s.part(PromoteSettings), parent),
-}
+STAGES: tuple[StageName, ...] = ("preprocess", "train", "evaluate", "promote")
+
+
+def _run_stage(
+    name: StageName, settings: FullRunSettings, parent: Parent, outcomes: Outcomes
+) -> StageOutcome[Any]:
+    """Run a stage on the outcomes of the stages before it, as far as they are part of this run."""
+    preprocessed, trained = outcomes.get("preprocess"), outcomes.get("train")
+    match name:
+        case "preprocess":
+            return preprocess.run(settings.part(PreprocessSettings), parent)
+        case "train":
+            return train.run(settings.part(TrainSettings), parent, preprocessed)
+        case "evaluate":
+            return evaluate.run(settings.part(EvaluateSettings), parent, preprocessed, trained)
+        case "promote":
+            return promote.run(settings.part(PromoteSettings), parent, outcomes.get("evaluate"))
 
 
 def run(settings: FullRunSettings) -> FullRunResult:
@@ -52,7 +64,7 @@ def run(settings: FullRunSettings) -> FullRunResult:
     outcomes: dict[StageName, StageOutcome[Any]] = {}
     with _parent_run(settings, outcomes) as parent:
         for name in _chosen(settings):
-            outcomes[name] = STAGES[name](settings, parent)
+            outcomes[name] = _run_stage(name, settings, parent, outcomes)
     seconds = time.monotonic() - started
     log = stage_logger("full_run")
     log.info("done in %s. To look at the runs:", duration(seconds))
@@ -93,7 +105,7 @@ class _ParentRun:
         store = connect(self._settings)
         if self.record is None:
             key = StageKey(stage="full_run", settings=self._settings.results(), inputs={}, code="")
-            self.record = stages.start(
+            self.record = start(
                 self.workdir,
                 key,
                 lambda unfinished: open_run(store, "full_run", resume=unfinished, parent=None),
@@ -124,7 +136,7 @@ def _parent_run(settings: FullRunSettings, outcomes: Outcomes) -> Iterator[Paren
             run.log_metrics(_summary(outcomes))
             run.set_description(_description(outcomes))
         close_run(run.store, run.run_id, None)
-        stages.finish(parent.workdir, parent.record, time.monotonic() - started, {})
+        finish(parent.workdir, parent.record, time.monotonic() - started, None)
 
 
 SUMMARY_METRICS: Mapping[StageName, tuple[str, ...]] = {

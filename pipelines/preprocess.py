@@ -14,18 +14,23 @@ from typing import Any, NoReturn
 
 from alexnet import storage
 from alexnet.provenance import code_version
-from alexnet.shards.format import manifest_path
 from alexnet.sources.read import read_source
 from pipelines import stages
 from pipelines.console.cli import Summary, run_script
-from pipelines.preprocessing.dataset import create_dataset, encoding_of, verify_dataset
+from pipelines.preprocessing.dataset import (
+    create_dataset,
+    encoding_of,
+    holds_content,
+    verify_dataset,
+)
 from pipelines.preprocessing.dry_run import inspect
 from pipelines.preprocessing.job import start_ray_early
 from pipelines.preprocessing.report import log_result, log_source
 from pipelines.preprocessing.source import check_md5, index_source, source_uri
+from pipelines.records import StageKey, StageOutcome, finished_records
 from pipelines.results import PreprocessResult, VerifyResult
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
-from pipelines.stages import Parent, StageKey, StageOutcome, run_stage
+from pipelines.stages import Parent, run_stage
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
 from pipelines.workdir import Workdir
@@ -67,7 +72,7 @@ def run(
     storage.make_folder(settings.workdir)
     uri = source_uri(settings)
     source = index_source(settings, uri)
-    if stages.latest(Workdir(settings.workdir), "preprocess") is None:
+    if not finished_records(Workdir(settings.workdir), "preprocess"):
         start_ray_early()
     key = StageKey(
         stage="preprocess",
@@ -89,7 +94,7 @@ def run(
         key,
         PreprocessResult,
         parent=parent,
-        usable=lambda result: storage.is_file(manifest_path(result.shards)),
+        usable=lambda result: holds_content(result.shards, result.content),
         work=work,
     )
 

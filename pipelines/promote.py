@@ -10,15 +10,15 @@ validation images; --champion always moves the alias in any case, --champion nev
 from typing import NoReturn
 
 from alexnet.errors import UserError
-from pipelines import stages
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
+from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PromoteResult
 from pipelines.settings import PromoteSettings
-from pipelines.stages import Parent, StageKey, StageOutcome, run_stage
+from pipelines.stages import Parent, run_stage
 from pipelines.tracking import registry
 from pipelines.tracking.run import Run
-from pipelines.tracking.store import connect
+from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir
 
 VALIDATION_TAG, ERROR_TAG = "validation.content", "top1_error"
@@ -26,9 +26,14 @@ RULES_VERSION = "1"
 """Raised when the rule that picks the champion changes."""
 
 
-def run(settings: PromoteSettings, parent: Parent | None = None) -> StageOutcome[PromoteResult]:
-    """Register the model evaluated last, unless it has been done."""
-    evaluation = stages.require(Workdir(settings.workdir), EvaluateResult)
+def run(
+    settings: PromoteSettings,
+    parent: Parent | None = None,
+    evaluated: StageOutcome[EvaluateResult] | None = None,
+) -> StageOutcome[PromoteResult]:
+    """Register an evaluated model, by default the newest, unless the registry shows it already."""
+    workdir = Workdir(settings.workdir)
+    evaluation = evaluated or newest(workdir, EvaluateResult, "promote")
     models = evaluation.result.models
     if len(models) > 1:
         raise UserError(
@@ -48,9 +53,7 @@ def run(settings: PromoteSettings, parent: Parent | None = None) -> StageOutcome
         key,
         PromoteResult,
         parent=parent,
-        usable=lambda _: (
-            registry.by_alias(store, settings.registered_model, "candidate") is not None
-        ),
+        usable=lambda result: _is_in_registry(store, result),
         work=lambda run: _promote(settings, evaluation, run),
     )
 
@@ -81,7 +84,17 @@ def _promote(
         champion=wins,
         reason=reason,
         model=f"models:/{name}/{version}",
+        champion_version=version if wins else champion.version if champion else None,
     )
+
+
+def _is_in_registry(store: Store, result: PromoteResult) -> bool:
+    """Whether the aliases point to the versions that they pointed to after the promotion."""
+    name = result.registered_model
+    candidate = registry.by_alias(store, name, "candidate")
+    champion = registry.by_alias(store, name, "champion")
+    versions = (candidate.version if candidate else None, champion.version if champion else None)
+    return versions == (result.version, result.champion_version)
 
 
 def decide_champion(

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 
 from pipelines.settings import StageName
 
+IN_WORKDIR = {"in_workdir": True}
+"""Marks a path: records store it relative to the workdir, so that a workdir can be moved."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
@@ -50,8 +53,10 @@ class PreprocessResult(StageResult):
     """Of all shards."""
     digest: str
     """Of the plan; the last part of ``shards``."""
-    shards: str
+    shards: str = field(metadata=IN_WORKDIR)
     """The data set's folder."""
+    content: str
+    """Content digest of the shards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +78,7 @@ class TrainResult(StageResult):
     val_top1_error: float
     """Per cent, centre view."""
     val_top5_error: float
-    checkpoint: str
+    checkpoint: str = field(metadata=IN_WORKDIR)
     """The last checkpoint's folder."""
     model: str
     """MLflow's URI of the logged model."""
@@ -96,7 +101,7 @@ class EvaluateResult(StageResult):
     """MLflow's URIs."""
     validation: str
     """Content digest of the validation shards."""
-    predictions: str
+    predictions: str = field(metadata=IN_WORKDIR)
     """A Parquet file."""
 
 
@@ -113,6 +118,8 @@ class PromoteResult(StageResult):
     reason: str
     model: str
     """``models:/<name>/<version>``."""
+    champion_version: str | None
+    """The version that has the alias ``champion`` now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

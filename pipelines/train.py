@@ -22,16 +22,17 @@ from alexnet.model.towers import AlexNet
 from alexnet.plots import figures
 from alexnet.provenance import code_version
 from alexnet.recipes import CROP_SIZE, Recipe
-from alexnet.shards.format import Manifest, read_manifest
+from alexnet.shards.format import STATISTICS, Manifest, read_manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import mean_crop
 from alexnet.training.checkpoint import load_train_state, load_weights
 from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
+from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import PreprocessResult, TrainResult
 from pipelines.settings import TrainCommandSettings, TrainSettings
-from pipelines.stages import Parent, StageKey, StageOutcome, run_stage
+from pipelines.stages import Parent, run_stage
 from pipelines.tracking import registry, server
 from pipelines.tracking.metric_writer import MetricWriter
 from pipelines.tracking.run import MetricStore, Run
@@ -54,9 +55,15 @@ def command(settings: TrainCommandSettings) -> Summary:
     return device_check.run(stage_settings) if settings.check_devices else run(stage_settings)
 
 
-def run(settings: TrainSettings, parent: Parent | None = None) -> StageOutcome[TrainResult]:
-    """Train on the newest shards of the workdir, unless it has been done."""
-    shards = stages.require(Workdir(settings.workdir), PreprocessResult).result.shards
+def run(
+    settings: TrainSettings,
+    parent: Parent | None = None,
+    preprocessed: StageOutcome[PreprocessResult] | None = None,
+) -> StageOutcome[TrainResult]:
+    """Train on a data set, by default the workdir's newest, unless it has been done."""
+    if preprocessed is None:
+        preprocessed = newest(Workdir(settings.workdir), PreprocessResult, "train")
+    shards = preprocessed.result.shards
     manifest = read_manifest(shards)
     recipe = resolve_recipe(settings)
     settings = with_recipe_numbers(settings, recipe)
@@ -64,7 +71,10 @@ def run(settings: TrainSettings, parent: Parent | None = None) -> StageOutcome[T
     key = StageKey(
         stage="train",
         settings=settings.results(),
-        inputs={"shards": manifest.content_digest()[:16]},
+        inputs={
+            "shards": manifest.content_digest()[:16],
+            "statistics": manifest.files[STATISTICS][:16],
+        },
         code=code_version(CODE, boundary=stages.BOUNDARY),
     )
 
@@ -78,7 +88,7 @@ def run(settings: TrainSettings, parent: Parent | None = None) -> StageOutcome[T
             run_id=run.run_id,
             name=key.digest,
         )
-        return _log_model_and_curves(settings, recipe, manifest, run, key.digest, result)
+        return log_model_and_curves(settings, recipe, manifest, run, key.digest, result)
 
     return run_stage(
         settings,
@@ -98,7 +108,7 @@ def _log_inputs(run: Run, recipe: Recipe, manifest: Manifest) -> None:
     run.set_tags({"shards.digest": manifest.plan_digest, "shards.content": content})
 
 
-def _log_model_and_curves(
+def log_model_and_curves(
     settings: TrainSettings,
     recipe: Recipe,
     manifest: Manifest,

@@ -11,6 +11,15 @@ class Workdir:
 
     path: str
 
+    def relative(self, path: str) -> str:
+        """A path below the workdir as one relative to it; any other path as it is."""
+        prefix = self.path.rstrip("/") + "/"
+        return path.removeprefix(prefix)
+
+    def absolute(self, path: str) -> str:
+        """The inverse of ``relative``."""
+        return path if storage.is_remote(path) else storage.join(self.path, path)
+
     @property
     def database(self) -> str:
         """MLflow's SQLite file, where no other tracking store is given."""

@@ -52,6 +52,7 @@ def finalize(
     layout: str,
     settings: Mapping[str, Any],
     labels: tuple[Label, ...],
+    origin: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Write the rejects, the statistics and, last, the manifest; delete temporary files.
 
@@ -63,6 +64,7 @@ def finalize(
         layout: of the raw images.
         settings: that the shards depend on.
         labels: of all classes.
+        origin: digests of the source's files and of the code.
 
     Raises:
         UserError: a split has no readable image.
@@ -98,6 +100,7 @@ def finalize(
         shards=shards,
         rejected=rejected,
         files={name: _sha256(storage.join(folder, name)) for name in EXTRA_FILES},
+        origin=origin or {},
     )
     write_manifest(manifest)
     storage.delete_folder(parts_folder(folder))

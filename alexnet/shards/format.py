@@ -13,7 +13,7 @@ for random access.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import pyarrow as pa
@@ -94,6 +94,8 @@ class Manifest:
     """Number of rejected images by split."""
     files: Mapping[str, str]
     """sha256 of each of ``EXTRA_FILES``."""
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the source's files and of the code; empty if they are not known."""
 
     @property
     def rejects_path(self) -> str:
@@ -232,6 +234,7 @@ def write_manifest(manifest: Manifest) -> None:
         "images": {split: manifest.rows(split) for split in SPLITS},
         "rejected": dict(manifest.rejected),
         "files": dict(manifest.files),
+        "origin": dict(manifest.origin),
         "row_group_rows": ROW_GROUP_ROWS,
         "labels": [{"wnid": label.wnid, "name": label.name} for label in manifest.labels],
         "shards": {
@@ -271,6 +274,7 @@ def read_manifest(folder: str) -> Manifest:
             },
             rejected=value["rejected"],
             files=value["files"],
+            origin=value.get("origin", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptDatasetError(

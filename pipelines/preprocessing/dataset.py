@@ -1,11 +1,12 @@
 """From an indexed source to a complete data set, and the repair of a damaged one."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
 from alexnet import storage
-from alexnet.errors import SourceChangedError
+from alexnet.errors import CorruptDatasetError, MissingDatasetError, SourceChangedError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.finalize import corrupt_shards, finalize, finished_results
 from alexnet.shards.format import SPLITS, Manifest, read_manifest
@@ -37,20 +38,41 @@ def create_dataset(
 ) -> tuple[PreprocessResult, Manifest]:
     """Create the missing shards of a data set, then its statistics and its manifest.
 
+    A complete data set of the same files and the same code is kept as it is, even if its stage's
+    record or MLflow run was lost.
+
     Args:
         settings: of the stage.
         uri: of the source.
         source: its index.
         code: version of the code: finished shards of another version are not kept.
     """
-    log = stage_logger("preprocess")
     digest = plan_digest(source, settings.results())
     folder = Workdir(settings.workdir).shards(digest)
-    _delete_unless_resumable(settings, folder, source, code)
+    origin = {"files": source.source_fingerprint, "code": code}
+    complete = None if settings.force else _complete_dataset(folder, origin)
+    if complete:
+        count = sum(len(complete.shards[split]) for split in SPLITS)
+        stage_logger("preprocess").info("all %d shards exist from an earlier run", count)
+        return _result(complete, kept=count), complete
+    _delete_unless_resumable(folder, origin, force=settings.force)
+    return _create_shards(settings, uri, source, folder, digest, origin)
+
+
+def _create_shards(
+    settings: PreprocessSettings,
+    uri: str,
+    source: Source,
+    folder: str,
+    digest: str,
+    origin: Mapping[str, str],
+) -> tuple[PreprocessResult, Manifest]:
     tasks = _plan(settings, folder, source)
     kept = finished_results(folder, tasks)
     if kept:
-        log.info("%d of %d shards exist from an earlier run", len(kept), len(tasks))
+        stage_logger("preprocess").info(
+            "%d of %d shards exist from an earlier run", len(kept), len(tasks)
+        )
     rejects = RejectCounter([], settings.max_reject_fraction, len(source.index))
     for shard in kept.values():
         rejects.add(shard)
@@ -63,21 +85,46 @@ def create_dataset(
         layout=source.layout,
         settings=settings.results(),
         labels=source.labels,
+        origin=origin,
     )
-    result = PreprocessResult(
+    rate = sum(task.rows for task in made) / seconds if made else 0.0
+    return _result(manifest, made=len(made), kept=len(kept), images_per_second=rate), manifest
+
+
+def _result(
+    manifest: Manifest, *, made: int = 0, kept: int = 0, images_per_second: float = 0.0
+) -> PreprocessResult:
+    return PreprocessResult(
         images=sum(manifest.rows(split) for split in SPLITS),
         train_images=manifest.rows("train"),
         val_images=manifest.rows("val"),
         classes=len(manifest.labels),
         rejected=sum(manifest.rejected.values()),
-        shards_made=len(made),
-        shards_kept=len(kept),
-        images_per_second=round(sum(t.rows for t in made) / seconds, 1) if made else 0.0,
+        shards_made=made,
+        shards_kept=kept,
+        images_per_second=round(images_per_second, 1),
         bytes=sum(shard.bytes for split in SPLITS for shard in manifest.shards[split]),
-        digest=digest,
-        shards=folder,
+        digest=manifest.plan_digest,
+        shards=manifest.folder,
+        content=manifest.content_digest(),
     )
-    return result, manifest
+
+
+def holds_content(folder: str, content: str) -> bool:
+    """Whether a folder holds a complete data set with this content digest."""
+    try:
+        return read_manifest(folder).content_digest() == content
+    except (MissingDatasetError, CorruptDatasetError):
+        return False
+
+
+def _complete_dataset(folder: str, origin: Mapping[str, str]) -> Manifest | None:
+    """The manifest in a folder, if the data set has this origin."""
+    try:
+        manifest = read_manifest(folder)
+    except (MissingDatasetError, CorruptDatasetError):
+        return None
+    return manifest if manifest.origin == origin else None
 
 
 def verify_dataset(settings: PreprocessSettings, folder: str) -> VerifyResult:
@@ -114,14 +161,11 @@ def encoding_of(settings: PreprocessSettings) -> Encoding:
     return Encoding(kind=settings.encoding, jpeg_quality=settings.jpeg_quality)
 
 
-def _delete_unless_resumable(
-    settings: PreprocessSettings, folder: str, source: Source, code: str
-) -> None:
+def _delete_unless_resumable(folder: str, origin: Mapping[str, str], *, force: bool) -> None:
     """Keep finished shards only if they were made from the same files by the same code."""
-    origin = {"files": source.source_fingerprint, "code": code}
     path = origin_path(folder)
     unfinished = storage.is_file(path) and storage.read_json(path) == origin
-    if settings.force or not unfinished:
+    if force or not unfinished:
         storage.delete_folder(folder)
         storage.write_json(path, origin)
 

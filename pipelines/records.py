@@ -1,0 +1,180 @@
+"""Records of stages in the workdir: what a stage was started with, and its result.
+
+A record that can't be read is passed over, as if the stage had not run: everything that it names
+can be computed again.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Generic, TypeVar
+
+from alexnet import storage
+from alexnet.errors import UserError
+from pipelines.console.log import stage_logger
+from pipelines.results import IN_WORKDIR, StageResult
+from pipelines.workdir import Workdir
+
+RECORD_FORMAT = 3
+"""Records of another format are passed over."""
+
+R = TypeVar("R", bound=StageResult)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageKey:
+    """What decides a stage's result."""
+
+    stage: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Digests of what the stage reads, or names whose meaning never changes."""
+    code: str
+    """From ``alexnet.provenance.code_version``."""
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits."""
+        text = json.dumps([self.stage, self.settings, self.inputs, self.code], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutcome(Generic[R]):
+    """A stage's result, and whether an earlier run computed it."""
+
+    key: StageKey
+    result: R
+    seconds: float
+    run_id: str
+    skipped: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON line of the stage."""
+        ran = {"seconds": self.seconds, "run_id": self.run_id, "skipped": self.skipped}
+        return self.result.to_json() | ran
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """A stage that has started, and has finished if ``finished`` is set."""
+
+    key: StageKey
+    run_id: str
+    """The stage's MLflow run."""
+    started: float
+    """Seconds since 1970, like ``finished``."""
+    finished: float | None = None
+    seconds: float = 0.0
+    """The stage's duration."""
+    result: Mapping[str, Any] | None = None
+    """The fields of the stage's ``StageResult``."""
+
+    def outcome(self, kind: type[R], workdir: Workdir) -> "StageOutcome[R] | None":
+        """The outcome of a finished stage that is not run again; None if it can't be read.
+
+        Args:
+            kind: of the result.
+            workdir: below which the result's paths are.
+        """
+        if self.finished is None or self.result is None:
+            return None
+        values = dict(self.result)
+        try:
+            for field in fields(kind):
+                if IN_WORKDIR.items() <= field.metadata.items():
+                    values[field.name] = workdir.absolute(values[field.name])
+            result = kind(**values)
+        except (TypeError, KeyError, AttributeError):
+            return None
+        return StageOutcome(
+            key=self.key,
+            result=result,
+            seconds=self.seconds,
+            run_id=self.run_id,
+            skipped=True,
+        )
+
+
+def start(workdir: Workdir, key: StageKey, new_run: Callable[[str | None], str]) -> StageRecord:
+    """Record that a stage has started.
+
+    Args:
+        workdir: that holds the records.
+        key: of the stage.
+        new_run: opens the MLflow run; it is given the id of an unfinished run to resume, or None.
+    """
+    old = read_record(workdir, key)
+    run_id = new_run(old.run_id if old and not old.finished else None)
+    record = StageRecord(key=key, run_id=run_id, started=time.time())
+    _write(workdir, record)
+    return record
+
+
+def finish(
+    workdir: Workdir, record: StageRecord, seconds: float, result: StageResult | None
+) -> None:
+    """Record a stage's result; from now on it can be skipped."""
+    values = {}
+    if result is not None:
+        values = asdict(result)
+        for field in fields(result):
+            if IN_WORKDIR.items() <= field.metadata.items():
+                values[field.name] = workdir.relative(values[field.name])
+    _write(workdir, replace(record, finished=time.time(), seconds=seconds, result=values))
+
+
+def read_record(workdir: Workdir, key: StageKey) -> StageRecord | None:
+    """The record of a key; None if there is none that can be read."""
+    return _read(workdir.record(key.stage, key.digest))
+
+
+def finished_records(workdir: Workdir, stage: str) -> list[StageRecord]:
+    """All finished records of a stage, the one that finished last at the end."""
+    files = storage.list_files(workdir.records(stage))
+    records = [_read(file.path) for file in files if file.path.endswith(".json")]
+    finished = [record for record in records if record and record.finished]
+    return sorted(finished, key=lambda record: record.finished or 0)
+
+
+def newest(workdir: Workdir, kind: type[R], stage: str) -> StageOutcome[R]:
+    """The outcome of the run of an earlier stage that finished last, for a stage run alone.
+
+    Args:
+        workdir: that holds the records.
+        kind: of the earlier stage's result.
+        stage: that needs it; it logs which outcome it uses.
+
+    Raises:
+        UserError: the earlier stage has not finished in this workdir yet.
+    """
+    for record in reversed(finished_records(workdir, kind.stage)):
+        if outcome := record.outcome(kind, workdir):
+            done = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.finished))
+            stage_logger(stage).info(
+                "using the newest result of %s: %s, finished on %s",
+                kind.stage,
+                record.key.digest,
+                done,
+            )
+            return outcome
+    raise UserError(
+        f"{workdir.path}: {kind.stage} has not finished here; run pipelines/{kind.stage}.py first"
+    )
+
+
+def _write(workdir: Workdir, record: StageRecord) -> None:
+    path = workdir.record(record.key.stage, record.key.digest)
+    storage.write_json(path, {"format": RECORD_FORMAT} | asdict(record))
+
+
+def _read(path: str) -> StageRecord | None:
+    try:
+        value = storage.read_json(path)
+        if value.pop("format") != RECORD_FORMAT:
+            return None
+        return StageRecord(**(value | {"key": StageKey(**value["key"])}))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
