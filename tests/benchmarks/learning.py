@@ -30,7 +30,7 @@ from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.loop import TrainContext, train_epoch, validate
 from alexnet.training.optimizer import build_optimizer, rates_at, set_rates, with_drops
-from pipelines import stages
+from pipelines.records import newest
 from pipelines.results import PreprocessResult
 from pipelines.workdir import Workdir
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.002)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    preprocessed = stages.require(Workdir(options.workdir), PreprocessResult)
+    preprocessed = newest(Workdir(options.workdir), PreprocessResult, "train")
     manifest = read_manifest(preprocessed.result.shards)
     runs: dict[str, list[dict[str, Any]]] = {"project": [], "peer": []}
     with tempfile.TemporaryDirectory(prefix="alexnet-learning-") as scratch:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.preprocess import VerifiedOutcome
+from pipelines.records import StageKey, StageOutcome
 from pipelines.results import (
     BatchInferenceResult,
     DryRunResult,
@@ -18,7 +19,6 @@ from pipelines.results import (
     TrainResult,
     VerifyResult,
 )
-from pipelines.stages import StageKey, StageOutcome
 
 PREPROCESS = PreprocessResult(
     images=51,
@@ -32,6 +32,7 @@ PREPROCESS = PreprocessResult(
     bytes=123456,
     digest="0123456789abcdef",
     shards="/work/shards/0123456789abcdef",
+    content="0123abcd",
 )
 TRAIN = TrainResult(
     images=78,
@@ -61,6 +62,7 @@ PROMOTE = PromoteResult(
     champion=True,
     reason="the first of its name, 16.667 % top-1 error",
     model="models:/alexnet/3",
+    champion_version="3",
 )
 RESULTS: list[StageResult] = [PREPROCESS, TRAIN, EVALUATE, PROMOTE]
 
@@ -78,6 +80,7 @@ KEYS = {
         "bytes",
         "digest",
         "shards",
+        "content",
     ],
     "train": [
         "stage",
@@ -103,7 +106,15 @@ KEYS = {
         "validation",
         "predictions",
     ],
-    "promote": ["stage", "registered_model", "version", "champion", "reason", "model"],
+    "promote": [
+        "stage",
+        "registered_model",
+        "version",
+        "champion",
+        "reason",
+        "model",
+        "champion_version",
+    ],
 }
 METRICS = {
     "preprocess": {

@@ -8,19 +8,18 @@ from typing import NoReturn
 import pytest
 
 from alexnet.errors import UserError
-from pipelines.results import PreprocessResult, StageResult, TrainResult
-from pipelines.settings import StageSettings
-from pipelines.stages import (
+from pipelines.records import (
     RECORD_FORMAT,
     StageKey,
-    StageRecord,
-    find_reusable,
+    StageOutcome,
     finish,
-    latest,
-    require,
-    run_stage,
+    finished_records,
+    newest,
     start,
 )
+from pipelines.results import PreprocessResult, StageResult, TrainResult
+from pipelines.settings import StageSettings
+from pipelines.stages import find_reusable, run_stage
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
 from pipelines.workdir import Workdir
@@ -54,23 +53,24 @@ def workdir(tmp_path: Path) -> Workdir:
 
 def complete(workdir: Workdir, key: StageKey, run_id: str = "run") -> None:
     record = start(workdir, key, lambda unfinished: unfinished or run_id)
-    finish(workdir, record, 2.5, {"loss": 1.5})
+    finish(workdir, record, 2.5, Result())
 
 
 def reason(workdir: Workdir, key: StageKey, *, force: bool = False, usable: bool = True) -> str:
-    return find_reusable(workdir, key, force=force, usable=lambda record: usable)[1]
+    return find_reusable(workdir, key, Result, force=force, usable=lambda _: usable)[1]
 
 
-def reusable(workdir: Workdir, key: StageKey) -> StageRecord | None:
-    return find_reusable(workdir, key, force=False, usable=lambda record: True)[0]
+def reusable(workdir: Workdir, key: StageKey) -> StageOutcome[Result] | None:
+    return find_reusable(workdir, key, Result, force=False, usable=lambda _: True)[0]
 
 
 def test_a_finished_stage_is_skipped(workdir: Workdir) -> None:
     assert reason(workdir, KEY) == "it has not run yet"
     complete(workdir, KEY)
-    record, why = find_reusable(workdir, KEY, force=False, usable=lambda record: True)
-    assert record is not None
-    assert (record.key, record.seconds, record.result) == (KEY, 2.5, {"loss": 1.5})
+    outcome, why = find_reusable(workdir, KEY, Result, force=False, usable=lambda _: True)
+    assert outcome is not None
+    assert (outcome.key, outcome.seconds, outcome.result) == (KEY, 2.5, Result())
+    assert outcome.skipped
     assert why.startswith("nothing has changed since it ran on ")
 
 
@@ -101,21 +101,21 @@ def test_a_return_to_earlier_settings_reuses_the_earlier_result(workdir: Workdir
     other = replace(KEY, settings={"epochs": 5, "seed": 0})
     complete(workdir, KEY)
     complete(workdir, other)
-    assert latest(workdir, "train") == reusable(workdir, other)
+    assert [record.key for record in finished_records(workdir, "train")] == [KEY, other]
     assert reusable(workdir, KEY) is not None
 
 
 def test_forced_stages_and_lost_results_run_again(workdir: Workdir) -> None:
     complete(workdir, KEY)
     assert reason(workdir, KEY, force=True) == "--force"
-    assert reason(workdir, KEY, usable=False) == "its result no longer exists"
+    assert reason(workdir, KEY, usable=False) == "its result no longer exists or has changed"
 
 
 def test_an_unfinished_stage_resumes_its_run(workdir: Workdir) -> None:
     start(workdir, KEY, lambda unfinished: "first")
     assert reason(workdir, KEY) == "it started and did not finish"
     assert start(workdir, KEY, lambda unfinished: unfinished or "second").run_id == "first"
-    assert latest(workdir, "train") is None
+    assert not finished_records(workdir, "train")
     complete(workdir, KEY)
     assert start(workdir, KEY, lambda unfinished: unfinished or "third").run_id == "third"
 
@@ -130,9 +130,9 @@ def test_records_of_another_format_are_passed_over(workdir: Workdir) -> None:
         path.write_text(json.dumps(other))
         assert reusable(workdir, KEY) is None
         assert reason(workdir, KEY) == "it has not run yet"
-        assert latest(workdir, "train") is None
+        assert not finished_records(workdir, "train")
     with pytest.raises(UserError, match="train has not finished here"):
-        require(workdir, TrainResult)
+        newest(workdir, TrainResult, "evaluate")
     complete(workdir, KEY)
     assert reusable(workdir, KEY) is not None
 
@@ -196,48 +196,66 @@ def test_a_failed_stage_is_not_recorded_as_finished(mlflow_workdir: str) -> None
 
     with pytest.raises(OSError, match="the disk is full"):
         run_stage(settings, store, KEY, Result, parent=None, usable=lambda _: True, work=fail)
-    assert latest(workdir, "train") is None
+    assert not finished_records(workdir, "train")
     assert reason(workdir, KEY) == "it started and did not finish"
 
 
-def test_the_outcome_of_the_stage_that_finished_last(workdir: Workdir) -> None:
-    values = {
-        "images": 51,
-        "train_images": 39,
-        "val_images": 12,
-        "classes": 4,
-        "rejected": 1,
-        "shards_made": 5,
-        "shards_kept": 0,
-        "images_per_second": 20.5,
-        "bytes": 123456,
-        "digest": "abc",
-        "shards": "/work/shards/abc",
-    }
+def preprocess_result(workdir: Workdir, images: int) -> PreprocessResult:
+    return PreprocessResult(
+        images=images,
+        train_images=39,
+        val_images=12,
+        classes=4,
+        rejected=1,
+        shards_made=5,
+        shards_kept=0,
+        images_per_second=20.5,
+        bytes=123456,
+        digest="abc",
+        shards=workdir.shards("abc"),
+        content="def",
+    )
+
+
+def test_the_outcome_of_the_stage_that_finished_last(
+    workdir: Workdir, capsys: pytest.CaptureFixture[str]
+) -> None:
     key = replace(KEY, stage="preprocess")
-    record = start(workdir, key, lambda _: "run")
-    finish(workdir, record, 3.5, values)
-    outcome = require(workdir, PreprocessResult)
-    assert outcome.result == PreprocessResult(**values)  # type: ignore[arg-type]
-    assert (outcome.key, outcome.run_id) == (key, "run")
+    for number in range(3):
+        record = start(workdir, replace(key, settings={"seed": number}), lambda _: "run")
+        finish(workdir, record, 3.5, preprocess_result(workdir, number))
+    outcome = newest(workdir, PreprocessResult, "train")
+    assert outcome.result == preprocess_result(workdir, 2)
+    assert (outcome.key.settings, outcome.run_id) == ({"seed": 2}, "run")
     assert (outcome.seconds, outcome.skipped) == (3.5, True)
+    line = capsys.readouterr().out
+    assert line.startswith(f"train: using the newest result of preprocess: {outcome.key.digest}, ")
+
+
+def test_paths_in_records_are_relative_to_the_workdir(workdir: Workdir, tmp_path: Path) -> None:
+    key = replace(KEY, stage="preprocess")
+    finish(workdir, start(workdir, key, lambda _: "run"), 1.0, preprocess_result(workdir, 1))
+    text = Path(workdir.record("preprocess", key.digest)).read_text()
+    assert json.loads(text)["result"]["shards"] == "shards/abc"
+    assert str(tmp_path) not in text
 
 
 def test_a_stage_that_is_needed_is_named(workdir: Workdir) -> None:
     with pytest.raises(UserError, match=r"preprocess has not finished.*pipelines/preprocess\.py"):
-        require(workdir, PreprocessResult)
+        newest(workdir, PreprocessResult, "train")
 
 
-def test_a_result_with_other_fields_is_an_error_with_a_remedy(workdir: Workdir) -> None:
+def test_a_result_with_other_fields_is_passed_over(workdir: Workdir) -> None:
     complete(workdir, KEY)
-    with pytest.raises(UserError, match=rf"record {KEY.digest} of train .* with --force"):
-        require(workdir, TrainResult)
+    with pytest.raises(UserError, match="train has not finished here"):
+        newest(workdir, TrainResult, "evaluate")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", f'{{"format": {RECORD_FORMAT}}}'])
-def test_a_damaged_record_is_named(workdir: Workdir, text: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 3}', ""])
+def test_a_damaged_record_is_passed_over(workdir: Workdir, text: str) -> None:
     complete(workdir, KEY)
-    path = workdir.record("train", KEY.digest)
-    Path(path).write_text(text)
-    with pytest.raises(UserError, match=f"{path}: not a stage's record"):
-        latest(workdir, "train")
+    Path(workdir.record("train", KEY.digest)).write_text(text)
+    assert not finished_records(workdir, "train")
+    assert reason(workdir, KEY) == "it has not run yet"
+    complete(workdir, KEY)
+    assert reusable(workdir, KEY) is not None

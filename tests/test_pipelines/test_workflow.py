@@ -27,7 +27,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray_clusters import cluster_of
 
 from alexnet.errors import UserError
-from pipelines import batch_inference, cluster, evaluate, full_run, preprocess, stages, train
+from pipelines import batch_inference, cluster, evaluate, full_run, preprocess, train
+from pipelines.records import newest
 from pipelines.results import FullRunResult, TrainResult
 from pipelines.settings import (
     BatchInferenceSettings,
@@ -251,8 +252,8 @@ def test_forced_preprocessing_gives_the_same_bytes(
 
 
 def test_several_models_are_averaged(first: FullRunResult, settings: FullRunSettings) -> None:
-    newest = stages.require(Workdir(settings.workdir), TrainResult).result.model
-    models = [first.stages["train"]["model"], newest]
+    newest_model = newest(Workdir(settings.workdir), TrainResult, "evaluate").result.model
+    models = [first.stages["train"]["model"], newest_model]
     assert models[0] != models[1]
     chosen = settings.part(EvaluateSettings).model_copy(update={"model": models})
     result = evaluate.run(chosen).result
