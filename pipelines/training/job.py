@@ -4,7 +4,9 @@ Ray Train finds the job's checkpoints by its name and storage path, so each star
 newest one. Its own ``max_failures`` is not used: it would also retry errors of the user.
 """
 
+import functools
 import os
+from collections.abc import Callable
 
 from ray.train import (
     FailureConfig,
@@ -61,10 +63,18 @@ def train_to_the_end(
         storage.delete_folder(folder)
     if not storage.is_remote(checkpoints):
         os.makedirs(checkpoints, exist_ok=True)
+    loop = functools.partial(
+        LoopConfig,
+        settings=settings,
+        recipe=recipe,
+        shards=shards,
+        tracking_uri=tracking_uri,
+        run_id=run_id,
+    )
     failures_left = settings.max_failures
     while True:
         try:
-            result = _fit(settings, recipe, shards, tracking_uri, run_id, name)
+            result = _fit(settings, name, loop)
         except TrainingFailedError as error:
             cause = _cause(error)
             if isinstance(cause, UserError) or not failures_left:
@@ -81,31 +91,21 @@ def train_to_the_end(
         return result
 
 
-def _fit(
-    settings: TrainSettings,
-    recipe: Recipe,
-    shards: str,
-    tracking_uri: str,
-    run_id: str,
-    name: str,
-) -> Result:
-    """Train until the end or the first lost worker."""
+def _fit(settings: TrainSettings, name: str, loop: Callable[..., LoopConfig]) -> Result:
+    """Train until the end or the first lost worker.
+
+    Args:
+        settings: of the stage.
+        name: of the training.
+        loop: makes the workers' config from their number of ``cpus`` and the ``worker_log``.
+    """
     resources = cluster.elastic_resources(
         settings.num_workers, settings.device, settings.gpus_wanted
     )
     with worker_log("train") as lines:
-        loop = LoopConfig(
-            settings=settings,
-            recipe=recipe,
-            shards=shards,
-            tracking_uri=tracking_uri,
-            run_id=run_id,
-            cpus=resources.cpus,
-            worker_log=lines,
-        )
         return TorchTrainer(
             train_loop_per_worker,
-            train_loop_config={"loop": loop},
+            train_loop_config={"loop": loop(cpus=resources.cpus, worker_log=lines)},
             scaling_config=scaling_config(settings.num_workers, resources),
             run_config=RunConfig(
                 name=name,
