@@ -26,6 +26,9 @@ from alexnet.sources.read import read_source
 from alexnet.storage import object_store
 from pipelines.tracking.server import connection_error
 
+pytestmark = pytest.mark.slow
+"""Two servers are started, and some tests wait for connections to time out."""
+
 ODD_NAMES = ("a b.txt", "50%.txt", "c#d?e=f.txt", "ü/[1]+&.txt", "plus%20.txt", ".hidden", "x.gz")
 
 
@@ -264,7 +267,6 @@ def images() -> DataSet:
     return image_data_set()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["archives", "folders", "parquet"])
 def test_shards_in_a_store_have_the_bytes_of_local_ones(
     store: str, tmp_path: Path, images: DataSet, layout: str
