@@ -16,13 +16,13 @@ _ROOT = Path(__file__).parents[1]
 def code_version(
     entries: Sequence[str], *, boundary: Sequence[str] = (), root: Path = _ROOT
 ) -> str:
-    """16 hexadecimal digits: a digest of the entry modules and of all that they import.
+    """16 hexadecimal digits: a digest of the entry modules and of all they import from this project.
 
     Args:
         entries: names of modules, ``alexnet.shards.write`` for example.
         boundary: modules and packages whose code does not change a result, such as plots. They
             and what only they import are left out.
-        root: the folder that holds the packages; modules from elsewhere (libraries) are left out.
+        root: the folder that holds the packages.
 
     Raises:
         FileNotFoundError: an entry is no module below ``root``.
@@ -36,8 +36,9 @@ def code_version(
 def import_closure(
     entries: Sequence[str], *, boundary: Sequence[str] = (), root: Path = _ROOT
 ) -> list[str]:
-    """The entry modules and all modules below ``root`` that they import, sorted.
+    """The entry modules and all modules that they import from the entries' packages, sorted.
 
+    Libraries are left out, although an installed project has them beside it below ``root``.
     Imports inside functions count; those below ``if TYPE_CHECKING`` do not. A package's
     ``__init__`` counts only where something is imported from it.
 
@@ -47,11 +48,14 @@ def import_closure(
     for name in entries:
         if not _path(name, root).is_file():
             raise FileNotFoundError(f"no module {name} below {root}")
+    packages = {name.partition(".")[0] for name in entries}
     found: set[str] = set()
     waiting = list(entries)
     while waiting:
         name = waiting.pop()
-        outside = any(name == part or name.startswith(f"{part}.") for part in boundary)
+        outside = name.partition(".")[0] not in packages or any(
+            name == part or name.startswith(f"{part}.") for part in boundary
+        )
         if name in found or outside or not _path(name, root).is_file():
             continue
         found.add(name)

@@ -97,6 +97,15 @@ def test_imports_for_the_type_checker_do_not_count(tmp_path: Path) -> None:
     assert import_closure(["house.a"], root=tmp_path) == ["house.a"]
 
 
+def test_libraries_beside_the_project_do_not_count(tmp_path: Path) -> None:
+    """As in ``site-packages``, where an installed project is one package among others."""
+    write_package(tmp_path, {"a": ["b"]})
+    (tmp_path / "library.py").write_text("X = 1\n")
+    path = tmp_path / "house" / "b.py"
+    path.write_text("import library\n" + path.read_text())
+    assert import_closure(["house.a"], root=tmp_path) == ["house.a", "house.b"]
+
+
 def test_an_entry_that_is_no_module_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"house\.nothing"):
         code_version(["house.nothing"], root=tmp_path)
