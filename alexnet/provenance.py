@@ -16,7 +16,7 @@ _ROOT = Path(__file__).parents[1]
 def code_version(
     entries: Sequence[str], *, boundary: Sequence[str] = (), root: Path = _ROOT
 ) -> str:
-    """16 hexadecimal digits: a digest of the entry modules and of all they import from this project.
+    """16 hexadecimal digits: a digest of the entry modules and of all that they import.
 
     Args:
         entries: names of modules, ``alexnet.shards.write`` for example.
