@@ -3,8 +3,9 @@
 ``paper`` follows Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep
 Convolutional Neural Networks", NeurIPS 2012. ``source145`` is the network in the authors' published
 source (Computer History Museum, ``layers/layers-145.cfg`` and ``layer-params-145.cfg``, cited here
-as "145"). Its log ends with the errors of the paper's row "1 CNN": 40.7 % top-1 and 18.2 % top-5 on
-the validation images of ILSVRC-2012. The values that both share are the defaults below.
+as "145"). After the third drop of the rate its log shows the errors of the paper's row "1 CNN":
+40.7 % top-1 and 18.2 % top-5 on the validation images of ILSVRC-2012 with ten views. The values
+that both share are the defaults below.
 """
 
 from dataclasses import dataclass, replace

@@ -47,13 +47,13 @@ ILSVRC2012: dict[str, Any] = {
     "checkpoint_steps": 2000,
     "log_steps": 50,
 }
-"""The real thing; everything else is the recipe's.
+"""All of ILSVRC2012; everything else is the recipe's.
 
 Command: ``python pipelines/full_run.py --preset ilsvrc2012 --source FOLDER --workdir FOLDER
 --num-workers N --device cuda``.
 Time: not measured; no GPUs were at hand.
 Result to expect, from the authors' own log of ``source145``: 40.7 % top-1 and 18.2 % top-5 error
-on the validation images.
+on the validation images with ten views.
 """
 
 PRESETS = {"sample": SAMPLE, "imagenette": IMAGENETTE, "ilsvrc2012": ILSVRC2012}
