@@ -97,20 +97,21 @@ class _ParentRun:
 
     def __init__(self, settings: FullRunSettings) -> None:
         self.workdir = Workdir(settings.workdir)
-        self.record: StageRecord | None = None
+        self.opened: tuple[Run, StageRecord] | None = None
         self._settings = settings
 
-    def run(self) -> Run:
-        """The run."""
-        store = connect(self._settings)
-        if self.record is None:
+    def run_id(self) -> str:
+        """The run's id."""
+        if self.opened is None:
+            store = connect(self._settings)
             key = StageKey(stage="full_run", settings=self._settings.results(), inputs={}, code="")
-            self.record = start(
+            record = start(
                 self.workdir,
                 key,
                 lambda unfinished: open_run(store, "full_run", resume=unfinished, parent=None),
             )
-        return Run(store, self.record.run_id)
+            self.opened = Run(store, record.run_id), record
+        return self.opened[0].run_id
 
 
 @contextmanager
@@ -123,20 +124,21 @@ def _parent_run(settings: FullRunSettings, outcomes: Outcomes) -> Iterator[Paren
     parent = _ParentRun(settings)
     started = time.monotonic()
     try:
-        yield lambda: parent.run().run_id
+        yield parent.run_id
     except BaseException as error:
-        if parent.record:
-            close_run(parent.run().store, parent.record.run_id, error)
+        if parent.opened:
+            run, _ = parent.opened
+            close_run(run.store, run.run_id, error)
         raise
-    if parent.record:
-        run = parent.run()
+    if parent.opened:
+        run, record = parent.opened
         with require_server(run.store.uri):
             run.log_params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
             run.set_tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
             run.log_metrics(_summary(outcomes))
             run.set_description(_description(outcomes))
         close_run(run.store, run.run_id, None)
-        finish(parent.workdir, parent.record, time.monotonic() - started, None)
+        finish(parent.workdir, record, time.monotonic() - started, None)
 
 
 SUMMARY_METRICS: Mapping[StageName, tuple[str, ...]] = {
