@@ -18,6 +18,7 @@ from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.sources.visible import visible_files
 from pipelines import cluster
+from pipelines.allocation import actor_resources, waiting_for_workers
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.cli import run_script
 from pipelines.console.progress import Progress
@@ -74,9 +75,8 @@ def _predict(
 ) -> int:
     """Write predictions as they are computed; returns the number of rejected files."""
     cluster.connect()
-    # One CPU of each node stays free for the tasks that read and decode.
     workers = (settings.num_workers, settings.num_workers)
-    resources = cluster.allocate_workers(workers, settings.device, 1, reserve=1)
+    resources = actor_resources(workers, settings.device, tasks=True)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -84,30 +84,43 @@ def _predict(
     job = (
         ray.data.from_arrow(table)
         .repartition(max(1, min(len(files) // settings.batch_size, MAX_BLOCKS)))
-        .map_batches(read_and_decode, batch_size=settings.batch_size, batch_format="pyarrow")
+        .map_batches(
+            read_and_decode,
+            batch_size=settings.batch_size,
+            batch_format="pyarrow",
+            num_cpus=min(1, resources.cpus),
+        )
         .map_batches(
             BatchPredictor,
             batch_size=settings.batch_size,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=resources.workers),
-            fn_constructor_args=(store, model, settings.top_k, settings.views, resources.cpus),
+            fn_constructor_args=(store, model, settings.top_k, settings.views, resources.threads),
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             runtime_env={"env_vars": KEEP_FREED_MEMORY},
         )
     )
     job.set_name("batch_inference")
-    progress, rejected = Progress("batch_inference", len(files), "images"), 0
+    progress, rejected = (
+        Progress(
+            "batch_inference",
+            len(files),
+            "images",
+            waiting_for=lambda: waiting_for_workers(resources),
+        ),
+        0,
+    )
     with (
         storage.atomic_output(output) as file,
         pq.ParquetWriter(file, PREDICTIONS_SCHEMA) as writer,
         without_actor_pool_note(),
+        progress,
     ):
         for rows in job.iter_batches(batch_size=None, batch_format="pyarrow"):
             writer.write_table(rows.cast(PREDICTIONS_SCHEMA))
             rejected += rows["status"].to_pylist().count("rejected")
             progress.add(len(rows), f"{rejected} rejected")
-    progress.end()
     return rejected
 
 

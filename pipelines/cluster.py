@@ -1,20 +1,19 @@
-"""Ray: the cluster to connect to, and how its resources are divided among workers."""
+"""The connection to a Ray cluster: the one that runs already, or a new one on this machine."""
 
 import logging
 import os
 import re
 import secrets
 import socket
-import sys
 import threading
-from typing import Any, NamedTuple
 
 import ray
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError
 
 from alexnet.errors import UserError, one_line
-from pipelines.settings import Device, Workers
+from pipelines.console.interrupt import restore_handlers, run_in_thread
+from pipelines.console.watchdog import Watchdog
 
 GIB = 2**30
 
@@ -37,6 +36,9 @@ the training, since that has a heap of its own. Other C libraries ignore them.
 _CONNECTING = threading.Lock()
 """Held while a thread connects; another thread waits and then finds Ray initialized."""
 
+_STARTED = threading.Event()
+"""Set when this process has started a cluster."""
+
 _HOST_AND_PORT = re.compile(r".+:\d+")
 
 
@@ -49,12 +51,21 @@ def connect() -> None:
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer or refuses the connection.
     """
-    with _CONNECTING:
+    with _CONNECTING, Watchdog("ray", lambda: "waiting for Ray to start or to answer"):
         if not ray.is_initialized():
-            _join_or_start()
+            # In a thread, or Ray would replace the handler of SIGTERM. The thread is kept, since
+            # the processes of a cluster that is started here end with the thread.
+            run_in_thread(_join_or_start, "ray", keep=True)
+    restore_handlers()
+
+
+def started_here() -> bool:
+    """Whether this process has started the cluster, which has no other nodes and no autoscaler."""
+    return _STARTED.is_set()
 
 
 def _join_or_start() -> None:
+    _STARTED.clear()
     address = _running_cluster()
     # The workers' lines for the user come through ``console.worker_log``.
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -87,6 +98,7 @@ def _join_or_start() -> None:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
+        _STARTED.set()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
@@ -114,117 +126,3 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-class WorkerResources(NamedTuple):
-    """The number of workers, and the resources of each."""
-
-    workers: int
-    gpus: int
-    cpus: int
-
-
-def allocate_workers(
-    workers: Workers, device: Device, gpus_per_worker: int, reserve: int = 0
-) -> WorkerResources:
-    """Divide the cluster among as many workers of a range as fit now.
-
-    Args:
-        workers: the minimum and the maximum.
-        device: as for ``choose_gpus``.
-        gpus_per_worker: GPUs that a worker can use.
-        reserve: CPUs of each node to leave to other tasks.
-
-    Raises:
-        UserError: ``cuda`` is requested and the cluster has too few GPUs for the minimum.
-    """
-    count = choose_workers(workers, device, gpus_per_worker)
-    gpus = choose_gpus(device, count, gpus_per_worker)
-    return WorkerResources(count, gpus, cpus_per_worker(count, gpus, reserve))
-
-
-def elastic_resources(workers: Workers, device: Device, gpus_per_worker: int) -> WorkerResources:
-    """The same for a job whose number of workers follows the cluster.
-
-    The resources of a worker do not depend on what is free at the moment, only on the nodes.
-
-    Raises:
-        UserError: ``cuda`` is requested and the cluster has too few GPUs for the minimum.
-    """
-    minimum, maximum = workers
-    gpus = choose_gpus(device, minimum, gpus_per_worker)
-    count = max(minimum, min(maximum, worker_slots(1, gpus)))
-    return WorkerResources(count, gpus, cpus_per_worker(count, gpus))
-
-
-def choose_gpus(device: Device, workers: int, gpus_per_worker: int) -> int:
-    """The number of GPUs of each worker, 0 for training on CPUs.
-
-    ``auto`` takes ``gpus_per_worker`` if the cluster has that many for every worker, one if it has
-    one for every worker, else none. All GPUs of a worker are in one node.
-
-    Raises:
-        UserError: ``cuda`` is requested and the cluster has too few GPUs.
-    """
-    if device == "cpu":
-        return 0
-    if worker_slots(1, gpus_per_worker) >= workers:
-        return gpus_per_worker
-    if device == "cuda":
-        by_node = ", ".join(f"{node.get('GPU', 0):g}" for node in _nodes())
-        raise UserError(
-            f"--device cuda: {workers} workers of {gpus_per_worker} GPUs need "
-            f"{workers * gpus_per_worker}, each worker's in one node, and the cluster's nodes have "
-            f"{by_node}; give fewer --num-workers, --gpus-per-worker 1 or --device cpu"
-        )
-    return 1 if worker_slots(1, 1) >= workers else 0
-
-
-def choose_workers(workers: Workers, device: Device, gpus_per_worker: int) -> int:
-    """How many workers of a range fit into the free resources; a fixed number stays as it is.
-
-    Args:
-        workers: the minimum and the maximum.
-        device: as for ``choose_gpus``.
-        gpus_per_worker: GPUs that a worker can use.
-
-    Raises:
-        UserError: ``cuda`` is requested and the cluster has too few GPUs for the minimum.
-    """
-    minimum, maximum = workers
-    if minimum == maximum:
-        return maximum
-    gpus = choose_gpus(device, minimum, gpus_per_worker)
-    free = ray.available_resources()
-    required = {"CPU": 1} | ({"GPU": gpus} if gpus else {})
-    fitting = min(int(free.get(name, 0) // count) for name, count in required.items())
-    return max(minimum, min(maximum, fitting, worker_slots(1, gpus)))
-
-
-def cpus_per_worker(workers: int, gpus: int = 0, reserve: int = 0) -> int:
-    """The most CPUs that each worker can have when all run at once, at least 1.
-
-    Args:
-        workers: how many must fit; all CPUs of a worker are in one node.
-        gpus: that each worker needs beside its CPUs.
-        reserve: CPUs of each node to leave to other tasks.
-    """
-    most = int(max((node.get("CPU", 0) for node in _nodes()), default=1))
-    fitting = (c for c in range(most, 1, -1) if worker_slots(c, gpus, reserve) >= workers)
-    return next(fitting, 1)
-
-
-def _nodes() -> list[dict[str, Any]]:
-    """The resources of each live node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def worker_slots(cpus: int, gpus: int = 0, reserve: int = 0) -> int:
-    """How many workers of so many CPUs and GPUs fit into the nodes when nothing else runs."""
-    return sum(
-        min(
-            int((node.get("CPU", 0) - reserve) // cpus),
-            int(node.get("GPU", 0) // gpus) if gpus else sys.maxsize,
-        )
-        for node in _nodes()
-    )

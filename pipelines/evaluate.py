@@ -22,13 +22,15 @@ from alexnet.metrics import ErrorCounts, confusion, count_errors
 from alexnet.plots import figures
 from alexnet.provenance import code_version
 from alexnet.shards.codec import decode_images
-from alexnet.shards.format import Manifest, read_manifest, read_row_group, write_table
+from alexnet.shards.format import Manifest, read_row_group, write_table
 from pipelines import cluster, stages
+from pipelines.allocation import actor_resources, waiting_for_workers
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
+from pipelines.datasets import locked_dataset
 from pipelines.inference.actors import Evaluator
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
@@ -53,12 +55,19 @@ def run(
     trained: StageOutcome[TrainResult] | None = None,
 ) -> StageOutcome[EvaluateResult]:
     """Evaluate the given models or a trained one, by default the newest, unless it was done."""
+    with locked_dataset(settings, "evaluate", preprocessed) as manifest:
+        return _run(settings, parent, manifest, trained)
+
+
+def _run(
+    settings: EvaluateSettings,
+    parent: Parent | None,
+    manifest: Manifest,
+    trained: StageOutcome[TrainResult] | None,
+) -> StageOutcome[EvaluateResult]:
     workdir = Workdir(settings.workdir)
-    if preprocessed is None:
-        preprocessed = newest(workdir, PreprocessResult, "evaluate")
     if trained is None and not settings.model:
         trained = newest(workdir, TrainResult, "evaluate")
-    manifest = read_manifest(preprocessed.result.shards)
     store = connect(settings)
     uris = settings.model or ([trained.result.model] if trained else [])
     models = [registry.get_model_info(store, uri) for uri in uris]
@@ -139,26 +148,30 @@ def evaluate_models(
 def _predict(settings: EvaluateSettings, manifest: Manifest, uris: list[str], run: Run) -> pa.Table:
     """The predictions for all validation row groups, by a pool of Ray actors; sorted by key."""
     cluster.connect()
-    resources = cluster.allocate_workers(settings.num_workers, settings.device, 1)
+    resources = actor_resources(settings.num_workers, settings.device, tasks=False)
     DataContext.get_current().enable_progress_bars = False
     items = [asdict(group) for group in manifest.row_groups("val")]
     job = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Evaluator,
         batch_size=1,
         compute=ActorPoolStrategy(size=resources.workers),
-        fn_constructor_args=(run.store, uris, resources.cpus),
+        fn_constructor_args=(run.store, uris, resources.threads),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         runtime_env={"env_vars": KEEP_FREED_MEMORY},
     )
     job.set_name("evaluate")
-    progress = Progress("evaluate", manifest.rows("val"), "images")
     tables = []
-    with without_actor_pool_note():
+    progress = Progress(
+        "evaluate",
+        manifest.rows("val"),
+        "images",
+        waiting_for=lambda: waiting_for_workers(resources),
+    )
+    with without_actor_pool_note(), progress:
         for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(table)
             progress.add(len(table))
-    progress.end()
     return pa.concat_tables(tables).sort_by("key")
 
 

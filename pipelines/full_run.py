@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from alexnet import storage
 from pipelines import evaluate, preprocess, promote, train
 from pipelines.console.cli import run_script
+from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
 from pipelines.records import StageKey, StageOutcome, StageRecord, finish, start
@@ -105,12 +106,13 @@ class _ParentRun:
         if self.opened is None:
             store = connect(self._settings)
             key = StageKey(stage="full_run", settings=self._settings.results(), inputs={}, code="")
-            record = start(
-                self.workdir,
-                key,
-                lambda unfinished: open_run(store, "full_run", resume=unfinished, parent=None),
-            )
-            self.opened = Run(store, record.run_id), record
+            with postponed_interrupts():
+                record = start(
+                    self.workdir,
+                    key,
+                    lambda unfinished: open_run(store, "full_run", resume=unfinished, parent=None),
+                )
+                self.opened = Run(store, record.run_id), record
         return self.opened[0].run_id
 
 

@@ -6,10 +6,12 @@ A stage whose record exists is skipped; otherwise the newest record of the stage
 changed. A record of a stage that started and did not finish holds the MLflow run to resume.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
@@ -23,6 +25,7 @@ from pipelines.records import (
 )
 from pipelines.results import StageResult
 from pipelines.settings import StageSettings
+from pipelines.tracking import server
 from pipelines.tracking.run import Run, active_run, open_run, run_exists
 from pipelines.tracking.store import Store
 from pipelines.workdir import Workdir
@@ -95,7 +98,7 @@ def run_stage(
         work: computes the result.
     """
     workdir, log = Workdir(settings.workdir), stage_logger(key.stage)
-    with exclusive_lock(workdir, key.stage):
+    with exclusive_lock(workdir, key.stage, key.stage):
         earlier, reason = find_reusable(workdir, key, kind, force=settings.force, usable=usable)
         if earlier and run_exists(store, earlier.run_id):
             log.info("skipped, %s", reason)
@@ -103,14 +106,18 @@ def run_stage(
         if earlier:
             reason = "its MLflow run no longer exists"
         log.info("running, %s", reason)
-        record = start(
-            workdir,
-            key,
-            lambda unfinished: open_run(
-                store, key.stage, resume=unfinished, parent=parent() if parent else None
-            ),
-        )
-        with active_run(store, record.run_id) as run:
+        server.wait_for(store.uri)
+        parent_id = parent() if parent else None
+        with contextlib.ExitStack() as stack:
+            with postponed_interrupts():
+                record = start(
+                    workdir,
+                    key,
+                    lambda unfinished: open_run(
+                        store, key.stage, resume=unfinished, parent=parent_id
+                    ),
+                )
+                run = stack.enter_context(active_run(store, record.run_id))
             run.log_params(settings.model_dump(exclude={"tracking_uri", "force"}))
             run.set_tags({"stage": key.stage, "stage.key": key.digest, "stage.reason": reason})
             result = work(run)

@@ -22,14 +22,15 @@ from alexnet.model.towers import AlexNet
 from alexnet.plots import figures
 from alexnet.provenance import code_version
 from alexnet.recipes import CROP_SIZE, Recipe
-from alexnet.shards.format import STATISTICS, Manifest, read_manifest
+from alexnet.shards.format import STATISTICS, Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import mean_crop
 from alexnet.training.checkpoint import load_train_state, load_weights
 from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
-from pipelines.records import StageKey, StageOutcome, newest
+from pipelines.datasets import locked_dataset
+from pipelines.records import StageKey, StageOutcome
 from pipelines.results import PreprocessResult, TrainResult
 from pipelines.settings import TrainCommandSettings, TrainSettings
 from pipelines.stages import Parent, run_stage
@@ -61,10 +62,13 @@ def run(
     preprocessed: StageOutcome[PreprocessResult] | None = None,
 ) -> StageOutcome[TrainResult]:
     """Train on a data set, by default the workdir's newest, unless it has been done."""
-    if preprocessed is None:
-        preprocessed = newest(Workdir(settings.workdir), PreprocessResult, "train")
-    shards = preprocessed.result.shards
-    manifest = read_manifest(shards)
+    with locked_dataset(settings, "train", preprocessed) as manifest:
+        return _run(settings, parent, manifest)
+
+
+def _run(
+    settings: TrainSettings, parent: Parent | None, manifest: Manifest
+) -> StageOutcome[TrainResult]:
     recipe = resolve_recipe(settings)
     settings = with_recipe_numbers(settings, recipe)
     store = connect(settings)
@@ -83,7 +87,7 @@ def run(
         result = train_to_the_end(
             settings,
             recipe,
-            shards=shards,
+            shards=manifest.folder,
             tracking_uri=store.uri,
             run_id=run.run_id,
             name=key.digest,

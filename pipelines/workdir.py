@@ -59,6 +59,11 @@ class Workdir:
         """A data set's folder."""
         return storage.join(self.path, "shards", plan_digest)
 
+    @staticmethod
+    def shards_lock(plan_digest: str) -> str:
+        """The name of a data set's lock."""
+        return f"shards-{plan_digest}"
+
     def predictions(self, key: str) -> str:
         """An evaluation's predictions."""
         return storage.join(self.path, "evaluations", key, "predictions.parquet")

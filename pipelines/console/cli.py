@@ -2,7 +2,7 @@
 
 Values come from, weakest first: a field's default, the preset, the file given with ``--config``,
 the command line. The last line on standard output is one JSON object with the result.
-Exit status: 0 done, 1 failed, 2 wrong settings or input.
+Exit status: 0 done, 1 failed, 2 wrong settings or input, 130 ended by Ctrl-C, 143 by SIGTERM.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from alexnet.errors import (
     UserError,
     one_line,
 )
+from pipelines.console import interrupt
 from pipelines.console.log import current_log_file, log_file, show_in_terminal
 from pipelines.console.redact import redacted
 from pipelines.presets import PRESETS
@@ -90,6 +91,11 @@ def run_script(kind: type[S], work: Callable[[S], Summary], description: str | N
     """Run a command: read its settings, do the work, print the result, exit."""
     assert description
     show_in_terminal()
+    with interrupt.signals_as_exceptions():
+        _run(kind, work, description)
+
+
+def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoReturn:
     try:
         settings = read_settings(kind, sys.argv[1:], description)
         name = _program().removesuffix(".py").replace(" ", "-")
@@ -97,8 +103,12 @@ def run_script(kind: type[S], work: Callable[[S], Summary], description: str | N
             result = work(settings)
     except UserError as error:
         _exit(2, f"{_program()}: {explain(error)}")
+    except interrupt.Interrupted as error:
+        with contextlib.suppress(SystemExit):
+            _exit(error.exit_status, f"{_program()}: {interrupt.MESSAGE}")
+        interrupt.exit_now(error.exit_status)
     except KeyboardInterrupt:
-        _exit(1, f"{_program()}: interrupted; the same command resumes where this one stopped")
+        _exit(130, f"{_program()}: {interrupt.MESSAGE}")
     except CheckFailedError as error:
         print(json.dumps(error.result.to_json()))
         _exit(1, f"{_program()}: failed: {error}")
@@ -133,7 +143,8 @@ def _failures_logged() -> Iterator[None]:
     except BaseException as error:
         if current_log_file():
             text = explain(error) if isinstance(error, UserError) else one_line(error)
-            _failures.error("%s", text, exc_info=not isinstance(error, UserError))
+            expected = isinstance(error, UserError | KeyboardInterrupt)
+            _failures.error("%s", text, exc_info=not expected)
         raise
 
 

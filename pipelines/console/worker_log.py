@@ -6,7 +6,7 @@ line. Here only the lines for the user arrive, in order.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -36,10 +36,14 @@ class WorkerLog:
 
 
 @contextlib.contextmanager
-def worker_log(stage: str) -> Iterator[Any]:
+def worker_log(stage: str, on_line: Callable[[], None] = lambda: None) -> Iterator[Any]:
     """A ``WorkerLog`` actor whose lines are logged until the block ends.
 
     Workers call ``emit.remote``.
+
+    Args:
+        stage: whose lines these are.
+        on_line: called for each line.
     """
     # On the driver's own node: with any other node, the actor could be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -50,6 +54,7 @@ def worker_log(stage: str) -> Iterator[Any]:
         with contextlib.suppress(RayActorError):  # Lines are lost then, but not the training.
             for line in ray.get(actor.drain.remote()):
                 stage_logger(stage).info("%s", line)
+                on_line()
 
     def poll() -> None:
         while not ended.wait(POLL_INTERVAL_S):

@@ -48,15 +48,17 @@ def create_dataset(
         code: version of the code: finished shards of another version are not kept.
     """
     digest = plan_digest(source, settings.results())
-    folder = Workdir(settings.workdir).shards(digest)
+    workdir = Workdir(settings.workdir)
+    folder = workdir.shards(digest)
     origin = {"files": source.source_fingerprint, "code": code}
     complete = None if settings.force else _complete_dataset(folder, origin)
     if complete:
         count = sum(len(complete.shards[split]) for split in SPLITS)
         stage_logger("preprocess").info("all %d shards exist from an earlier run", count)
         return _result(complete, kept=count), complete
-    _delete_unless_resumable(folder, origin, force=settings.force)
-    return _create_shards(settings, uri, source, folder, digest, origin)
+    with exclusive_lock(workdir, Workdir.shards_lock(digest), "preprocess"):
+        _delete_unless_resumable(folder, origin, force=settings.force)
+        return _create_shards(settings, uri, source, folder, digest, origin)
 
 
 def _create_shards(
@@ -135,7 +137,8 @@ def verify_dataset(settings: PreprocessSettings, folder: str) -> VerifyResult:
     """
     log = stage_logger("preprocess")
     manifest = read_manifest(folder)
-    with exclusive_lock(Workdir(settings.workdir), "preprocess"):
+    lock = Workdir.shards_lock(manifest.plan_digest)
+    with exclusive_lock(Workdir(settings.workdir), lock, "preprocess"):
         damaged = {shard.file: shard for shard in corrupt_shards(manifest)}
         for file in damaged:
             log.info("%s is missing or damaged; creating it again", file)
@@ -186,9 +189,8 @@ def _extract_images(paths: list[str], folder: str) -> None:
         "preprocess", sum(sizes) // MB, "MB", task="images copied from Parquet files"
     )
     done = 0
-    with ThreadPoolExecutor(PARALLEL_EXTRACTIONS) as threads:
+    with progress, ThreadPoolExecutor(PARALLEL_EXTRACTIONS) as threads:
         copies = threads.map(partial(parquet_extract.extract_images, folder=folder), paths)
         for size, _ in zip(sizes, copies, strict=True):
             done += size
             progress.advance_to(done // MB)
-    progress.end()

@@ -15,6 +15,7 @@ from alexnet.errors import UserError
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, read_result
 from pipelines import cluster
+from pipelines.allocation import WorkerResources, waiting_for_workers
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
@@ -63,8 +64,6 @@ def start_ray_early() -> None:
         # ``make_shards`` will meet the same error, in the main thread.
         with contextlib.suppress(UserError):
             cluster.connect()
-        # Ray's processes end with the thread that has started them.
-        threading.Event().wait()
 
     threading.Thread(target=start, name="start-ray", daemon=True).start()
 
@@ -86,7 +85,6 @@ def make_shards(
     cluster.connect()
     DataContext.get_current().enable_progress_bars = False
     started = time.monotonic()
-    progress = Progress("preprocess", sum(task.rows for task in missing), "images")
     items = [{"number": number, "task": asdict(task)} for number, task in enumerate(missing)]
     workers = min(len(items), int(ray.cluster_resources().get("CPU", 1)))
     # Actors with a queue of their own: otherwise a core is idle for a fifth of a second between
@@ -97,14 +95,19 @@ def make_shards(
     )
     job.set_name("preprocess")
     results = {}
-    with without_actor_pool_note():
+    progress = Progress(
+        "preprocess",
+        sum(task.rows for task in missing),
+        "images",
+        waiting_for=lambda: waiting_for_workers(WorkerResources(workers, 0, 1)),
+    )
+    with without_actor_pool_note(), progress:
         for row in job.iter_rows():
             task = missing[row["number"]]
             _raise_errors(task, row)
             results[task] = read_result(task)
             rejects.add(results[task])
             progress.add(task.rows, f"{len(rejects.rejects)} rejected")
-    progress.end()
     return results, time.monotonic() - started
 
 

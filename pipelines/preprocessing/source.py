@@ -8,6 +8,7 @@ from alexnet.sources.read import Source, read_source
 from alexnet.sources.sample import write_sample
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
+from pipelines.console.watchdog import Watchdog
 from pipelines.settings import PreprocessSettings
 from pipelines.workdir import Workdir
 
@@ -41,7 +42,8 @@ def source_uri(settings: PreprocessSettings) -> str:
 
 def index_source(settings: PreprocessSettings, uri: str) -> Source:
     """The index of the source; that of large archives is cached in the workdir."""
-    return read_source(uri, Workdir(settings.workdir).source_index)
+    with Watchdog("preprocess", lambda: f"reading the list of files of {uri}"):
+        return read_source(uri, Workdir(settings.workdir).source_index)
 
 
 def check_md5(uri: str) -> None:
@@ -58,5 +60,5 @@ def check_md5(uri: str) -> None:
         def show(done: int, _: int, progress: Progress = progress) -> None:
             progress.advance_to(done // MB)
 
-        verify(path, md5, show)
-        progress.end()
+        with progress:
+            verify(path, md5, show)

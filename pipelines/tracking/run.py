@@ -62,14 +62,19 @@ def active_run(store: Store, run_id: str) -> Iterator["Run"]:
     """
     mlflow.set_system_metrics_sampling_interval(5)
     mlflow.set_system_metrics_samples_before_logging(1)
+
+    def end(status: str) -> None:
+        mlflow.end_run(status)  # Without effect if it has not become the active run yet.
+        store.client.set_terminated(run_id, status)
+
     with require_server(store.uri):
-        mlflow.start_run(run_id=run_id, log_system_metrics=True)
         try:
+            mlflow.start_run(run_id=run_id, log_system_metrics=True)
             yield Run(store, run_id)
             server.wait_for(store.uri)
             mlflow.end_run("FINISHED")
         except BaseException as error:
-            _mark_failed(store, error, mlflow.end_run)
+            _mark_failed(store, error, end)
             raise
         finally:
             log_output(store, run_id)

@@ -10,6 +10,7 @@ from alexnet.errors import UserError
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
 from pipelines.console.redact import redacted
+from pipelines.console.watchdog import Watchdog
 
 SERVER_WAIT_S = 300
 """Seconds to wait for a server that answered when the command started."""
@@ -80,10 +81,11 @@ def wait_for(uri: str) -> None:
         duration(SERVER_WAIT_S),
     )
     started = time.monotonic()
-    while reason := connection_error(uri):
-        if time.monotonic() - started > SERVER_WAIT_S:
-            raise unavailable_error(uri, reason)
-        time.sleep(POLL_INTERVAL_S)
+    with Watchdog("tracking", lambda: f"waiting for the server {redacted(uri)}"):
+        while reason := connection_error(uri):
+            if time.monotonic() - started > SERVER_WAIT_S:
+                raise unavailable_error(uri, reason)
+            time.sleep(POLL_INTERVAL_S)
 
 
 def unavailable_error(uri: str, reason: str) -> UserError:

@@ -91,7 +91,7 @@ def connect(settings: Settings) -> Store:
     uri = settings.tracking_uri or f"sqlite:///{workdir.database}"
     artifacts = workdir.artifacts if local else None
     # The first process creates the database's tables, which two can't do at the same time.
-    with exclusive_lock(workdir, "tracking"):
+    with exclusive_lock(workdir, "tracking", "tracking"):
         try:
             return Store(uri, _experiment(uri, settings.experiment, artifacts))
         except MlflowException as error:

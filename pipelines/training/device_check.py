@@ -17,7 +17,9 @@ from ray.train.torch import TorchTrainer, get_devices
 from alexnet.diagnostics.devices import CLASSES, DeviceBenchmark
 from alexnet.diagnostics.equivalence import compare
 from pipelines import cluster
+from pipelines.allocation import training_resources
 from pipelines.console.cli import CheckFailedError
+from pipelines.console.interrupt import run_in_thread
 from pipelines.console.log import stage_logger
 from pipelines.settings import TrainSettings
 from pipelines.training.device_report import DeviceCheckResult, DeviceReport
@@ -39,24 +41,21 @@ def run(settings: TrainSettings) -> DeviceCheckResult:
     log = stage_logger("check")
     log.info("measuring the devices, about a minute")
     cluster.connect()
-    resources = cluster.allocate_workers(
-        settings.num_workers, settings.device, settings.gpus_wanted
-    )
+    resources = training_resources(settings.num_workers, settings.device, settings.gpus_wanted)
     with tempfile.TemporaryDirectory(prefix="alexnet-check-") as folder:
-        report: DeviceReport = (
+        report: DeviceReport = run_in_thread(
             TorchTrainer(
                 measure_on_worker,
-                train_loop_config={"settings": settings, "threads": resources.cpus},
+                train_loop_config={"settings": settings, "threads": resources.threads},
                 scaling_config=scaling_config((1, 1), resources),
                 run_config=RunConfig(
                     name="check",
                     storage_path=folder,
                     logging_config=LoggingConfig(log_level="ERROR"),
                 ),
-            )
-            .fit()
-            .return_value
-        )
+            ).fit,
+            "ray-train",
+        ).return_value
     for line in report.lines():
         log.info("%s", line)
     result = DeviceCheckResult(report=report, seconds=round(time.monotonic() - started, 1))

@@ -6,6 +6,7 @@ newest one. Its own ``max_failures`` is not used: it would also retry errors of 
 
 import functools
 import os
+import threading
 from collections.abc import Callable
 
 from ray.train import (
@@ -17,19 +18,26 @@ from ray.train import (
     TrainingFailedError,
 )
 from ray.train.torch import TorchTrainer
+from ray.util import placement_group_table
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.recipes import Recipe
 from pipelines import cluster
-from pipelines.cluster import KEEP_FREED_MEMORY, WorkerResources
+from pipelines.allocation import WorkerResources, training_resources, waiting_for_workers
+from pipelines.cluster import KEEP_FREED_MEMORY
+from pipelines.console.interrupt import run_in_thread
 from pipelines.console.log import stage_logger
+from pipelines.console.watchdog import Watchdog
 from pipelines.console.worker_log import worker_log
-from pipelines.settings import TrainSettings, Workers
+from pipelines.settings import Device, TrainSettings, Workers
 from pipelines.training import checkpointing
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
 from pipelines.workdir import Workdir
+
+BEGAN_WITH = "devices.json"
+"""File beside the checkpoints: the kind of device that a training began with and keeps."""
 
 
 def train_to_the_end(
@@ -71,10 +79,11 @@ def train_to_the_end(
         tracking_uri=tracking_uri,
         run_id=run_id,
     )
+    resources = _resources(settings, folder)
     failures_left = settings.max_failures
     while True:
         try:
-            result = _fit(settings, name, loop)
+            result = _fit(settings, name, loop, resources)
         except TrainingFailedError as error:
             cause = _cause(error)
             if isinstance(cause, UserError) or not failures_left:
@@ -91,21 +100,56 @@ def train_to_the_end(
         return result
 
 
-def _fit(settings: TrainSettings, name: str, loop: Callable[..., LoopConfig]) -> Result:
+def _resources(settings: TrainSettings, folder: str) -> WorkerResources:
+    """The resources of a training: those that it began with, unless --device names others.
+
+    Args:
+        settings: of the stage.
+        folder: of the training's checkpoints.
+
+    Raises:
+        UserError: the cluster can't ever have so many.
+    """
+    path = storage.join(folder, BEGAN_WITH)
+    began_with = storage.read_json(path)["gpus"] if storage.is_file(path) else None
+    if began_with is None or settings.device != "auto":
+        resources = training_resources(settings.num_workers, settings.device, settings.gpus_wanted)
+        storage.write_json(path, {"gpus": resources.gpus})
+        return resources
+    try:
+        device: Device = "cuda" if began_with else "cpu"
+        return training_resources(settings.num_workers, device, began_with)
+    except UserError as error:
+        raise UserError(
+            f"this training began with {began_with} GPUs for each worker, and {one_line(error)}"
+        ) from error
+
+
+def _fit(
+    settings: TrainSettings,
+    name: str,
+    loop: Callable[..., LoopConfig],
+    resources: WorkerResources,
+) -> Result:
     """Train until the end or the first lost worker.
 
     Args:
         settings: of the stage.
         name: of the training.
         loop: makes the workers' config from their number of ``cpus`` and the ``worker_log``.
+        resources: of the workers.
     """
-    resources = cluster.elastic_resources(
-        settings.num_workers, settings.device, settings.gpus_wanted
-    )
-    with worker_log("train") as lines:
-        return TorchTrainer(
+    started = threading.Event()
+
+    def waiting_for() -> str | None:
+        if _requested(resources):
+            return waiting_for_workers(resources)
+        return None if started.is_set() else "waiting for the workers to start"
+
+    with worker_log("train", started.set) as lines, Watchdog("train", waiting_for):
+        trainer = TorchTrainer(
             train_loop_per_worker,
-            train_loop_config={"loop": loop(cpus=resources.cpus, worker_log=lines)},
+            train_loop_config={"loop": loop(cpus=resources.threads, worker_log=lines)},
             scaling_config=scaling_config(settings.num_workers, resources),
             run_config=RunConfig(
                 name=name,
@@ -115,7 +159,19 @@ def _fit(settings: TrainSettings, name: str, loop: Callable[..., LoopConfig]) ->
                 logging_config=LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
             ),
-        ).fit()
+        )
+        # In a thread, or Ray Train would replace the handler of Ctrl-C, for ever.
+        return run_in_thread(trainer.fit, "ray-train")
+
+
+def _requested(resources: WorkerResources) -> bool:
+    """Whether such workers have been requested from Ray and don't fit yet."""
+    bundle = {"CPU": float(resources.cpus), "GPU": float(resources.gpus)}
+    return any(
+        group["state"] == "PENDING"
+        and any({"GPU": 0.0} | requested == bundle for requested in group["bundles"].values())
+        for group in placement_group_table().values()
+    )
 
 
 def scaling_config(workers: Workers, resources: WorkerResources) -> ScalingConfig:

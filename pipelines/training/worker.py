@@ -43,8 +43,7 @@ def train_loop_per_worker(config: Mapping[str, LoopConfig]) -> None:
         worker.log_line(
             f"resuming from the checkpoint of step {state.step}, epoch {state.epoch + 1}"
         )
-    if worker.loader.world_size > 1:
-        worker.log_line(f"{worker.loader.world_size} workers share each batch")
+    worker.log_line(_started_line(worker))
     while state.epoch < worker.recipe.epochs:
         _run_epoch(worker)
     if worker.writer:
@@ -53,6 +52,13 @@ def train_loop_per_worker(config: Mapping[str, LoopConfig]) -> None:
             worker.log_line(
                 f"{dropped} metrics are lost: the queue was full, or MLflow refused them"
             )
+
+
+def _started_line(worker: WorkerState) -> str:
+    devices = " and ".join(dict.fromkeys(str(mean.device) for mean in worker.context.means))
+    count = worker.loader.world_size
+    shared = f"{count} workers share each batch" if count > 1 else "1 worker"
+    return f"{shared}, on {devices}, {torch.get_num_threads()} threads"
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Errors of connecting to a cluster, and the division of its resources; no cluster is started."""
+"""Errors of connecting to a cluster; none is started."""
 
 import socket
 from typing import Any
@@ -48,13 +48,3 @@ def test_a_cluster_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(UserError, match=r"Ray: 2\.56\.0.*same versions") as caught:
             cluster.connect()
     assert "\n" not in str(caught.value)
-
-
-def test_a_workers_gpus_are_in_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
-    monkeypatch.setattr(ray, "nodes", lambda: [node, node, node | {"Alive": False}])
-    assert cluster.choose_gpus("auto", 1, 2) == 1
-    assert cluster.choose_gpus("auto", 2, 2) == 1
-    assert cluster.choose_gpus("auto", 3, 2) == 0
-    with pytest.raises(UserError, match=r"1 workers of 2 GPUs need 2.* nodes have 1, 1;"):
-        cluster.choose_gpus("cuda", 1, 2)

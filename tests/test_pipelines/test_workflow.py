@@ -27,7 +27,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray_clusters import cluster_of
 
 from alexnet.errors import UserError
-from pipelines import batch_inference, cluster, evaluate, full_run, preprocess, train
+from pipelines import batch_inference, evaluate, full_run, preprocess, train
+from pipelines.allocation import actor_resources, choose_gpus, training_resources
 from pipelines.records import newest
 from pipelines.results import FullRunResult, TrainResult
 from pipelines.settings import (
@@ -323,7 +324,7 @@ def test_every_worker_holds_two_gpus_and_shares_none(nodes: Cluster, tmp_path: P
     TorchTrainer(
         loop,
         train_loop_config={"folder": str(tmp_path)},
-        scaling_config=scaling_config((2, 2), cluster.allocate_workers((2, 2), "cuda", 2)),
+        scaling_config=scaling_config((2, 2), training_resources((2, 2), "cuda", 2)),
         torch_config=TorchConfig(backend="gloo"),
         run_config=ray.train.RunConfig(storage_path=str(tmp_path / "ray")),
     ).fit()
@@ -332,65 +333,24 @@ def test_every_worker_holds_two_gpus_and_shares_none(nodes: Cluster, tmp_path: P
     assert not held[0] & held[1]
 
 
-@pytest.mark.parametrize(
-    ("device", "workers", "each", "gpus"),
-    [("cpu", 1, 2, 0), ("auto", 2, 2, 2), ("auto", 3, 2, 1), ("auto", 5, 2, 0), ("cuda", 4, 1, 1)],
-)
-def test_gpus_are_chosen_by_the_clusters_resources(
-    nodes: Cluster, device: Any, workers: int, each: int, gpus: int
-) -> None:
-    assert cluster.choose_gpus(device, workers, each) == gpus
-
-
-@pytest.mark.parametrize(
-    ("device", "workers", "each", "chosen"),
-    [
-        ("cpu", (3, 3), 2, 3),
-        ("cuda", (1, 4), 2, 2),
-        ("cuda", (1, 9), 1, 4),
-        ("auto", (1, 4), 2, 2),
-        ("cpu", (1, 2), 2, 2),
-        ("cpu", (2, 99), 2, 6),
-    ],
-)
-def test_as_many_workers_of_a_range_as_fit(
-    nodes: Cluster, device: Any, workers: tuple[int, int], each: int, chosen: int
-) -> None:
-    assert cluster.choose_workers(workers, device, each) == chosen
-
-
 def test_resources_in_use_are_not_free(nodes: Cluster) -> None:
     class Worker:
         def ready(self) -> None:
             pass
 
+    assert actor_resources((1, 4), "cuda", tasks=False, gpus_per_worker=2).workers == 2
     worker = ray.remote(num_cpus=1, num_gpus=2)(Worker).remote()
     ray.get(worker.ready.remote())
     end = time.monotonic() + 10
-    while (count := cluster.choose_workers((1, 4), "cuda", 2)) > 1 and time.monotonic() < end:
+    resources = actor_resources((1, 4), "cuda", tasks=False, gpus_per_worker=2)
+    while resources.workers > 1 and time.monotonic() < end:
         time.sleep(0.1)  # Ray updates the free resources with a delay.
-    assert count == 1
-    assert cluster.elastic_resources((1, 4), "cuda", 2) == (2, 2, 2), "what may become free"
+        resources = actor_resources((1, 4), "cuda", tasks=False, gpus_per_worker=2)
+    assert resources.workers == 1
+    assert training_resources((1, 4), "cuda", 2).workers == 2, "what may become free"
     ray.kill(worker)
 
 
-@pytest.mark.parametrize(
-    ("device", "workers", "resources"),
-    [("cpu", (1, 3), (3, 0, 2)), ("cpu", (1, 99), (6, 0, 1)), ("cpu", (2, 2), (2, 0, 2))],
-)
-def test_a_worker_of_a_range_has_the_same_resources_at_any_time(
-    nodes: Cluster, device: Any, workers: tuple[int, int], resources: tuple[int, int, int]
-) -> None:
-    assert cluster.elastic_resources(workers, device, 2) == resources
-
-
-def test_too_few_gpus_are_a_clear_error(nodes: Cluster) -> None:
-    with pytest.raises(UserError, match=r"3 workers of 2 GPUs need 6.* nodes have (0, 4|4, 0);"):
-        cluster.choose_gpus("cuda", 3, 2)
-
-
-@pytest.mark.parametrize(
-    ("workers", "gpus", "cpus"), [(1, 0, 4), (2, 0, 2), (3, 0, 2), (4, 0, 1), (9, 0, 1), (2, 2, 2)]
-)
-def test_workers_fit_on_the_nodes(nodes: Cluster, workers: int, gpus: int, cpus: int) -> None:
-    assert cluster.cpus_per_worker(workers, gpus) == cpus
+def test_what_never_fits_into_a_real_cluster_is_one_line(nodes: Cluster) -> None:
+    with pytest.raises(UserError, match=r"3 workers of 1 CPU and 2 GPUs each don't fit"):
+        choose_gpus("cuda", 3, 2)

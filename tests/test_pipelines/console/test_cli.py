@@ -240,7 +240,7 @@ class Result:
         ),
         (OSError("the disk\n is full"), 1, "prog: failed: the disk is full\n"),
         (RuntimeError("a bug"), 1, "prog: failed: a bug\n"),
-        (KeyboardInterrupt(), 1, "prog: interrupted; the same command resumes"),
+        (KeyboardInterrupt(), 130, "prog: interrupted; the same command resumes"),
     ],
 )
 def test_exit_status_and_last_line(
