@@ -75,8 +75,7 @@ def _predict(
     """Write predictions as they are computed; returns the number of rejected files."""
     cluster.connect()
     # One CPU of each node stays free for the tasks that read and decode.
-    workers = (settings.num_workers, settings.num_workers)
-    resources = cluster.allocate_workers(workers, settings.device, 1, reserve=1)
+    resources = cluster.allocate_workers(settings.num_workers, settings.device, 1, reserve=1)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import secrets
 import socket
 import sys
@@ -10,11 +9,13 @@ import threading
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError
 
 from alexnet.errors import UserError, one_line
-from pipelines.settings import Device, Workers
+from pipelines.console.redact import redacted
+from pipelines.setting_types import Device, Workers
 
 GIB = 2**30
 
@@ -37,8 +38,6 @@ the training, since that has a heap of its own. Other C libraries ignore them.
 _CONNECTING = threading.Lock()
 """Held while a thread connects; another thread waits and then finds Ray initialized."""
 
-_HOST_AND_PORT = re.compile(r".+:\d+")
-
 
 def connect() -> None:
     """Connect to the cluster that RAY_ADDRESS or ``ray start`` names, else start one here.
@@ -58,6 +57,9 @@ def _join_or_start() -> None:
     address = _running_cluster()
     # The workers' lines for the user come through ``console.worker_log``.
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Ray keeps the command line in its table of jobs, and shows it.
+    command_line = redacted(ray_utils.get_entrypoint_name())
+    ray_utils.get_entrypoint_name = lambda: command_line
     if address:
         try:
             ray.init(address=address, **quiet)
@@ -97,7 +99,15 @@ def _running_cluster() -> str | None:
     """
     named = os.environ.get("RAY_ADDRESS")
     if named:
-        if _HOST_AND_PORT.fullmatch(named) and not _answers(named):
+        if named in ("auto", "local"):
+            return named
+        host, _, port = named.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise UserError(
+                f"RAY_ADDRESS={named}: not the host and port of a Ray cluster, such as "
+                "10.0.0.5:6379; correct or unset RAY_ADDRESS"
+            )
+        if not _answers(named):
             raise UserError(
                 f"RAY_ADDRESS={named}: no Ray cluster answers there; start one with "
                 "`ray start --head` or unset RAY_ADDRESS"

@@ -29,6 +29,8 @@ from alexnet.training.checkpoint import load_train_state, load_weights
 from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
+from pipelines.preprocessing.source import is_sample
+from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import PreprocessResult, TrainResult
 from pipelines.settings import TrainCommandSettings, TrainSettings
@@ -52,7 +54,10 @@ FLUSH_TIMEOUT_S = 60
 def command(settings: TrainCommandSettings) -> Summary:
     """What the options request: a check of the devices, or a training."""
     stage_settings = settings.part(TrainSettings)
-    return device_check.run(stage_settings) if settings.check_devices else run(stage_settings)
+    if settings.check_devices:
+        # No shards are needed; the default data set is the sample.
+        return device_check.run(resolve_preset(stage_settings, of_sample=True))
+    return run(stage_settings)
 
 
 def run(
@@ -65,7 +70,9 @@ def run(
         preprocessed = newest(Workdir(settings.workdir), PreprocessResult, "train")
     shards = preprocessed.result.shards
     manifest = read_manifest(shards)
+    settings = resolve_preset(settings, of_sample=is_sample(manifest))
     recipe = resolve_recipe(settings)
+    stage_logger("train").info("%s", _numbers(settings, recipe))
     settings = with_recipe_numbers(settings, recipe)
     store = connect(settings)
     key = StageKey(
@@ -99,6 +106,15 @@ def run(
         usable=lambda result: registry.model_exists(store, result.model),
         work=work,
     )
+
+
+def _numbers(settings: TrainSettings, recipe: Recipe) -> str:
+    """The numbers of the training, and what set them."""
+    names = ("epochs", "batch_size", "learning_rate")
+    values = {"recipe": recipe.name} | {name: getattr(recipe, name) for name in names}
+    if settings.lr_drops:
+        values["lr_drops"] = " ".join(map(str, settings.lr_drops))
+    return describe(settings, values, default=f"recipe {recipe.name}")
 
 
 def _log_inputs(run: Run, recipe: Recipe, manifest: Manifest) -> None:

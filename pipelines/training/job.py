@@ -19,13 +19,15 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from alexnet import storage
-from alexnet.errors import UserError, one_line
+from alexnet.errors import UserError
 from alexnet.recipes import Recipe
 from pipelines import cluster
 from pipelines.cluster import KEEP_FREED_MEMORY, WorkerResources
 from pipelines.console.log import stage_logger
+from pipelines.console.redact import SecretUri, shortened
 from pipelines.console.worker_log import worker_log
-from pipelines.settings import TrainSettings, Workers
+from pipelines.setting_types import Workers
+from pipelines.settings import TrainSettings
 from pipelines.training import checkpointing
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
@@ -68,7 +70,7 @@ def train_to_the_end(
         settings=settings,
         recipe=recipe,
         shards=shards,
-        tracking_uri=tracking_uri,
+        tracking_uri=SecretUri(tracking_uri),
         run_id=run_id,
     )
     failures_left = settings.max_failures
@@ -83,7 +85,7 @@ def train_to_the_end(
             log.info(
                 "lost a worker (%s); resuming from the newest checkpoint, %d retries left "
                 "(--max-failures)",
-                one_line(cause)[:200],
+                shortened(cause, 200),
                 failures_left,
             )
             continue
