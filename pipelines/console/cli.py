@@ -133,10 +133,10 @@ def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> 
     chosen = from_file | given
     for value in chosen.values():
         remember_secrets(value)
-    preset = chosen.get("preset") or _default_preset(fields, chosen)
-    named = {key: value for key, value in _preset_values(preset).items() if key in fields}
-    if preset and "preset" in fields:
+    preset = chosen.get("preset")
+    if preset is None and (preset := _default_preset(fields, chosen)):
         chosen["preset"] = preset
+    named = {key: value for key, value in _preset_values(preset).items() if key in fields}
     origins = {key: os.path.basename(config or "") for key in from_file}
     origins |= {key: "--" + key.replace("_", "-") for key in given}
     try:

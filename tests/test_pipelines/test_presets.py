@@ -158,7 +158,7 @@ def test_settings_made_without_a_command_line_have_the_same_numbers(
     settings = TrainSettings(workdir=mlflow_workdir, recipe="paper", epochs=7)
     assert trained(settings, dataset) == RECIPE_NUMBERS | {"epochs": 7}
     assert trained(settings, sample) == SAMPLE_NUMBERS | {"epochs": 7}
-    whole = FullRunSettings(workdir=mlflow_workdir)
+    whole = FullRunSettings.model_validate({"workdir": mlflow_workdir})
     stage: Any = preprocess.run(whole.part(PreprocessSettings))
     assert stage.key.settings["rows_per_shard"] == 128
 

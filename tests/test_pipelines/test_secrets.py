@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import shlex
 import sys
 import warnings
@@ -13,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
-import cloudpickle
 import pytest
 import ray
 from ray._private import utils as ray_utils
@@ -200,15 +200,14 @@ class _Echo(BaseHTTPRequestHandler):
 def test_the_error_of_a_server_is_shown_without_secrets(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    def work(settings: Settings) -> Any:
+        return connect(settings)
+
     with HTTPServer(("127.0.0.1", 0), _Echo) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         uri = f"http://user:{SECRET}@127.0.0.1:{server.server_port}"
         options = ["--workdir", str(tmp_path), "--tracking-uri", uri]
-        status = exit_status(
-            lambda: run_script(Settings, lambda settings: connect(settings), "text"),  # type: ignore[arg-type]
-            "promote.py",
-            *options,
-        )
+        status = exit_status(lambda: run_script(Settings, work, "text"), "promote.py", *options)
         server.shutdown()
     out, err = capfd.readouterr()
     assert status == 2
@@ -260,7 +259,7 @@ def test_ray_trains_state_has_no_secret_and_the_workers_have_it(
     shown = schema._to_json_serializable_value(config)
     assert "127.0.0.1:9" in json.dumps(shown)
     assert_no_secret(json.dumps(shown) + repr(config))
-    loop = cloudpickle.loads(cloudpickle.dumps(config))["loop"]
+    loop = pickle.loads(pickle.dumps(config))["loop"]
     assert isinstance(loop, LoopConfig)
     assert loop.tracking_uri.reveal() == SERVER
 
@@ -271,7 +270,7 @@ def test_ray_datas_state_has_no_secret_and_the_actors_have_it() -> None:
     shown = exporter.sanitize_for_struct({"fn_constructor_args": (store, ["models:/a/1"])})
     assert "127.0.0.1:9" in json.dumps(shown)
     assert_no_secret(json.dumps(shown) + repr(store))
-    assert cloudpickle.loads(cloudpickle.dumps(store)).uri == SERVER
+    assert pickle.loads(pickle.dumps(store)).uri == SERVER
 
 
 def test_rays_table_of_jobs_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
