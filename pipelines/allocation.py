@@ -20,7 +20,7 @@ from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 from alexnet.errors import UserError
 from pipelines import cluster
 from pipelines.console.log import stage_logger
-from pipelines.settings import Device, Workers
+from pipelines.setting_types import Device, Workers
 
 SETTLE_S = 10.0
 """Seconds to wait for resources that a command which has just ended may still hold."""
@@ -231,11 +231,11 @@ def describe(nodes: Iterable[NodeResources]) -> str:
     return f"the cluster's nodes, which have {'; '.join(by_node)}"
 
 
-def waiting_for_workers(wanted: WorkerResources) -> str:
-    """What a command waits for whose workers have not started, and what is free."""
+def request_in_words(wanted: WorkerResources) -> str:
+    """Some workers and what is free, for a line about waiting for them."""
     total, free = total_nodes(), free_nodes()
-    return (
-        f"waiting for {wanted}; the cluster has {sum(node.cpus for node in total):g} CPUs, "
-        f"{sum(node.cpus for node in free):g} free, and {sum(node.gpus for node in total):g} GPUs, "
-        f"{sum(node.gpus for node in free):g} free"
-    )
+    words = [
+        f"{sum(node.cpus for node in total):g} CPUs, {sum(node.cpus for node in free):g} free",
+        f"{sum(node.gpus for node in total):g} GPUs, {sum(node.gpus for node in free):g} free",
+    ]
+    return f"{wanted}; the cluster has {', and '.join(words if wanted.gpus else words[:1])}"

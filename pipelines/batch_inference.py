@@ -6,6 +6,7 @@ status (ok or rejected), reason, and the lists labels, names and probabilities, 
     python pipelines/batch_inference.py --images /data/photos --output /data/predictions
 """
 
+import math
 import time
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.sources.visible import visible_files
 from pipelines import cluster
-from pipelines.allocation import actor_resources, waiting_for_workers
+from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.cli import run_script
 from pipelines.console.progress import Progress
@@ -75,15 +76,12 @@ def _predict(
 ) -> int:
     """Write predictions as they are computed; returns the number of rejected files."""
     cluster.connect()
-    workers = (settings.num_workers, settings.num_workers)
-    resources = actor_resources(workers, settings.device, tasks=True)
+    resources = actor_resources(settings.num_workers, settings.device, tasks=True)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    table = pa.table({"path": [f.path for f in files], "size": [f.size for f in files]})
     job = (
-        ray.data.from_arrow(table)
-        .repartition(max(1, min(len(files) // settings.batch_size, MAX_BLOCKS)))
+        ray.data.from_arrow(_blocks(files, settings.batch_size))
         .map_batches(
             read_and_decode,
             batch_size=settings.batch_size,
@@ -107,7 +105,7 @@ def _predict(
             "batch_inference",
             len(files),
             "images",
-            waiting_for=lambda: waiting_for_workers(resources),
+            waiting_for=lambda: "results of " + request_in_words(resources),
         ),
         0,
     )
@@ -122,6 +120,17 @@ def _predict(
             rejected += rows["status"].to_pylist().count("rejected")
             progress.add(len(rows), f"{rejected} rejected")
     return rejected
+
+
+def _blocks(files: list[storage.File], batch_size: int) -> list[pa.Table]:
+    """The list of files in blocks of whole batches.
+
+    ``Dataset.repartition`` would need a CPU of its own, which may not be free beside the actors.
+    """
+    table = pa.table({"path": [f.path for f in files], "size": [f.size for f in files]})
+    batches = math.ceil(len(files) / batch_size)
+    rows = batch_size * math.ceil(batches / MAX_BLOCKS)
+    return [table.slice(first, rows) for first in range(0, len(files), rows)]
 
 
 def main() -> NoReturn:

@@ -2,17 +2,18 @@
 
 import logging
 import os
-import re
 import secrets
 import socket
 import threading
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError
 
 from alexnet.errors import UserError, one_line
 from pipelines.console.interrupt import restore_handlers, run_in_thread
+from pipelines.console.redact import redacted
 from pipelines.console.watchdog import Watchdog
 
 GIB = 2**30
@@ -38,8 +39,6 @@ _CONNECTING = threading.Lock()
 
 _STARTED = threading.Event()
 """Set when this process has started a cluster."""
-
-_HOST_AND_PORT = re.compile(r".+:\d+")
 
 
 def connect() -> None:
@@ -69,6 +68,9 @@ def _join_or_start() -> None:
     address = _running_cluster()
     # The workers' lines for the user come through ``console.worker_log``.
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Ray keeps the command line in its table of jobs, and shows it.
+    command_line = redacted(ray_utils.get_entrypoint_name())
+    ray_utils.get_entrypoint_name = lambda: command_line
     if address:
         try:
             ray.init(address=address, **quiet)
@@ -109,7 +111,15 @@ def _running_cluster() -> str | None:
     """
     named = os.environ.get("RAY_ADDRESS")
     if named:
-        if _HOST_AND_PORT.fullmatch(named) and not _answers(named):
+        if named in ("auto", "local"):
+            return named
+        host, _, port = named.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise UserError(
+                f"RAY_ADDRESS={named}: not the host and port of a Ray cluster, such as "
+                "10.0.0.5:6379; correct or unset RAY_ADDRESS"
+            )
+        if not _answers(named):
             raise UserError(
                 f"RAY_ADDRESS={named}: no Ray cluster answers there; start one with "
                 "`ray start --head` or unset RAY_ADDRESS"

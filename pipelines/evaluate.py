@@ -24,7 +24,7 @@ from alexnet.provenance import code_version
 from alexnet.shards.codec import decode_images
 from alexnet.shards.format import Manifest, read_row_group, write_table
 from pipelines import cluster, stages
-from pipelines.allocation import actor_resources, waiting_for_workers
+from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
@@ -166,7 +166,7 @@ def _predict(settings: EvaluateSettings, manifest: Manifest, uris: list[str], ru
         "evaluate",
         manifest.rows("val"),
         "images",
-        waiting_for=lambda: waiting_for_workers(resources),
+        waiting_for=lambda: "results of " + request_in_words(resources),
     )
     with without_actor_pool_note(), progress:
         for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -17,6 +17,7 @@ from alexnet.provenance import code_version
 from alexnet.sources.read import read_source
 from pipelines import stages
 from pipelines.console.cli import Summary, run_script
+from pipelines.console.log import stage_logger
 from pipelines.preprocessing.dataset import (
     create_dataset,
     encoding_of,
@@ -27,6 +28,7 @@ from pipelines.preprocessing.dry_run import inspect
 from pipelines.preprocessing.job import start_ray_early
 from pipelines.preprocessing.report import log_result, log_source
 from pipelines.preprocessing.source import check_md5, index_source, source_uri
+from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome, finished_records
 from pipelines.results import PreprocessResult, VerifyResult
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
@@ -53,6 +55,7 @@ class VerifiedOutcome:
 
 def command(settings: PreprocessCommandSettings) -> Summary:
     """What the options request: a dry run, or a data set that may be verified then."""
+    settings = resolve_preset(settings, of_sample=settings.source is None)
     if settings.check_md5:
         check_md5(source_uri(settings))
     if settings.dry_run:
@@ -69,9 +72,12 @@ def run(
     settings: PreprocessSettings, parent: Parent | None = None
 ) -> StageOutcome[PreprocessResult]:
     """Preprocess, unless it has been done."""
+    settings = resolve_preset(settings, of_sample=settings.source is None)
     storage.make_folder(settings.workdir)
     uri = source_uri(settings)
     source = index_source(settings, uri)
+    line = describe(settings, {"rows_per_shard": settings.rows_per_shard})
+    stage_logger("preprocess").info("%s", line)
     if not finished_records(Workdir(settings.workdir), "preprocess"):
         start_ray_early()
     key = StageKey(

@@ -1,6 +1,16 @@
-"""Named defaults. A preset's values stand between the built-in ones and a ``--config`` file's."""
+"""Named defaults. A preset's values stand between the built-in ones and a ``--config`` file's.
 
-from typing import Any
+Without a chosen preset, the embedded sample has the preset ``sample`` and all other images have
+``none``, so that their numbers are those of the recipe.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pipelines.setting_types import PresetName
+from pipelines.settings import StageSettings
+
+S = TypeVar("S", bound=StageSettings)
 
 SAMPLE: dict[str, Any] = {
     "recipe": "source145",
@@ -56,4 +66,50 @@ Result to expect, from the authors' own log of ``source145``: 40.7 % top-1 and 1
 on the validation images with ten views.
 """
 
-PRESETS = {"sample": SAMPLE, "imagenette": IMAGENETTE, "ilsvrc2012": ILSVRC2012}
+PRESETS: dict[str, Mapping[str, Any]] = {
+    "none": {},
+    "sample": SAMPLE,
+    "imagenette": IMAGENETTE,
+    "ilsvrc2012": ILSVRC2012,
+}
+
+
+def resolve_preset(settings: S, *, of_sample: bool) -> S:
+    """The settings with the values of the data set's preset, unless a preset was chosen.
+
+    Args:
+        settings: those that are given keep their values.
+        of_sample: whether the images are the embedded sample's.
+    """
+    if settings.preset:
+        return settings
+    name: PresetName = "sample" if of_sample else "none"
+    fields = type(settings).model_fields
+    values = {key: value for key, value in PRESETS[name].items() if key in fields}
+    chosen = {"workdir": settings.workdir} | settings.given | {"preset": name}
+    return type(settings).model_validate(values | chosen).with_origins(settings.origins)
+
+
+def describe(settings: StageSettings, values: Mapping[str, Any], default: str = "default") -> str:
+    """``epochs 90 (recipe paper), batch size 16 (--batch-size)``: values, and what set them.
+
+    Args:
+        settings: of the stage, with their preset's values.
+        values: what the stage uses, by the name of the setting.
+        default: what sets a value whose setting is None.
+    """
+    preset = PRESETS[settings.preset or "none"]
+
+    def origin(name: str) -> str:
+        value = getattr(settings, name)
+        if name in settings.origins:
+            return settings.origins[name]
+        if value is None:
+            return default
+        if preset.get(name) == value:
+            return f"preset {settings.preset}"
+        return "given" if name in settings.given else "default"
+
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value} ({origin(name)})" for name, value in values.items()
+    )

@@ -5,82 +5,31 @@ A stage's class holds the settings it reads; ``full_run`` has them all. A settin
 only where and how fast the stage runs.
 """
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from alexnet import storage
+from pipelines.setting_types import (
+    Device,
+    Epochs,
+    ModelUri,
+    ModelUris,
+    OneOrTen,
+    OneOrTwo,
+    Origins,
+    PathOrUri,
+    PresetName,
+    RegisteredName,
+    Switch,
+    TrackingUri,
+    Workers,
+)
 
 S = TypeVar("S", bound="Settings")
 
 StageName = Literal["preprocess", "train", "evaluate", "promote"]
-Device = Literal["auto", "cpu", "cuda"]
-
-PathOrUri = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
-"""A local path, made absolute because Ray's workers run elsewhere, or an s3:// or gs:// URI."""
-
-
-def _number(value: Any) -> Any:
-    """A number from the command line, where everything is text: no ``Literal`` reads it."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-def _on_or_off(value: Any) -> bool:
-    """``on`` and ``off`` from the command line; YAML reads the bare words as true and false."""
-    if isinstance(value, bool):
-        return value
-    if value in ("on", "off"):
-        return bool(value == "on")
-    raise ValueError("on or off")
-
-
-def _range(value: Any) -> Any:
-    """``4`` and ``"4"`` are four at least and at most, ``"1:4"`` is one to four."""
-    if isinstance(value, int | str):
-        ends = str(value).split(":")
-        if len(ends) > 2 or not all(end.isdecimal() for end in ends):
-            raise ValueError("a number, or the least and the most, as in 1:4")
-        return int(ends[0]), int(ends[-1])
-    return value
-
-
-def _least_first(value: tuple[int, int]) -> tuple[int, int]:
-    if not 1 <= value[0] <= value[1]:
-        raise ValueError("at least 1, and the smaller number first, as in 1:4")
-    return value
-
-
-def _range_text(value: tuple[int, int]) -> int | str:
-    return value[0] if value[0] == value[1] else f"{value[0]}:{value[1]}"
-
-
-Workers = Annotated[
-    tuple[int, int],
-    BeforeValidator(_range),
-    AfterValidator(_least_first),
-    PlainSerializer(_range_text),
-]
-"""The least and the most workers; as text, ``4`` or ``1:4``."""
-
-OneOrTwo = Annotated[Literal[1, 2], BeforeValidator(_number)]
-Switch = Annotated[
-    bool, BeforeValidator(_on_or_off), PlainSerializer(lambda value: "on" if value else "off")
-]
-"""A setting with the words ``on`` and ``off``, unlike a flag, which has none."""
-
-
-def is_switch(field: FieldInfo) -> bool:
-    """Whether a field is a ``Switch``."""
-    return field.annotation is bool and bool(field.metadata)
 
 
 def option(default: Any, description: str, *, result: bool = False, **bounds: Any) -> Any:
@@ -98,10 +47,12 @@ class Settings(BaseModel):
     workdir: PathOrUri = option(
         "work", "folder for shards, checkpoints, records and the tracking store"
     )
-    tracking_uri: str | None = option(
-        None, "MLflow tracking store; by default an SQLite file in the workdir"
+    tracking_uri: TrackingUri | None = option(
+        None, "MLflow tracking store; by default an SQLite file in the workdir", repr=False
     )
     experiment: str = option("alexnet", "MLflow experiment", min_length=1)
+
+    _origins: Origins = PrivateAttr(default_factory=Origins)
 
     def results(self) -> dict[str, Any]:
         """The settings that decide the stage's result."""
@@ -111,9 +62,28 @@ class Settings(BaseModel):
             if isinstance(field.json_schema_extra, dict) and field.json_schema_extra["result"]
         }
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that are not defaults."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Where settings were given: ``--epochs`` or a file's name."""
+        return self._origins.given
+
+    def with_origins(self, origins: Mapping[str, str]) -> Self:
+        """The same settings, given there."""
+        copy = self.model_copy()
+        copy._origins = Origins(origins)
+        return copy
+
     def part(self, kind: type[S]) -> S:
         """These settings as those of one stage."""
-        return kind.model_validate({name: getattr(self, name) for name in kind.model_fields})
+        given = {name: value for name, value in self.given.items() if name in kind.model_fields}
+        # The default is relative to the working directory in which it became absolute.
+        given["workdir"] = self.workdir
+        return kind.model_validate(given).with_origins(self.origins)
 
     @model_validator(mode="after")
     def _remote_workdir_needs_a_server(self) -> Self:
@@ -127,8 +97,10 @@ class Settings(BaseModel):
 class StageSettings(Settings):
     """What the stages of the workflow share."""
 
-    preset: Literal["sample", "imagenette", "ilsvrc2012"] = option(
-        "sample", "named defaults, see pipelines/presets.py"
+    preset: PresetName | None = option(
+        None,
+        "named defaults, see pipelines/presets.py; by default sample for the embedded sample and "
+        "none for other images",
     )
     seed: int = option(
         0, "decides the shuffle, initial weights, crops and dropout", result=True, ge=0, lt=2**32
@@ -177,7 +149,7 @@ class TrainSettings(StageSettings):
     learning_rate: float | None = option(
         None, "first learning rate; by default the recipe's", result=True, gt=0, le=10
     )
-    lr_drops: list[Annotated[int, Field(ge=1)]] | None = option(
+    lr_drops: Epochs | None = option(
         None,
         "epochs after which the learning rate is divided by 10; by default the recipe's rule",
         result=True,
@@ -244,10 +216,9 @@ class TrainCommandSettings(TrainSettings):
 class EvaluateSettings(StageSettings):
     """Settings of ``evaluate``."""
 
-    model: list[str] | None = option(
+    model: ModelUris | None = option(
         None,
         "MLflow models; several are averaged; by default the newest trained one",
-        min_length=1,
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
     num_workers: Workers = option(1, "actors that hold the models; 1:4: as for training")
@@ -256,9 +227,7 @@ class EvaluateSettings(StageSettings):
 class PromoteSettings(StageSettings):
     """Settings of ``promote``."""
 
-    registered_model: str = option(
-        "alexnet", "name in the model registry", result=True, min_length=1, pattern=r"^[^/:]+$"
-    )
+    registered_model: RegisteredName = option("alexnet", "name in the model registry", result=True)
     champion: Literal["better", "always", "never"] = option(
         "better", "when the alias champion moves to this model", result=True
     )
@@ -284,11 +253,9 @@ class BatchInferenceSettings(Settings):
 
     images: PathOrUri = option(..., "folder of images, searched through all its subfolders")
     output: PathOrUri = option(..., "folder for the predictions, in Parquet; must not exist yet")
-    model: str = option("models:/alexnet@champion", "MLflow model")
+    model: ModelUri = option("models:/alexnet@champion", "MLflow model")
     top_k: int = option(5, "labels for each image", ge=1)
-    views: Annotated[Literal[1, 10], BeforeValidator(_number)] = option(
-        10, "crops averaged: ten as in 2012, or the central one"
-    )
+    views: OneOrTen = option(10, "crops averaged: ten as in 2012, or the central one")
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
-    num_workers: int = option(1, "actors that hold the model", ge=1)
+    num_workers: Workers = option(1, "actors that hold the model; 1:4: as for training")
     batch_size: int = option(32, "images given to a model at once", ge=1)

@@ -9,7 +9,7 @@ changed. A record of a stage that started and did not finish holds the MLflow ru
 import contextlib
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.lock import exclusive_lock
@@ -24,6 +24,7 @@ from pipelines.records import (
     start,
 )
 from pipelines.results import StageResult
+from pipelines.setting_types import on_or_off
 from pipelines.settings import StageSettings
 from pipelines.tracking import server
 from pipelines.tracking.run import Run, active_run, open_run, run_exists
@@ -141,6 +142,13 @@ def _description(result: StageResult) -> str:
     return " · ".join(words)
 
 
+def _as_written(value: Any) -> str:
+    """A setting's value as users write it."""
+    if isinstance(value, bool):
+        return on_or_off(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _difference(previous: StageKey, key: StageKey) -> str:
     """What has changed since an earlier run, in words."""
     for kind, old, new in (
@@ -151,6 +159,7 @@ def _difference(previous: StageKey, key: StageKey) -> str:
         if changed:
             name = changed[0]
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            return f"{kind} {name} changed from {old.get(name)} to {new.get(name)}{more}"
+            before, now = _as_written(old.get(name)), _as_written(new.get(name))
+            return f"{kind} {name} changed from {before} to {now}{more}"
     assert previous.code != key.code
     return "its code has changed"

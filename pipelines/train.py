@@ -30,6 +30,8 @@ from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
 from pipelines.datasets import locked_dataset
+from pipelines.preprocessing.source import is_sample
+from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome
 from pipelines.results import PreprocessResult, TrainResult
 from pipelines.settings import TrainCommandSettings, TrainSettings
@@ -53,7 +55,10 @@ FLUSH_TIMEOUT_S = 60
 def command(settings: TrainCommandSettings) -> Summary:
     """What the options request: a check of the devices, or a training."""
     stage_settings = settings.part(TrainSettings)
-    return device_check.run(stage_settings) if settings.check_devices else run(stage_settings)
+    if settings.check_devices:
+        # No shards are needed; the default data set is the sample.
+        return device_check.run(resolve_preset(stage_settings, of_sample=True))
+    return run(stage_settings)
 
 
 def run(
@@ -69,7 +74,9 @@ def run(
 def _run(
     settings: TrainSettings, parent: Parent | None, manifest: Manifest
 ) -> StageOutcome[TrainResult]:
+    settings = resolve_preset(settings, of_sample=is_sample(manifest))
     recipe = resolve_recipe(settings)
+    stage_logger("train").info("%s", _numbers(settings, recipe))
     settings = with_recipe_numbers(settings, recipe)
     store = connect(settings)
     key = StageKey(
@@ -103,6 +110,15 @@ def _run(
         usable=lambda result: registry.model_exists(store, result.model),
         work=work,
     )
+
+
+def _numbers(settings: TrainSettings, recipe: Recipe) -> str:
+    """The numbers of the training, and what set them."""
+    names = ("epochs", "batch_size", "learning_rate")
+    values = {"recipe": recipe.name} | {name: getattr(recipe, name) for name in names}
+    if settings.lr_drops:
+        values["lr_drops"] = " ".join(map(str, settings.lr_drops))
+    return describe(settings, values, default=f"recipe {recipe.name}")
 
 
 def _log_inputs(run: Run, recipe: Recipe, manifest: Manifest) -> None:

@@ -28,12 +28,16 @@ from PIL import Image
 from scipy.io import savemat
 
 from alexnet import storage
+from alexnet.sources.labels import Label
 from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """Names of the classes, in the order of their indices."""
 
 _WNIDS = tuple(f"n{digit:08d}" for digit in range(10))
+LABELS = tuple(map(Label, _WNIDS, WORDS))
+"""The classes, by label."""
+
 _IDS = tuple(7 * digit % 10 + 1 for digit in range(10))
 _META_FIELDS = (
     "ILSVRC2012_ID",

@@ -41,7 +41,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
     """The path, independent of the working directory; a URI loses only slashes at its end.
 
     Raises:
-        UserError: a URI contains a query, a password or a port.
+        UserError: a URI contains a query, a user, a password or a port.
     """
     text = os.fspath(path)
     if is_remote(text):

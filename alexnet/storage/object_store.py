@@ -26,20 +26,22 @@ def check_uri(uri: str) -> str:
     """The URI without slashes at its end.
 
     Raises:
-        UserError: it contains a query, a password or a port, which belong in the environment.
+        UserError: it contains a query, a user, a password or a port: these belong in the
+            environment.
     """
     scheme, _, rest = uri.partition("://")
     bucket = rest.partition("/")[0]
-    if ":" in bucket:
-        without_password = f"{scheme}://{rest[rest.rfind('@') + 1 :]}"
+    user, at, _ = bucket.rpartition("@")
+    if ":" in bucket or (at and (scheme, user) != ("gs", "anonymous")):
         raise UserError(
-            f"{without_password}: a URI can't contain a password or a port; set credentials as "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a server as AWS_ENDPOINT_URL"
+            f"{scheme}://{rest.rpartition('@')[2]}: a URI can't contain a user, a password or a "
+            "port; set credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a server as "
+            "AWS_ENDPOINT_URL"
         )
     if "?" in uri:
         raise UserError(
-            f"{uri}: a URI can't contain a query; set a server as AWS_ENDPOINT_URL, a region as "
-            "AWS_REGION"
+            f"{uri.partition('?')[0]}: a URI can't contain a query; set a server as "
+            "AWS_ENDPOINT_URL, a region as AWS_REGION"
         )
     return uri.rstrip("/")
 

@@ -14,10 +14,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, Literal, NoReturn, Protocol, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -32,31 +31,13 @@ from alexnet.errors import (
     one_line,
 )
 from pipelines.console import interrupt
+from pipelines.console.config_file import read_config_file
 from pipelines.console.log import current_log_file, log_file, show_in_terminal
-from pipelines.console.redact import redacted
+from pipelines.console.redact import redacted, redacted_output, remember_secrets, shortened
 from pipelines.presets import PRESETS
-from pipelines.settings import (
-    BatchInferenceSettings,
-    FullRunSettings,
-    PreprocessCommandSettings,
-    S,
-    TrainCommandSettings,
-    is_switch,
-)
+from pipelines.setting_types import is_switch
+from pipelines.settings import S
 from pipelines.workdir import Workdir
-
-KNOWN_KEYS = {
-    field.alias or name
-    for kind in (
-        FullRunSettings,
-        PreprocessCommandSettings,
-        TrainCommandSettings,
-        BatchInferenceSettings,
-    )
-    for name, field in kind.model_fields.items()
-}
-"""One file may serve all scripts, so a ``--config`` file may hold any script's settings."""
-
 
 REMEDIES: Mapping[type[UserError], str] = {
     MissingDatasetError: "run pipelines/preprocess.py first",
@@ -97,10 +78,11 @@ def run_script(kind: type[S], work: Callable[[S], Summary], description: str | N
 
 def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoReturn:
     try:
-        settings = read_settings(kind, sys.argv[1:], description)
-        name = _program().removesuffix(".py").replace(" ", "-")
-        with log_file(Workdir(settings.workdir), name), _failures_logged():
-            result = work(settings)
+        with redacted_output():
+            settings = read_settings(kind, sys.argv[1:], description)
+            name = _program().removesuffix(".py").replace(" ", "-")
+            with log_file(Workdir(settings.workdir), name), _failures_logged():
+                result = work(settings)
     except UserError as error:
         _exit(2, f"{_program()}: {explain(error)}")
     except interrupt.Interrupted as error:
@@ -116,7 +98,7 @@ def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoRet
         _exit(1, f"{_program()}: failed: {one_line(error)}")
     except Exception as error:
         print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
-        _exit(1, f"{_program()}: failed: {one_line(error)[:500]}")
+        _exit(1, f"{_program()}: failed: {shortened(error, 500)}")
     sys.stderr.flush()
     print(json.dumps(result.to_json()), flush=True)
     # Ray's threads may still report a lost node; nothing may follow the last line.
@@ -156,16 +138,39 @@ def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> 
     """
     given = vars(_parser(kind, description).parse_args(arguments))
     config = given.pop("config", None)
-    from_file = _read_config(config) if config else {}
+    from_file = read_config_file(config) if config else {}
     fields = {field.alias or name for name, field in kind.model_fields.items()}
-    chosen = {key: value for key, value in from_file.items() if key in fields} | given
-    preset = chosen.get("preset", "sample")
-    named = PRESETS.get(preset, {}) if "preset" in fields else {}
-    values = {key: value for key, value in named.items() if key in fields} | chosen
+    from_file = {key: value for key, value in from_file.items() if key in fields}
+    chosen = from_file | given
+    for value in chosen.values():
+        remember_secrets(value)
+    preset = chosen.get("preset")
+    if preset is None and (preset := _default_preset(fields, chosen)):
+        chosen["preset"] = preset
+    named = {key: value for key, value in _preset_values(preset).items() if key in fields}
+    origins = {key: os.path.basename(config or "") for key in from_file}
+    origins |= {key: "--" + key.replace("_", "-") for key in given}
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(named | chosen).with_origins(origins)
     except ValidationError as error:
-        raise UserError(_explain(error, config, given)) from error
+        where = {key: f"preset {preset}: {key}" for key in named}
+        where |= {key: f"{config}: {key}" for key in from_file}
+        raise UserError(_explain(error, where | {key: origins[key] for key in given})) from error
+
+
+def _default_preset(fields: Set[str], chosen: Mapping[str, Any]) -> str | None:
+    """The preset of the images to preprocess; None if another stage will find its own data set."""
+    if "source" not in fields:
+        return None
+    if chosen.get("source") is not None:
+        return "none"
+    first = chosen.get("only") or chosen.get("from") or "preprocess"
+    return "sample" if first == "preprocess" else None
+
+
+def _preset_values(preset: object) -> Mapping[str, Any]:
+    """The values of a preset, none if there is no such preset: validation reports that."""
+    return next((values for name, values in PRESETS.items() if name == preset), {})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -216,7 +221,9 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def _is_list(field: FieldInfo) -> bool:
-    return any(get_origin(part) is list for part in get_args(field.annotation))
+    """Whether a field is a list or None, whatever else its type says about them."""
+    parts = get_args(field.annotation)
+    return any(get_origin(get_args(part)[0] if get_args(part) else part) is list for part in parts)
 
 
 def _default_text(field: FieldInfo) -> str:
@@ -227,24 +234,13 @@ def _default_text(field: FieldInfo) -> str:
     return "" if field.default is None or field.default is False else f" [{field.default}]"
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: can't be read as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: settings are lines of the form 'epochs: 5'")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in values:
-        if key not in KNOWN_KEYS:
-            near = difflib.get_close_matches(key, KNOWN_KEYS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{path}: {key}: no such setting{hint}")
-    return values
+def _explain(error: ValidationError, where: Mapping[str, str]) -> str:
+    """The first problem.
 
-
-def _explain(error: ValidationError, config: str | None, given: Mapping[str, Any]) -> str:
+    Args:
+        error: from the validation of settings.
+        where: by the setting's name, what set it.
+    """
     problem = error.errors()[0]
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
@@ -252,8 +248,9 @@ def _explain(error: ValidationError, config: str | None, given: Mapping[str, Any
     key = str(problem["loc"][0])
     if problem["type"] == "missing":
         return f"--{key.replace('_', '-')} is required; see --help"
-    where = f"--{key.replace('_', '-')}" if key in given else f"{config or 'preset'}: {key}"
-    return f"{where}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+    message = f"{where.get(key, key)}: {message[0].lower()}{message[1:]}"
+    # A URI may contain a secret; the messages about URIs say what is wrong in them.
+    return message if "://" in str(problem["input"]) else f"{message}, not {problem['input']!r}"
 
 
 def _program() -> str:

@@ -26,8 +26,8 @@ class Progress:
     unit: str
     task: str = ""
     """What is done, if the stage does more than one thing."""
-    waiting_for: Callable[[], str] = lambda: ""
-    """What else to say when nothing has been done for a while."""
+    waiting_for: Callable[[], str] = lambda: "more"
+    """What is waited for when nothing has been done for a while."""
     done: int = 0
     started: float = field(default_factory=time.monotonic)
     printed: float = field(default_factory=time.monotonic)
@@ -83,7 +83,7 @@ class Progress:
         return f"{self.task}: {line}" if self.task else line
 
     def _standstill(self) -> str:
-        return self._line("waiting for more", self.waiting_for())
+        return self._line(f"waiting for {self.waiting_for()}")
 
 
 def duration(seconds: float) -> str:

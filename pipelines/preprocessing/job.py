@@ -15,7 +15,7 @@ from alexnet.errors import UserError
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, read_result
 from pipelines import cluster
-from pipelines.allocation import WorkerResources, waiting_for_workers
+from pipelines.allocation import WorkerResources, request_in_words
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
@@ -99,7 +99,7 @@ def make_shards(
         "preprocess",
         sum(task.rows for task in missing),
         "images",
-        waiting_for=lambda: waiting_for_workers(WorkerResources(workers, 0, 1)),
+        waiting_for=lambda: "results of " + request_in_words(WorkerResources(workers, 0, 1)),
     )
     with without_actor_pool_note(), progress:
         for row in job.iter_rows():

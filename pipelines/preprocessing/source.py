@@ -1,11 +1,14 @@
 """The source of ``preprocess``: where it is, what it holds, and whether it was downloaded whole."""
 
+import posixpath
+
 from alexnet import storage
 from alexnet.errors import UserError
+from alexnet.shards.format import Manifest
 from alexnet.sources import imagenette
 from alexnet.sources.md5 import OFFICIAL, verify
 from alexnet.sources.read import Source, read_source
-from alexnet.sources.sample import write_sample
+from alexnet.sources.sample import LABELS, write_sample
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.watchdog import Watchdog
@@ -18,6 +21,8 @@ MB = 10**6
 def source_uri(settings: PreprocessSettings) -> str:
     """The given source, or the preset's own, which is written or downloaded if it is missing.
 
+    Without a preset it is the sample.
+
     Raises:
         UserError: there is no such folder, or the preset has no source of its own.
     """
@@ -25,7 +30,7 @@ def source_uri(settings: PreprocessSettings) -> str:
         if not storage.exists(settings.source):
             raise UserError(f"{settings.source}: no such folder; correct --source")
         return settings.source
-    if settings.preset == "sample":
+    if settings.preset in (None, "sample"):
         folder = Workdir(settings.workdir).sample
         write_sample(folder)
         return folder
@@ -34,10 +39,18 @@ def source_uri(settings: PreprocessSettings) -> str:
         return imagenette.fetch(
             settings.workdir, lambda: log.info("downloading Imagenette (1.6 GB)")
         )
-    raise UserError(
-        "--source is required with --preset ilsvrc2012: the folder with the official archives, "
-        "which image-net.org gives to registered users"
-    )
+    if settings.preset == "ilsvrc2012":
+        raise UserError(
+            "--source is required with --preset ilsvrc2012: the folder with the official archives, "
+            "which image-net.org gives to registered users"
+        )
+    raise UserError("--source is required with --preset none: the folder with the images")
+
+
+def is_sample(manifest: Manifest) -> bool:
+    """Whether a data set was made from the embedded sample, in this workdir or before it moved."""
+    folder = posixpath.basename(Workdir("").sample)
+    return manifest.labels == LABELS and posixpath.basename(manifest.source) == folder
 
 
 def index_source(settings: PreprocessSettings, uri: str) -> Source:

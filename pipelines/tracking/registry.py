@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alexnet.errors import UserError, one_line
+from alexnet.errors import UserError
+from pipelines.console.redact import shortened
 from pipelines.tracking.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def get_model_info(store: Store, uri: str) -> ModelInfo:
 
 
 def _no_model(uri: str, error: Exception) -> UserError:
-    reason = one_line(error)[:200]
+    reason = shortened(error, 200)
     return UserError(
         f"{uri}: no AlexNet model can be loaded from there ({reason}); "
         "train and promote one first, or give another --model"

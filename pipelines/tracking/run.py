@@ -157,9 +157,9 @@ class Run:
         mlflow.log_metrics(dict(values), step=step, run_id=self.run_id)
 
     def set_tags(self, values: Mapping[str, str]) -> None:
-        """Set tags."""
+        """Set tags, without secrets."""
         for name, value in values.items():
-            self.store.client.set_tag(self.run_id, name, value)
+            self.store.client.set_tag(self.run_id, name, redacted(value))
 
     def set_description(self, markdown: str) -> None:
         """Set the description at the top of the run's page."""
@@ -180,7 +180,7 @@ class Run:
     def log_dataset(self, name: str, digest: str, uri: str, context: str, profile: str) -> None:
         """Log a data set as an input of the run."""
         source = '{"uri": "' + redacted(uri).replace('"', "%22") + '"}'
-        dataset = Dataset(name, digest[:DIGEST_LENGTH], "local", source, profile=profile)
+        dataset = Dataset(redacted(name), digest[:DIGEST_LENGTH], "local", source, profile=profile)
         tags = [InputTag("mlflow.data.context", context)]
         self.store.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 

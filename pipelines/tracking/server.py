@@ -60,8 +60,8 @@ def check_reachable(uri: str | None) -> None:
     """
     if uri and (reason := connection_error(uri)):
         raise UserError(
-            f"tracking server {redacted(uri)} does not answer ({reason}); start it or correct "
-            "--tracking-uri"
+            f"tracking server {redacted(uri)} does not answer ({redacted(reason)}); start it or "
+            "correct --tracking-uri"
         )
 
 

@@ -13,10 +13,11 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from requests import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
-from alexnet.errors import UserError, one_line
+from alexnet.errors import UserError
 from pipelines.console.lock import exclusive_lock
-from pipelines.console.redact import redacted
+from pipelines.console.redact import SecretUri, redacted, shortened
 from pipelines.settings import Settings
 from pipelines.tracking import server
 from pipelines.workdir import Workdir
@@ -35,8 +36,13 @@ T = TypeVar("T")
 class Store:
     """An MLflow tracking store, and the experiment in it."""
 
-    uri: str
+    address: SecretUri
     experiment_id: str
+
+    @property
+    def uri(self) -> str:
+        """The store's URI, with its secrets."""
+        return self.address.reveal()
 
     @property
     def client(self) -> MlflowClient:
@@ -74,8 +80,8 @@ class Store:
     def ui_command(self) -> str:
         """The command, or the address, that shows the runs in a browser."""
         if self.uri.startswith("http"):
-            return f"open {redacted(self.uri)}"
-        return f"mlflow ui --backend-store-uri {redacted(self.uri)}"
+            return f"open {self.address}"
+        return f"mlflow ui --backend-store-uri {self.address}"
 
 
 def connect(settings: Settings) -> Store:
@@ -93,11 +99,13 @@ def connect(settings: Settings) -> Store:
     # The first process creates the database's tables, which two can't do at the same time.
     with exclusive_lock(workdir, "tracking", "tracking"):
         try:
-            return Store(uri, _experiment(uri, settings.experiment, artifacts))
-        except MlflowException as error:
+            return Store(SecretUri(uri), _experiment(uri, settings.experiment, artifacts))
+        except UserError:
+            raise
+        # ValueError: no valid URI of a database. ImportError: the database's driver is missing.
+        except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
             raise UserError(
-                f"tracking store {redacted(uri)}: {redacted(one_line(error))[:300]}; "
-                "check --tracking-uri"
+                f"tracking store {redacted(uri)}: {shortened(error, 300)}; check --tracking-uri"
             ) from error
 
 
@@ -144,4 +152,4 @@ def require_server(uri: str) -> Iterator[None]:
     except (MlflowException, RequestException) as error:
         if not _no_answer(error):
             raise
-        raise server.unavailable_error(uri, one_line(error)[:300]) from error
+        raise server.unavailable_error(uri, shortened(error, 300)) from error

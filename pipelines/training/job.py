@@ -24,13 +24,15 @@ from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.recipes import Recipe
 from pipelines import cluster
-from pipelines.allocation import WorkerResources, training_resources, waiting_for_workers
+from pipelines.allocation import WorkerResources, request_in_words, training_resources
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.interrupt import run_in_thread
 from pipelines.console.log import stage_logger
+from pipelines.console.redact import SecretUri, shortened
 from pipelines.console.watchdog import Watchdog
 from pipelines.console.worker_log import worker_log
-from pipelines.settings import Device, TrainSettings, Workers
+from pipelines.setting_types import Device, Workers
+from pipelines.settings import TrainSettings
 from pipelines.training import checkpointing
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
@@ -76,7 +78,7 @@ def train_to_the_end(
         settings=settings,
         recipe=recipe,
         shards=shards,
-        tracking_uri=tracking_uri,
+        tracking_uri=SecretUri(tracking_uri),
         run_id=run_id,
     )
     resources = _resources(settings, folder)
@@ -92,7 +94,7 @@ def train_to_the_end(
             log.info(
                 "lost a worker (%s); resuming from the newest checkpoint, %d retries left "
                 "(--max-failures)",
-                one_line(cause)[:200],
+                shortened(cause, 200),
                 failures_left,
             )
             continue
@@ -143,7 +145,7 @@ def _fit(
 
     def waiting_for() -> str | None:
         if _requested(resources):
-            return waiting_for_workers(resources)
+            return f"waiting for {request_in_words(resources)}"
         return None if started.is_set() else "waiting for the workers to start"
 
     with worker_log("train", started.set) as lines, Watchdog("train", waiting_for):

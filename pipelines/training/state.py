@@ -29,6 +29,7 @@ from alexnet.training.ddp import wrap_ddp
 from alexnet.training.ema import EMA
 from alexnet.training.loop import TrainContext
 from alexnet.training.optimizer import MomentumSGD, build_optimizer
+from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
 from pipelines.tracking import server
 from pipelines.tracking.metric_writer import MetricWriter
@@ -44,7 +45,7 @@ class LoopConfig:
     recipe: Recipe
     shards: str
     """The data set's folder."""
-    tracking_uri: str
+    tracking_uri: SecretUri
     run_id: str
     cpus: int
     """Of each worker."""
@@ -163,5 +164,5 @@ def open_metric_writer(config: LoopConfig, train_state: TrainState) -> MetricWri
     """A writer of the run's metrics, which begins with those that the checkpoint kept."""
     server.set_short_timeouts()
     return MetricWriter(
-        MetricStore(config.tracking_uri, config.run_id), train_state.pending_metrics
+        MetricStore(config.tracking_uri.reveal(), config.run_id), train_state.pending_metrics
     )

@@ -311,6 +311,10 @@ def test_a_range_after_the_end_or_of_a_missing_file_raises_an_error(store: str) 
         ("s3://bucket/x?endpoint_override=127.0.0.1:9000&scheme=http", "AWS_ENDPOINT_URL"),
         ("s3://bucket/x?region=eu-west-1", "AWS_REGION"),
         ("s3://AKIAKEY:hunter2@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+        ("s3://AKIAKEY:a/hunter2@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+        ("s3://AKIAKEY%3Ahunter2@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+        ("gs://hunter2@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+        ("s3://bucket/x?X-Amz-Signature=hunter2", "AWS_REGION"),
     ],
 )
 def test_a_uri_with_settings_or_secrets_is_an_error(uri: str, variable: str) -> None:

@@ -20,6 +20,14 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPa
         cluster.connect()
 
 
+@pytest.mark.parametrize("address", ["host:99999", "host:0", "host:abc", "host", ":6379", " "])
+def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"^RAY_ADDRESS={address}: not the host and port"):
+        cluster.connect()
+
+
 @pytest.mark.parametrize("kind", [ConnectionError, AuthenticationError])
 def test_a_refused_connection_is_one_line(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]

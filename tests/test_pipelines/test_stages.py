@@ -82,6 +82,14 @@ def test_a_finished_stage_is_skipped(workdir: Workdir) -> None:
             replace(KEY, settings={"epochs": 5, "seed": 1}),
             "setting epochs changed from 4 to 5 and 1 more",
         ),
+        (
+            replace(KEY, settings={**KEY.settings, "compile": True}),
+            "setting compile changed from None to on",
+        ),
+        (
+            replace(KEY, settings={**KEY.settings, "lr_drops": [3, 5]}),
+            "setting lr_drops changed from None to 3 5",
+        ),
         (replace(KEY, inputs={"shards": "xyz"}), "input shards changed from abc to xyz"),
         (replace(KEY, code="beef"), "its code has changed"),
     ],

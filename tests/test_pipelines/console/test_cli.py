@@ -82,6 +82,13 @@ def test_presets_hold_only_known_settings_in_range(name: str) -> None:
         (["--preset", "cifar"], ["--preset", "'sample'", "'cifar'"]),
         (["--source", ""], ["--source", "at least 1 character"]),
         (["--epochs"], ["--epochs", "expected one argument"]),
+        (["--lr-drops", "3", "3"], ["--lr-drops: each epoch once", "['3', '3']"]),
+        (["--registered-model", "a'b"], ["--registered-model: a name without quotation marks"]),
+        (["--tracking-uri", "http://host:99999"], ["--tracking-uri: ", "a port from 1 to 65535"]),
+        (["--tracking-uri", "http://host:abc"], ["--tracking-uri: ", "a port from 1 to 65535"]),
+        (["--tracking-uri", "https://[::1"], ["--tracking-uri: ", "a port from 1 to 65535"]),
+        (["--tracking-uri", "http://"], ["--tracking-uri: a server is a host"]),
+        (["--tracking-uri", ""], ["--tracking-uri", "at least 1 character"]),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(arguments: list[str], words: list[str]) -> None:
@@ -100,6 +107,11 @@ def test_a_wrong_option_is_one_line_that_names_it(arguments: list[str], words: l
         ("epochs: 0\n", ["epochs", "greater than or equal to 1"]),
         ("- 1\n", ["epochs: 5"]),
         ("epochs: [\n", ["YAML"]),
+        ("epochs: 2026-13-45\n", ["YAML", "month must be in 1..12"]),
+        ("[" * 5000, ["YAML"]),
+        ("preset: [a]\n", ["preset", "'sample'", "['a']"]),
+        ("preset: {a: 1}\n", ["preset", "'sample'", "{'a': 1}"]),
+        ("lr_drops: [2, 2]\n", ["lr_drops: each epoch once"]),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -119,6 +131,44 @@ def test_one_file_serves_all_scripts_but_unknown_options_stay_errors(tmp_path: P
     assert read_settings(TrainSettings, arguments, "text").epochs == 5
     with pytest.raises(UserError, match="--epochs"):
         read_settings(PreprocessSettings, ["--epochs", "5"], "text")
+
+
+def test_a_list_of_models_serves_all_scripts(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    arguments = ["--config", str(config), "--images", "x", "--output", "y"]
+    for text in ("model: models:/a/1", "model: [models:/a/1]"):
+        config.write_text(text)
+        assert read_settings(EvaluateSettings, arguments[:2], "text").model == ["models:/a/1"]
+        assert read_settings(BatchInferenceSettings, arguments, "text").model == "models:/a/1"
+    config.write_text("model: [models:/a/1, models:/a/2]\nnum_workers: 1:4\n")
+    with pytest.raises(UserError, match=rf"^{config}: model: one model; only evaluate averages"):
+        read_settings(BatchInferenceSettings, arguments, "text")
+    chosen = read_settings(BatchInferenceSettings, [*arguments, "--model", "models:/a/1"], "text")
+    assert (chosen.model, chosen.num_workers) == ("models:/a/1", (1, 4))
+
+
+def test_a_wrong_value_of_a_preset_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "sample", {"epochs": 0})
+    with pytest.raises(UserError, match=r"^preset sample: epochs: .*greater than or equal to 1"):
+        read([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "preset", "rows", "epochs"),
+    [
+        ([], "sample", 128, 4),
+        (["--source", "x"], "none", 1024, None),
+        (["--source", "x", "--preset", "sample"], "sample", 128, 4),
+        (["--only", "train"], None, 1024, None),
+        (["--from", "evaluate"], None, 1024, None),
+        (["--only", "preprocess"], "sample", 128, 4),
+    ],
+)
+def test_the_preset_of_the_images(
+    arguments: list[str], preset: str | None, rows: int, epochs: int | None
+) -> None:
+    settings = read(arguments)
+    assert (settings.preset, settings.rows_per_shard, settings.epochs) == (preset, rows, epochs)
 
 
 def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

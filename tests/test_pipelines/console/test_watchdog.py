@@ -42,12 +42,12 @@ def test_nothing_to_wait_for_and_errors_are_quiet(capsys: pytest.CaptureFixture[
 
 
 def test_progress_that_stands_still(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("stage", 20, "images", waiting_for=lambda: "no CPU is free") as progress:
+    with Progress("stage", 20, "images", waiting_for=lambda: "a CPU") as progress:
         progress.add(5)
         time.sleep(0.35)
         progress.add(15)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "stage: 5/20 images, waiting for more, no CPU is free (0s so far)"
+    assert lines[0] == "stage: 5/20 images, waiting for a CPU (0s so far)"
     assert lines[1].startswith("stage: 20/20 images, ")
     assert len(lines) == 2
 

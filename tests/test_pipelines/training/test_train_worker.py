@@ -19,6 +19,7 @@ from alexnet.shards.format import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.checkpoint import load_train_state, load_weights, read_recipe, read_tensors
 from alexnet.training.loop import validate
+from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
 from pipelines.training import state
 from pipelines.training.recipe import resolve_recipe
@@ -49,7 +50,7 @@ class Trainings:
             settings=settings,
             recipe=replace(resolve_recipe(settings), hidden=48),
             shards=self.dataset.folder,
-            tracking_uri="",
+            tracking_uri=SecretUri(""),
             run_id="",
             cpus=1,
             worker_log=SimpleNamespace(emit=SimpleNamespace(remote=self.lines.append)),

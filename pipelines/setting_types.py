@@ -1,0 +1,144 @@
+"""Types of the values of settings: what is accepted, and what it is converted to.
+
+Command lines give text, configuration files also give numbers, lists, and true for ``on``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic.fields import FieldInfo
+
+from alexnet import storage
+
+Device = Literal["auto", "cpu", "cuda"]
+PresetName = Literal["none", "sample", "imagenette", "ilsvrc2012"]
+
+PathOrUri = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
+"""A local path, made absolute because Ray's workers run elsewhere, or an s3:// or gs:// URI."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Where values of settings were given; settings with the same values are equal all the same."""
+
+    given: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """``--epochs`` or the name of a file, by the setting's name."""
+
+
+def _server_address(uri: str) -> str:
+    """Check a server's address; the URI of a file or a database is not changed or checked."""
+    if uri.lower().startswith(("http://", "https://")):
+        try:
+            parts = urlsplit(uri)
+            valid = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError("a server is a host and a port from 1 to 65535: http://host:5000")
+    return uri
+
+
+TrackingUri = Annotated[str, Field(min_length=1), AfterValidator(_server_address)]
+
+
+def _number(value: Any) -> Any:
+    """A number from the command line, where everything is text: no ``Literal`` reads it."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+OneOrTwo = Annotated[Literal[1, 2], BeforeValidator(_number)]
+OneOrTen = Annotated[Literal[1, 10], BeforeValidator(_number)]
+
+
+def _range(value: Any) -> Any:
+    """``4`` and ``"4"`` are four at least and at most, ``"1:4"`` is one to four."""
+    if isinstance(value, int | str):
+        ends = str(value).split(":")
+        if len(ends) > 2 or not all(end.isdecimal() for end in ends):
+            raise ValueError("a number, or the least and the most, as in 1:4")
+        return int(ends[0]), int(ends[-1])
+    return value
+
+
+def _least_first(value: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError("at least 1, and the smaller number first, as in 1:4")
+    return value
+
+
+def _range_text(value: tuple[int, int]) -> int | str:
+    return value[0] if value[0] == value[1] else f"{value[0]}:{value[1]}"
+
+
+Workers = Annotated[
+    tuple[int, int],
+    BeforeValidator(_range),
+    AfterValidator(_least_first),
+    PlainSerializer(_range_text),
+]
+"""The least and the most workers; as text, ``4`` or ``1:4``."""
+
+
+def on_or_off(value: bool) -> str:
+    """A switch as users write it."""
+    return "on" if value else "off"
+
+
+def _switch(value: Any) -> bool:
+    """``on`` and ``off`` from the command line; YAML reads the bare words as true and false."""
+    if isinstance(value, bool):
+        return value
+    if value in ("on", "off"):
+        return bool(value == "on")
+    raise ValueError("on or off")
+
+
+Switch = Annotated[bool, BeforeValidator(_switch), PlainSerializer(on_or_off)]
+"""A setting with the words ``on`` and ``off``, unlike a flag, which has none."""
+
+
+def is_switch(field: FieldInfo) -> bool:
+    """Whether a field is a ``Switch``."""
+    return field.annotation is bool and bool(field.metadata)
+
+
+def _no_repetition(epochs: list[int]) -> list[int]:
+    if len(set(epochs)) < len(epochs):
+        raise ValueError("each epoch once")
+    return epochs
+
+
+Epochs = Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_no_repetition)]
+
+
+def _one_model(value: Any) -> Any:
+    """A configuration file that ``evaluate`` reads too has a list."""
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ValueError("one model; only evaluate averages several")
+        return value[0]
+    return value
+
+
+ModelUri = Annotated[str, Field(min_length=1), BeforeValidator(_one_model)]
+"""One model; in a file also a list of one."""
+
+ModelUris = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(min_length=1),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+"""One model or several; in a file also one without a list."""
+
+
+def _registrable(name: str) -> str:
+    """MLflow's names have no ``/`` and no ``:``; a search for a name with a quote is refused."""
+    if not name or any(character in name for character in "/:'\"`\\"):
+        raise ValueError("a name without quotation marks, slashes and colons")
+    return name
+
+
+RegisteredName = Annotated[str, AfterValidator(_registrable)]
