@@ -227,7 +227,7 @@ def worker_slots(
 
 def describe(nodes: Iterable[NodeResources]) -> str:
     """The nodes in words, for messages."""
-    by_node = [f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes]
+    by_node = [f"{_count(node.cpus, 'CPU')} and {_count(node.gpus, 'GPU')}" for node in nodes]
     return f"the cluster's nodes, which have {'; '.join(by_node)}"
 
 
@@ -235,7 +235,8 @@ def request_in_words(wanted: WorkerResources) -> str:
     """Some workers and what is free, for a line about waiting for them."""
     total, free = total_nodes(), free_nodes()
     words = [
-        f"{sum(node.cpus for node in total):g} CPUs, {sum(node.cpus for node in free):g} free",
-        f"{sum(node.gpus for node in total):g} GPUs, {sum(node.gpus for node in free):g} free",
+        f"{_count(sum(getattr(node, field) for node in total), unit)}, "
+        f"{sum(getattr(node, field) for node in free):g} free"
+        for field, unit in (("cpus", "CPU"), ("gpus", "GPU"))
     ]
     return f"{wanted}; the cluster has {', and '.join(words if wanted.gpus else words[:1])}"

@@ -153,7 +153,7 @@ def test_a_workers_gpus_are_in_one_node(
             "cuda",
             1,
             "--num-workers 1 --device cuda: 1 worker of 1 CPU and 2 GPUs don't fit into the "
-            "cluster's nodes, which have 8 CPUs and 1 GPUs; 8 CPUs and 1 GPUs; give "
+            "cluster's nodes, which have 8 CPUs and 1 GPU; 8 CPUs and 1 GPU; give "
             "--gpus-per-worker 1 or --device cpu",
         ),
         (
