@@ -1,11 +1,11 @@
 """The Ray Data job: one task for each shard; it stops when too many images are rejected."""
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 import ray
@@ -40,18 +40,19 @@ class RejectCounter:
         """
         self.rejects.extend(result.rejects)
         count = len(self.rejects)
-        if count <= self.max_fraction * self.images:
+        # The decimal number that was given: 0.29 * 100 is less than 29 in binary.
+        if count <= Fraction(str(self.max_fraction)) * self.images:
             return
         log = stage_logger("preprocess")
         for reject in self.rejects[:LISTED_REJECTS]:
             log.info("  %s: %s (%s)", reject["key"], reject["reason"], reject["detail"])
         if count > LISTED_REJECTS:
             log.info("  and %d more", count - LISTED_REJECTS)
-        enough = math.ceil(1000 * count / self.images) / 1000
+        enough = -(-1000 * count // self.images) / 1000
         raise UserError(
             f"{count} of {self.images:,} images can't be read, which is more than "
-            f"--max-reject-fraction {self.max_fraction:g}; look at the list above, then repair or "
-            f"remove them, or give --max-reject-fraction {enough:g} or more; finished shards are "
+            f"--max-reject-fraction {self.max_fraction}; look at the list above, then repair or "
+            f"remove them, or give --max-reject-fraction {enough} or more; finished shards are "
             "kept"
         )
 
