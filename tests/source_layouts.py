@@ -153,7 +153,7 @@ def write_parquet_file(
     """One Parquet file with rows of (path, bytes, label) and the classes' names in its metadata."""
     images = [{"bytes": content, "path": name} for name, content, _ in rows]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    labels = pa.array([label for *_, label in rows])
+    labels = pa.array([label for *_, label in rows], None if rows else pa.int64())
     table = pa.table({"image": pa.array(images, kind), "label": labels})
     if names is not None:
         features = {"label": {"names": list(names), "_type": "ClassLabel"}}

@@ -111,6 +111,26 @@ def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
+def check_splits(root: str, index: pa.Table, *, sizes_known: bool) -> None:
+    """Check that each split has a file that may be an image.
+
+    Args:
+        root: of the source, for messages.
+        index: all its rows.
+        sizes_known: whether a size of 0 means an empty file; see ``part_of_parquet``.
+
+    Raises:
+        UserError: a split has none, which would be found only after all shards were written.
+    """
+    for split in ("train", "val"):
+        sizes = index.filter(pc.equal(index["split"], split))["size"]
+        if not len(sizes) or (sizes_known and pc.max(sizes).as_py() <= 0):
+            found = ", only empty files" if len(sizes) or not sizes_known else ""
+            raise UserError(
+                f"{root}: contains no images of the split {split}{found}; add or download them"
+            )
+
+
 def source_fingerprint(parts: Iterable[Part], label_files: Iterable[File]) -> str:
     """sha256 of the names, sizes and times of modification of all files of a source.
 

@@ -34,6 +34,7 @@ from alexnet.errors import UserError, one_line
 from alexnet.sources import parquet, parquet_extract
 from alexnet.sources.index import (
     Part,
+    check_splits,
     merge,
     part_of_archive,
     part_of_files,
@@ -115,6 +116,7 @@ def read_source(source: str, cache: str | None = None) -> Source:
             "you have permission"
         ) from error
     indexed = Indexed(merge(parts, labels), labels, source_fingerprint(parts, label_files))
+    check_splits(root, indexed.index, sizes_known=layout != "parquet")
     if cache and archives:
         save(cache, archives, indexed)
     return Source(layout=layout, **indexed._asdict())
