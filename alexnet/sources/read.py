@@ -38,6 +38,7 @@ from alexnet.sources.index import (
     merge,
     part_of_archive,
     part_of_files,
+    read_row,
     source_fingerprint,
 )
 from alexnet.sources.index_cache import Indexed, load, save
@@ -130,7 +131,7 @@ def read_image(source: Source, row: Mapping[str, Any]) -> bytes:
     """
     if source.layout == "parquet":
         return parquet_extract.read_image(row["path"], row["offset"])
-    return storage.read_range(row["path"], row["offset"], row["size"])
+    return read_row(row)
 
 
 def _recognise(root: str) -> tuple[Layout, Callable[[str], _Contents]]:
