@@ -1,11 +1,14 @@
 """The source of ``preprocess``: where it is, what it holds, and whether it was downloaded whole."""
 
+import posixpath
+
 from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.sources import imagenette
 from alexnet.sources.md5 import OFFICIAL, verify
 from alexnet.sources.read import Source, read_source
 from alexnet.sources.sample import write_sample
+from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.settings import PreprocessSettings
@@ -18,11 +21,14 @@ def source_uri(settings: PreprocessSettings) -> str:
     """The given source, or the preset's own, which is written or downloaded if it is missing.
 
     Raises:
-        UserError: there is no such folder, or the preset has no source of its own.
+        UserError: there is no such folder, the preset has no source of its own, or Imagenette's
+            folder is incomplete.
     """
     if settings.source:
         if not storage.exists(settings.source):
             raise UserError(f"{settings.source}: no such folder; correct --source")
+        if posixpath.basename(settings.source) in imagenette.FOLDERS:
+            imagenette.check_complete(settings.source)
         return settings.source
     if settings.preset == "sample":
         folder = Workdir(settings.workdir).sample
@@ -30,9 +36,10 @@ def source_uri(settings: PreprocessSettings) -> str:
         return folder
     if settings.preset == "imagenette":
         log = stage_logger("preprocess")
-        return imagenette.fetch(
-            settings.workdir, lambda: log.info("downloading Imagenette (1.6 GB)")
-        )
+        with exclusive_lock(Workdir(settings.workdir), "imagenette"):
+            return imagenette.fetch(
+                settings.workdir, lambda: log.info("downloading Imagenette (1.6 GB)")
+            )
     raise UserError(
         "--source is required with --preset ilsvrc2012: the folder with the official archives, "
         "which image-net.org gives to registered users"
