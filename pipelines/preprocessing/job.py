@@ -3,10 +3,9 @@
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -19,6 +18,7 @@ from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.preprocessing.worker import ShardWriter
+from pipelines.task_errors import raise_packed
 
 LISTED_REJECTS = 20
 """Rejects that are listed when there are too many."""
@@ -101,20 +101,9 @@ def make_shards(
     with without_actor_pool_note():
         for row in job.iter_rows():
             task = missing[row["number"]]
-            _raise_errors(task, row)
+            raise_packed(row["error"])
             results[task] = read_result(task)
             rejects.add(results[task])
             progress.add(task.rows, f"{len(rejects.rejects)} rejected")
     progress.end()
     return results, time.monotonic() - started
-
-
-def _raise_errors(task: ShardTask, row: Mapping[str, Any]) -> None:
-    """Raise what a ``ShardWriter`` has returned as text."""
-    if row["source_error"]:
-        raise UserError(row["source_error"])
-    if row["write_error"]:
-        raise OSError(
-            f"{task.shard_path}: can't be written ({row['write_error']}); when it can, give the "
-            "same command again: finished shards are kept"
-        )

@@ -198,7 +198,7 @@ def test_a_lost_actors_shard_is_not_written_again(raw_images: Path, tmp_path: Pa
     source = read_source(str(raw_images))
     task = write_plan(str(tmp_path), source, factories.RAW, rows_per_shard=16, seed=0)[0]
     row = {"number": 7, "task": asdict(task)}
-    done = {"number": 7, "source_error": "", "write_error": ""}
+    done = {"number": 7, "error": b""}
     path = tmp_path / task.file
     assert ShardWriter()(row) == done
     written = path.stat().st_mtime_ns
