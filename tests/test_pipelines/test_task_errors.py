@@ -129,13 +129,15 @@ def test_an_error_in_the_writer_of_shards(
 class Constant(torch.nn.Module):
     """Crops → the same outputs for all, whatever they are."""
 
+    outputs: torch.Tensor
+
     def __init__(self, outputs: list[float]) -> None:
         super().__init__()
         self.register_buffer("outputs", torch.tensor(outputs))
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         """(N, 224, 224, 3) → (N, classes)."""
-        return crops.float().mean(dim=(1, 2, 3), keepdim=False)[:, None] * 0 + self.outputs
+        return crops.float().mean(dim=(1, 2, 3))[:, None] * 0 + self.outputs
 
 
 @dataclass(frozen=True)
