@@ -22,7 +22,8 @@ from alexnet.metrics import ErrorCounts, confusion, count_errors
 from alexnet.plots import figures
 from alexnet.provenance import code_version
 from alexnet.shards.codec import read_images
-from alexnet.shards.format import Manifest, read_manifest, write_table
+from alexnet.shards.format import write_table
+from alexnet.shards.manifest import Manifest, read_manifest
 from pipelines import cluster, stages
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.cli import run_script

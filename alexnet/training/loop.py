@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from alexnet.metrics import TOP_K, LossAndErrors
 from alexnet.recipes import Recipe
 from alexnet.shards.codec import read_images
-from alexnet.shards.format import Manifest
 from alexnet.shards.loader import Batch, ShardLoader
+from alexnet.shards.manifest import Manifest
 from alexnet.training.augment import CENTRE_VIEW, sample_augment_params, ten_crop, training_crops
 from alexnet.training.optimizer import EpochRates, MomentumSGD, apply_warmup, set_rates
 

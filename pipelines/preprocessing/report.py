@@ -16,7 +16,7 @@ from alexnet.errors import UserError
 from alexnet.plots import figures
 from alexnet.shards.codec import read_images
 from alexnet.shards.decode import render_reject
-from alexnet.shards.format import Manifest
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.sources.read import Source, read_image
 from pipelines.tracking.run import Run

@@ -19,7 +19,7 @@ from ray_clusters import cluster_of
 
 from alexnet import storage
 from alexnet.errors import CorruptShardError, UserError
-from alexnet.shards.format import Manifest, read_manifest
+from alexnet.shards.manifest import Manifest, read_manifest
 from pipelines import batch_inference, evaluate
 from pipelines.inference.actors import BatchPredictor, Evaluator, read_and_decode
 from pipelines.preprocessing.worker import ShardWriter

@@ -23,7 +23,8 @@ from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.decode import Decoded, decode
 from alexnet.shards.finalize import corrupt_shards, finished_results
-from alexnet.shards.format import MANIFEST, STATISTICS, Manifest, read_manifest, read_row_group
+from alexnet.shards.format import STATISTICS, read_row_group
+from alexnet.shards.manifest import MANIFEST, Manifest, read_manifest
 from alexnet.shards.plan import ShardTask, parts_folder, plan_digest, plan_path, write_plan
 from alexnet.shards.write import make_shard
 from alexnet.sources.read import read_source
