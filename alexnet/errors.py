@@ -26,6 +26,10 @@ class SourceChangedError(UserError):
     """The source's images are no longer those that a data set was made of."""
 
 
+class InvalidModelError(UserError):
+    """A model's outputs are no probabilities."""
+
+
 class UnwritableFolderError(UserError):
     """A folder can't be made or written to."""
 

@@ -27,6 +27,7 @@ from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.inference.actors import PREDICTIONS_SCHEMA, BatchPredictor, read_and_decode
 from pipelines.results import BatchInferenceResult
 from pipelines.settings import BatchInferenceSettings
+from pipelines.task_errors import raise_errors
 from pipelines.tracking import registry
 from pipelines.tracking.run import active_run, open_run
 from pipelines.tracking.store import Store, connect
@@ -116,7 +117,7 @@ def _predict(
         progress,
     ):
         for rows in job.iter_batches(batch_size=None, batch_format="pyarrow"):
-            writer.write_table(rows.cast(PREDICTIONS_SCHEMA))
+            writer.write_table(raise_errors(rows))
             rejected += rows["status"].to_pylist().count("rejected")
             progress.add(len(rows), f"{rejected} rejected")
     return rejected

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from alexnet.errors import UserError
-from alexnet.shards.format import Manifest, read_manifest
+from alexnet.shards.manifest import Manifest, read_manifest
 from pipelines.console.lock import shared_lock
 from pipelines.records import StageOutcome, newest
 from pipelines.results import PreprocessResult

@@ -21,8 +21,9 @@ from alexnet.errors import UserError
 from alexnet.metrics import ErrorCounts, confusion, count_errors
 from alexnet.plots import figures
 from alexnet.provenance import code_version
-from alexnet.shards.codec import decode_images
-from alexnet.shards.format import Manifest, read_row_group, write_table
+from alexnet.shards.codec import read_images
+from alexnet.shards.format import write_table
+from alexnet.shards.manifest import Manifest
 from pipelines import cluster, stages
 from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
@@ -36,6 +37,7 @@ from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
 from pipelines.settings import EvaluateSettings
 from pipelines.stages import Parent, run_stage
+from pipelines.task_errors import raise_errors
 from pipelines.tracking import registry
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
@@ -170,7 +172,7 @@ def _predict(settings: EvaluateSettings, manifest: Manifest, uris: list[str], ru
     )
     with without_actor_pool_note(), progress:
         for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):
-            tables.append(table)
+            tables.append(raise_errors(table))
             progress.add(len(table))
     return pa.concat_tables(tables).sort_by("key")
 
@@ -187,16 +189,17 @@ def _log_figures(run: Run, manifest: Manifest, predictions: pa.Table) -> None:
     best = np.stack(predictions["labels"].to_numpy())
     counts = confusion(labels, best[:, 0], len(names))
     run.log_figure(figures.confusion_matrix(counts, names), "confusion_matrix.png")
-    rows = read_row_group(manifest.row_groups("val")[0], ["key", "image"]).slice(0, PANEL_IMAGES)
     with ThreadPoolExecutor(2) as decoders:
-        images = decode_images([image.as_buffer() for image in rows["image"]], decoders)
-    shown = predictions.take(pc.index_in(rows["key"], predictions["key"])).to_pylist()
+        rows, images = read_images(manifest.row_groups("val")[0], ["key"], decoders)
+    keys = rows["key"][:PANEL_IMAGES]
+    shown = predictions.take(pc.index_in(keys, predictions["key"])).to_pylist()
     best_names = [
         [(names[k], p) for k, p in zip(row["labels"], row["probabilities"], strict=True)]
         for row in shown
     ]
     true_names = [names[row["label"]] for row in shown]
-    run.log_figure(figures.predictions_panel(images, true_names, best_names), "predictions.png")
+    panel = figures.predictions_panel(images[:PANEL_IMAGES], true_names, best_names)
+    run.log_figure(panel, "predictions.png")
 
 
 def main() -> NoReturn:

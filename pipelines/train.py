@@ -22,7 +22,8 @@ from alexnet.model.towers import AlexNet
 from alexnet.plots import figures
 from alexnet.provenance import code_version
 from alexnet.recipes import CROP_SIZE, Recipe
-from alexnet.shards.format import STATISTICS, Manifest
+from alexnet.shards.format import STATISTICS
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import mean_crop
 from alexnet.training.checkpoint import load_train_state, load_weights

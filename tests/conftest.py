@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 
-from alexnet.shards.format import Manifest
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.write import make_shard
 from pipelines.console.log import show_in_terminal
 

@@ -14,7 +14,7 @@ from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.codec import Encoding
 from alexnet.shards.finalize import finalize, finished_results
-from alexnet.shards.format import Manifest
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.shards.plan import ShardTask, plan_digest, write_plan
 from alexnet.sources.read import read_source

@@ -66,15 +66,28 @@ def image_data_set() -> DataSet:
     return TEXT_DATA_SET._replace(train=train, val=val)
 
 
-def make_tar(contents: Mapping[str, bytes], mode: str = "w") -> bytes:
-    """A tar archive of contents by file name."""
+def make_tar(
+    contents: Mapping[str, bytes], mode: str = "w", hard_links: Mapping[str, str] | None = None
+) -> bytes:
+    """A tar archive of contents by file name, and of hard links, by name, to other names."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
         for name, content in contents.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+        for name, target in (hard_links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.LNKTYPE, target
+            archive.addfile(member)
     return buffer.getvalue()
+
+
+def replace_val_images_by_links(root: Path, data: DataSet) -> None:
+    """In the archives, ``v_2`` becomes a link to ``v_1`` and ``v_3`` a link to no file."""
+    files = {f"{name}.JPEG": data.val[name] for name in ("v_1", "v_4")}
+    links = {"v_2.JPEG": "v_1.JPEG", "v_3.JPEG": "missing.JPEG"}
+    write_file(root / VAL_ARCHIVE, make_tar(files, hard_links=links))
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -153,7 +166,7 @@ def write_parquet_file(
     """One Parquet file with rows of (path, bytes, label) and the classes' names in its metadata."""
     images = [{"bytes": content, "path": name} for name, content, _ in rows]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    labels = pa.array([label for *_, label in rows])
+    labels = pa.array([label for *_, label in rows], None if rows else pa.int64())
     table = pa.table({"image": pa.array(images, kind), "label": labels})
     if names is not None:
         features = {"label": {"names": list(names), "_type": "ClassLabel"}}

@@ -4,9 +4,12 @@ This is the model that is registered and served. It contains its own mean image 
 file. It takes crops, so the same model serves the centre view and the ten views.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from alexnet.errors import InvalidModelError
 from alexnet.model.towers import AlexNet
 
 
@@ -28,15 +31,23 @@ class CropClassifier(nn.Module):
 
 
 @torch.no_grad()
-def view_probabilities(classifiers: list[nn.Module], views: Tensor) -> Tensor:
+def view_probabilities(classifiers: Mapping[str, nn.Module], views: Tensor) -> Tensor:
     """Mean probabilities of several classifiers for several views of the same images.
 
     Args:
-        classifiers: crop classifiers on one device, of this class or loaded from a registry.
+        classifiers: crop classifiers on one device, of this class or loaded from a registry, by
+            their names for messages.
         views: (V, N, 224, 224, 3) uint8 on that device.
 
     Returns:
         (V, N, classes) float32 on the CPU.
+
+    Raises:
+        InvalidModelError: a classifier outputs NaN, which would be ranked like class 0.
     """
-    by_model = [torch.stack([model(view) for view in views]) for model in classifiers]
+    by_model = []
+    for name, model in classifiers.items():
+        by_model.append(torch.stack([model(view) for view in views]))
+        if not by_model[-1].isfinite().all():
+            raise InvalidModelError(f"{name}: outputs NaN instead of probabilities")
     return torch.stack(by_model).mean(dim=0).cpu()

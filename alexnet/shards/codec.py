@@ -12,7 +12,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from alexnet.errors import CorruptShardError, one_line
 from alexnet.recipes import IMAGE_SIZE
+from alexnet.shards.format import RowGroup, read_row_group
 
 RAW_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 """Bytes of an image that is stored without compression."""
@@ -69,3 +71,24 @@ def decode_images(stored: Sequence[pa.Buffer], threads: ThreadPoolExecutor) -> N
 
     list(threads.map(decode, range(len(stored))))
     return images
+
+
+def read_images(
+    group: RowGroup, columns: list[str], threads: ThreadPoolExecutor
+) -> tuple[pa.Table, NDArray[np.uint8]]:
+    """Some columns of a row group, and its images.
+
+    Returns:
+        The columns, and (rows, 256, 256, 3) RGB.
+
+    Raises:
+        CorruptShardError: the shard is missing or damaged.
+    """
+    table = read_row_group(group, [*columns, "image"])
+    stored = [image.as_buffer() for image in table["image"]]
+    try:
+        return table.drop_columns("image"), decode_images(stored, threads)
+    except ValueError as error:
+        raise CorruptShardError(
+            f"{group.path}: an image can't be decoded ({one_line(error)})"
+        ) from error

@@ -14,12 +14,11 @@ from alexnet.shards.format import (
     REJECTS,
     SPLITS,
     STATISTICS,
-    Manifest,
     Shard,
     rejects_table,
-    write_manifest,
     write_table,
 )
+from alexnet.shards.manifest import Manifest, write_manifest
 from alexnet.shards.pixel_stats import PixelSums, compute_statistics, read_sums, write_statistics
 from alexnet.shards.plan import ShardTask, parts_folder
 from alexnet.shards.write import ShardResult, finished_result

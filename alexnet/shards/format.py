@@ -1,27 +1,24 @@
-"""Parquet shards of 256x256 images, and the manifest that lists all of them.
+"""Parquet shards of 256x256 images.
 
 A data set is one folder:
 
     train/part-00000.parquet ...   val/part-00000.parquet ...
     manifest.json   rejects.parquet   statistics.npz
 
-The manifest is written last: a folder with a manifest is complete. Shards are ordinary Parquet
-files without compression (JPEG can't be compressed further), in row groups that are small enough
-for random access.
+Shards are ordinary Parquet files without compression (JPEG can't be compressed further), in row
+groups that are small enough for random access. The module ``manifest`` defines the manifest.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alexnet import storage
-from alexnet.errors import CorruptDatasetError, CorruptShardError, MissingDatasetError, one_line
-from alexnet.sources.labels import Label
+from alexnet.errors import CorruptShardError, one_line
 
 FORMAT = 2
 """Version of the manifest and the shards."""
@@ -29,7 +26,6 @@ ROW_GROUP_ROWS = 64
 """Rows in every row group of a shard but the last."""
 SPLITS = ("train", "val")
 
-MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
 STATISTICS = "statistics.npz"
 EXTRA_FILES = (REJECTS, STATISTICS)
@@ -73,65 +69,6 @@ class RowGroup:
     number: int
     """Of the row group within the shard."""
     rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """Content and origin of a data set."""
-
-    folder: str
-    plan_digest: str
-    """``plan.plan_digest`` of the source and the settings; also the name of the folder."""
-    source: str
-    """Path of the raw images."""
-    layout: str
-    """Of the raw images: a ``sources.read.Layout``."""
-    settings: Mapping[str, Any]
-    labels: tuple[Label, ...]
-    shards: Mapping[str, tuple[Shard, ...]]
-    """By split."""
-    rejected: Mapping[str, int]
-    """Number of rejected images by split."""
-    files: Mapping[str, str]
-    """sha256 of each of ``EXTRA_FILES``."""
-    origin: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the source's files and of the code; empty if they are not known."""
-
-    @property
-    def rejects_path(self) -> str:
-        """Path of the table of rejected images."""
-        return storage.join(self.folder, REJECTS)
-
-    @property
-    def statistics_path(self) -> str:
-        """Path of the training set's pixel statistics."""
-        return storage.join(self.folder, STATISTICS)
-
-    def rows(self, split: str) -> int:
-        """Number of images in a split."""
-        return sum(shard.rows for shard in self.shards[split])
-
-    def content_digest(self, split: str | None = None) -> str:
-        """sha256 of the labels and of the shards' sha256, in one split or in all."""
-        splits = SPLITS if split is None else (split,)
-        digests = [shard.sha256 for name in splits for shard in self.shards[name]]
-        labels = [list(label) for label in self.labels]
-        return hashlib.sha256(json.dumps([digests, labels]).encode()).hexdigest()
-
-    def row_groups(self, split: str) -> list[RowGroup]:
-        """The split's row groups in order; no file is opened."""
-        groups = []
-        for shard in self.shards[split]:
-            path = storage.join(self.folder, shard.file)
-            for start in range(0, shard.rows, ROW_GROUP_ROWS):
-                rows = min(ROW_GROUP_ROWS, shard.rows - start)
-                groups.append(RowGroup(path, start // ROW_GROUP_ROWS, rows))
-        return groups
-
-
-def manifest_path(folder: str) -> str:
-    """Path of a data set's manifest."""
-    return storage.join(folder, MANIFEST)
 
 
 def write_shard(folder: str, name: str, row_groups: Iterable[pa.Table]) -> Shard:
@@ -218,68 +155,6 @@ def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
 
 def _describe(columns: list[tuple[str, pa.DataType]]) -> str:
     return " and ".join(f"{name} ({kind})" for name, kind in columns) or "no column"
-
-
-def write_manifest(manifest: Manifest) -> None:
-    """Write ``manifest.json``; with it the data set is complete."""
-    # Scripts read this file, so its keys keep their names: "digest" is the plan digest, "content"
-    # the content digest and "form" the layout.
-    value = {
-        "format": FORMAT,
-        "digest": manifest.plan_digest,
-        "content": manifest.content_digest(),
-        "source": manifest.source,
-        "form": manifest.layout,
-        "settings": dict(manifest.settings),
-        "images": {split: manifest.rows(split) for split in SPLITS},
-        "rejected": dict(manifest.rejected),
-        "files": dict(manifest.files),
-        "origin": dict(manifest.origin),
-        "row_group_rows": ROW_GROUP_ROWS,
-        "labels": [{"wnid": label.wnid, "name": label.name} for label in manifest.labels],
-        "shards": {
-            split: [
-                {"file": s.file, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256}
-                for s in manifest.shards[split]
-            ]
-            for split in SPLITS
-        },
-    }
-    storage.write_json(manifest_path(manifest.folder), value)
-
-
-def read_manifest(folder: str) -> Manifest:
-    """The manifest of a complete data set.
-
-    Raises:
-        MissingDatasetError: there is no manifest.
-        CorruptDatasetError: the manifest is damaged or of another version.
-    """
-    path = manifest_path(folder)
-    if not storage.is_file(path):
-        raise MissingDatasetError(f"{path}: no such manifest")
-    try:
-        value = storage.read_json(path)
-        if (value["format"], value["row_group_rows"]) != (FORMAT, ROW_GROUP_ROWS):
-            raise ValueError("written by another version")
-        return Manifest(
-            folder=folder,
-            plan_digest=value["digest"],
-            source=value["source"],
-            layout=value["form"],
-            settings=value["settings"],
-            labels=tuple(Label(**label) for label in value["labels"]),
-            shards={
-                split: tuple(Shard(**shard) for shard in value["shards"][split]) for split in SPLITS
-            },
-            rejected=value["rejected"],
-            files=value["files"],
-            origin=value.get("origin", {}),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptDatasetError(
-            f"{path}: not a manifest that this version can read ({one_line(error)})"
-        ) from error
 
 
 def rejects_table(rejects: Iterator[Mapping[str, str]]) -> pa.Table:

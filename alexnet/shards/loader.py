@@ -20,7 +20,8 @@ from torch import Tensor
 from alexnet.errors import CorruptShardError
 from alexnet.recipes import IMAGE_SIZE
 from alexnet.shards.codec import decode_into
-from alexnet.shards.format import Manifest, RowGroup, read_row_group
+from alexnet.shards.format import RowGroup, read_row_group
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.order import LANES, WINDOW, epoch_order, rows_of_rank
 
 PREFETCH_BATCHES = 2

@@ -21,6 +21,7 @@ from alexnet.shards.decode import Decoded, Rejection, decode
 from alexnet.shards.format import ROW_GROUP_ROWS, SCHEMA, Shard, write_shard
 from alexnet.shards.pixel_stats import write_sums
 from alexnet.shards.plan import ShardTask, read_plan
+from alexnet.sources.index import read_row
 
 # Threads, and images that a thread reads in one call. A local disk needs one thread. In an object
 # store every image is a request, and many requests have to run at the same time.
@@ -134,7 +135,7 @@ def _read(planned: Mapping[str, Any]) -> bytes | Rejection:
     if size > _MAX_BYTES:
         return Rejection("unsupported", f"{size:,} bytes, the limit is {_MAX_BYTES:,}")
     try:
-        return storage.read_range(path, offset, size)
+        return read_row(planned)
     except EOFError as error:
         return Rejection("truncated", one_line(error))
     except OSError as error:

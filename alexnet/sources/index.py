@@ -9,17 +9,18 @@ no file has to be read for it.
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.sources.labels import Label
-from alexnet.sources.tar import Members
+from alexnet.sources.tar import NO_TARGET, Members
 from alexnet.storage import File
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
@@ -42,8 +43,9 @@ SCHEMA = pa.schema(
         *(_PART_SCHEMA.field(name) for name in ("label", "path", "offset", "size")),
     ]
 )
-"""``label`` is the class index; an image is ``size`` bytes at ``offset`` of the file ``path``.
-Images inside Parquet files are the exception: see ``part_of_parquet``."""
+"""``label`` is the class index; an image is ``size`` bytes at ``offset`` of the file ``path``, and
+``size`` is ``tar.NO_TARGET`` for a link that leads to no file. Images inside Parquet files are the
+exception: see ``part_of_parquet``."""
 
 
 class Part(NamedTuple):
@@ -53,6 +55,22 @@ class Part(NamedTuple):
     """``key``, ``label``, ``path``, ``offset`` and ``size`` of each image, as in ``SCHEMA``."""
     digest: bytes
     """sha256 of the names, sizes and times of modification of the files in ``path``."""
+
+
+def read_row(row: Mapping[str, Any]) -> bytes:
+    """The bytes of an image that is a byte range.
+
+    Args:
+        row: of the index or of a plan.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the image is a link that leads to none.
+        OSError: the file can't be read.
+        EOFError: it ends before the image ends.
+    """
+    if row["size"] == NO_TARGET:
+        raise FileNotFoundError("a link to something that is not a file in the archive")
+    return storage.read_range(row["path"], row["offset"], row["size"])
 
 
 def part_of_archive(
@@ -109,6 +127,26 @@ def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
     derived = {"split": split, "wnid": wnids.take(rows["label"])}
     columns = [derived[name] if name in derived else rows[name] for name in SCHEMA.names]
     return pa.table(columns, schema=SCHEMA)
+
+
+def check_splits(root: str, index: pa.Table, *, sizes_known: bool) -> None:
+    """Check that each split has a file that may be an image.
+
+    Args:
+        root: of the source, for messages.
+        index: all its rows.
+        sizes_known: whether a size of 0 means an empty file; see ``part_of_parquet``.
+
+    Raises:
+        UserError: a split has none, which would be found only after all shards were written.
+    """
+    for split in ("train", "val"):
+        sizes = index.filter(pc.equal(index["split"], split))["size"]
+        if not len(sizes) or (sizes_known and pc.max(sizes).as_py() <= 0):
+            found = ", only empty files" if len(sizes) or not sizes_known else ""
+            raise UserError(
+                f"{root}: contains no images of the split {split}{found}; add or download them"
+            )
 
 
 def source_fingerprint(parts: Iterable[Part], label_files: Iterable[File]) -> str:

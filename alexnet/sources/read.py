@@ -34,9 +34,11 @@ from alexnet.errors import UserError, one_line
 from alexnet.sources import parquet, parquet_extract
 from alexnet.sources.index import (
     Part,
+    check_splits,
     merge,
     part_of_archive,
     part_of_files,
+    read_row,
     source_fingerprint,
 )
 from alexnet.sources.index_cache import Indexed, load, save
@@ -115,6 +117,7 @@ def read_source(source: str, cache: str | None = None) -> Source:
             "you have permission"
         ) from error
     indexed = Indexed(merge(parts, labels), labels, source_fingerprint(parts, label_files))
+    check_splits(root, indexed.index, sizes_known=layout != "parquet")
     if cache and archives:
         save(cache, archives, indexed)
     return Source(layout=layout, **indexed._asdict())
@@ -128,7 +131,7 @@ def read_image(source: Source, row: Mapping[str, Any]) -> bytes:
     """
     if source.layout == "parquet":
         return parquet_extract.read_image(row["path"], row["offset"])
-    return storage.read_range(row["path"], row["offset"], row["size"])
+    return read_row(row)
 
 
 def _recognise(root: str) -> tuple[Layout, Callable[[str], _Contents]]:

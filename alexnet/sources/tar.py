@@ -4,12 +4,16 @@ An uncompressed tar stores a member's bytes unchanged, and so does a tar inside 
 an offset and a size in the outermost file. So only headers are read, nothing is unpacked, and one
 function reads an image from any kind of source.
 
-Headers are not trusted: only plain files are listed, and a member must end before its archive
-ends, so that a wrong size can't cause a read of more bytes than the archive has.
+A link, hard or symbolic, is the byte range of the file in the same archive that it leads to.
+
+Headers are not trusted: only plain files and links are listed, nothing outside the archive is read,
+and a member must end before its archive ends, so that a wrong size can't cause a read of more bytes
+than the archive has.
 """
 
+import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, NamedTuple, cast
 
@@ -28,12 +32,17 @@ _THREADS_LOCAL = 4
 _THREADS_REMOTE = 32
 
 
+NO_TARGET = -1
+"""The size of a link that does not lead to a file in its archive."""
+
+
 class Members(NamedTuple):
-    """The plain files of an archive, by column: a million rows do not need a million objects."""
+    """The files of an archive, by column: a million rows do not need a million objects."""
 
     names: list[str]
     offsets: list[int]
     sizes: list[int]
+    """Bytes, or ``NO_TARGET``."""
 
 
 def list_members(path: str) -> Members:
@@ -53,13 +62,19 @@ def list_nested(path: str) -> dict[str, Members]:
 
     Raises:
         UserError: an archive is compressed, damaged or truncated, contains a sparse file or one
-            without a name, or two inner archives have the same name.
+            without a name, two inner archives have the same name, or one is a link that leads to
+            no file.
         OSError: the file can't be read.
     """
     count = _THREADS_REMOTE if storage.is_remote(path) else _THREADS_LOCAL
     with storage.open_input(path) as file, ThreadPoolExecutor(count) as threads:
 
         def list_inner(name: str, offset: int, size: int) -> Members:
+            if size == NO_TARGET:
+                raise UserError(
+                    f"{path}: {name} is a link to a file that the archive does not contain; "
+                    "download it again"
+                )
             return _list(f"{path}: {name}", _Range(file, offset, size))
 
         outer = _list(path, _Range(file, 0, file.size()))
@@ -116,8 +131,17 @@ def _list(name: str, archive: _Range) -> Members:
         archive: the range.
     """
     members = Members([], [], [])
+    positions: dict[str, int] = {}
+    targets: dict[str, str] = {}
     try:
         for member in _walk(archive):
+            path = posixpath.normpath(member.name.lstrip("/"))
+            if not member.isreg():
+                target = _target(member)
+                if target == path in positions:
+                    continue  # A file that is given to ``tar`` twice is stored as a link to itself.
+                targets[path] = target
+            positions[path] = len(members.names)
             members.names.append(_last_part(member.name))
             members.offsets.append(archive.start + member.offset_data)
             members.sizes.append(member.size)
@@ -128,7 +152,39 @@ def _list(name: str, archive: _Range) -> Members:
             f"{name}: damaged, truncated or compressed archive ({one_line(error)}); "
             "download it again, as an uncompressed tar"
         ) from error
+    for path in targets:
+        _follow(path, targets, positions, members)
     return members
+
+
+def _target(member: tarfile.TarInfo) -> str:
+    """The path in the archive that a link leads to; empty if it has none."""
+    if not member.linkname:
+        return ""
+    if member.islnk():
+        return posixpath.normpath(member.linkname.lstrip("/"))
+    return posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname))
+
+
+def _follow(
+    path: str, targets: Mapping[str, str], positions: Mapping[str, int], members: Members
+) -> None:
+    """Replace a link's byte range by that of the file that it leads to, perhaps over other links.
+
+    Args:
+        path: of the link.
+        targets: of all links, by path.
+        positions: of all files and links in ``members``, by path.
+        members: of the archive.
+    """
+    end, passed = targets[path], {path}
+    while end in targets and end not in passed:
+        passed.add(end)
+        end = targets[end]
+    position = positions[path]
+    is_file = end in positions and end not in targets
+    members.offsets[position] = members.offsets[positions[end]] if is_file else 0
+    members.sizes[position] = members.sizes[positions[end]] if is_file else NO_TARGET
 
 
 def _last_part(name: str) -> str:
@@ -140,7 +196,7 @@ def _last_part(name: str) -> str:
 
 
 def _walk(source: _Range) -> Iterator[tarfile.TarInfo]:
-    """The plain files of an archive; ``tarfile`` alone would not detect that its end is missing.
+    """The files and links of an archive; ``tarfile`` would not detect that its end is missing.
 
     Raises:
         tarfile.TarError: the archive is damaged or truncated or contains a sparse file.
@@ -156,9 +212,9 @@ def _walk(source: _Range) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError(f"{member.name} is a sparse file, which is not supported")
             if member.size < 0:
                 raise tarfile.ReadError(f"{member.name} has a negative size")
-            if not member.isreg():
+            if not (member.isreg() or member.islnk() or member.issym()):
                 continue
-            if member.offset_data + member.size > source.size:
+            if member.isreg() and member.offset_data + member.size > source.size:
                 raise tarfile.ReadError(f"truncated archive: {member.name} ends after the archive")
             yield member
         source.seek(archive.offset)

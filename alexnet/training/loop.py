@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from alexnet.metrics import TOP_K, LossAndErrors
 from alexnet.recipes import Recipe
-from alexnet.shards.codec import decode_images
-from alexnet.shards.format import Manifest, read_row_group
+from alexnet.shards.codec import read_images
 from alexnet.shards.loader import Batch, ShardLoader
+from alexnet.shards.manifest import Manifest
 from alexnet.training.augment import CENTRE_VIEW, sample_augment_params, ten_crop, training_crops
 from alexnet.training.optimizer import EpochRates, MomentumSGD, apply_warmup, set_rates
 
@@ -152,9 +152,8 @@ def validate(
     errors = LossAndErrors()
     with ThreadPoolExecutor(2, "decode") as decoders:
         for group in manifest.row_groups("val")[rank::world_size]:
-            table = read_row_group(group, ["image", "label"])
-            stored = [image.as_buffer() for image in table["image"]]
-            crops = ten_crop(torch.from_numpy(decode_images(stored, decoders)))[CENTRE_VIEW]
+            table, images = read_images(group, ["label"], decoders)
+            crops = ten_crop(torch.from_numpy(images))[CENTRE_VIEW]
             inputs = [
                 crops.to(mean.device).permute(0, 3, 1, 2).float() - mean for mean in context.means
             ]

@@ -24,6 +24,7 @@ from alexnet.errors import (
     CorruptDatasetError,
     CorruptShardError,
     DownloadError,
+    InvalidModelError,
     MissingDatasetError,
     SourceChangedError,
     UnwritableFolderError,
@@ -44,6 +45,7 @@ REMEDIES: Mapping[type[UserError], str] = {
     CorruptShardError: "run pipelines/preprocess.py --verify, which writes damaged shards again",
     CorruptDatasetError: "run pipelines/preprocess.py --force to make the data set again",
     SourceChangedError: "run pipelines/preprocess.py --force to make the data set again",
+    InvalidModelError: "give another --model, or train again with a lower --learning-rate",
     UnwritableFolderError: "choose another --workdir",
     DownloadError: "unpack imagenette2.tgz yourself and give its folder as --source",
 }

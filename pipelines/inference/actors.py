@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +13,12 @@ from alexnet import storage
 from alexnet.errors import one_line
 from alexnet.metrics import average, top_labels
 from alexnet.recipes import IMAGE_SIZE
-from alexnet.shards.codec import decode_images
+from alexnet.shards.codec import read_images
 from alexnet.shards.decode import Decoded, decode
-from alexnet.shards.format import RowGroup, read_row_group
+from alexnet.shards.format import RowGroup
 from alexnet.training.augment import CENTRE_VIEW
 from pipelines.inference.predictor import Predictor
+from pipelines.task_errors import errors_as_rows, raise_errors
 from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.store import Store
 
@@ -32,14 +34,33 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 """One row for each file. ``status`` is ``ok`` or ``rejected``; the lists are best first."""
 
+EVALUATION_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("labels", pa.list_(pa.int64())),
+        ("probabilities", pa.list_(pa.float32())),
+        ("centre_labels", pa.list_(pa.int64())),
+    ]
+)
+"""One row for each image: the best labels, best first, and their probabilities with ten views, and
+the best labels with the centre view."""
+
+DECODED_SCHEMA = pa.schema(
+    [("path", pa.string()), ("reason", pa.string()), ("pixels", pa.binary())]
+)
+"""One row for each file: 196,608 bytes of pixels, null if the file is rejected for a reason."""
+
 
 class Evaluator:
     """The actor of ``evaluate``: one row group of the validation split → one row per image."""
 
     def __init__(self, store: Store, uris: list[str], threads: int) -> None:
-        self.predictor = Predictor.load(store, uris, threads)
+        # The models are loaded in the first call, which can return errors.
+        self.predictor = cache(partial(Predictor.load, store, uris, threads))
         self.decoders = ThreadPoolExecutor(threads)
 
+    @errors_as_rows(EVALUATION_SCHEMA)
     def __call__(self, items: Mapping[str, NDArray[Any]]) -> pa.Table:
         """Predict a row group.
 
@@ -47,13 +68,11 @@ class Evaluator:
             items: ``path``, ``number`` and ``rows`` of one ``RowGroup``, each an array of one.
 
         Returns:
-            ``key``, ``label``, the best ``labels`` and their ``probabilities`` with ten views, and
-            the best ``centre_labels``.
+            ``EVALUATION_SCHEMA``.
         """
         group = RowGroup(str(items["path"][0]), int(items["number"][0]), int(items["rows"][0]))
-        rows = read_row_group(group, ["key", "label", "image"])
-        stored = [image.as_buffer() for image in rows["image"]]
-        by_view = self.predictor.views(decode_images(stored, self.decoders))
+        rows, images = read_images(group, ["key", "label"], self.decoders)
+        by_view = self.predictor().views(images)
         ten_views, centre_view = average(list(by_view)), by_view[CENTRE_VIEW]
         best = top_labels(ten_views)
         return pa.table(
@@ -67,6 +86,7 @@ class Evaluator:
         )
 
 
+@errors_as_rows(DECODED_SCHEMA)
 def read_and_decode(files: pa.Table) -> pa.Table:
     """The task of ``batch_inference``: read and decode files.
 
@@ -74,7 +94,7 @@ def read_and_decode(files: pa.Table) -> pa.Table:
         files: ``path`` and ``size``.
 
     Returns:
-        ``path``, ``pixels`` (196,608 bytes, null if the file is rejected) and ``reason``.
+        ``DECODED_SCHEMA``.
     """
     pixels: list[bytes | None] = []
     reasons: list[str | None] = []
@@ -91,13 +111,7 @@ def read_and_decode(files: pa.Table) -> pa.Table:
         else:
             pixels.append(None)
             reasons.append(f"{decoded.reason}: {decoded.detail}")
-    return pa.table(
-        {
-            "path": files["path"],
-            "reason": pa.array(reasons, pa.string()),
-            "pixels": pa.array(pixels, pa.binary()),
-        }
-    )
+    return pa.table([files["path"], reasons, pixels], schema=DECODED_SCHEMA)
 
 
 class _Prediction(NamedTuple):
@@ -114,12 +128,14 @@ class BatchPredictor:
     def __init__(
         self, store: Store, model: ModelInfo, top_k: int, views: int, threads: int
     ) -> None:
-        self.predictor = Predictor.load(store, [model.uri], threads)
+        self.predictor = cache(partial(Predictor.load, store, [model.uri], threads))
         self.names = np.array([name for _, name in model.classes], dtype=object)
         self.top_k, self.views = top_k, views
 
+    @errors_as_rows(PREDICTIONS_SCHEMA)
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """``path``, ``reason`` and ``pixels`` → ``PREDICTIONS_SCHEMA``."""
+        """``DECODED_SCHEMA`` → ``PREDICTIONS_SCHEMA``."""
+        rows = raise_errors(rows)
         readable = rows["pixels"].is_valid().to_numpy()
         images = [
             np.frombuffer(pixels.as_buffer(), np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
@@ -142,7 +158,7 @@ class BatchPredictor:
 
     def _predict(self, images: NDArray[np.uint8]) -> list[_Prediction]:
         """(N, 256, 256, 3) → N predictions."""
-        probabilities = average(list(self.predictor.views(images, self.views)))
+        probabilities = average(list(self.predictor().views(images, self.views)))
         best = top_labels(probabilities, self.top_k)
         best_probabilities = np.take_along_axis(probabilities, best, axis=1)
         return [

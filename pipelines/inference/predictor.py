@@ -1,5 +1,6 @@
 """Loaded models in a Ray actor, for evaluation and batch inference."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from pipelines.tracking.store import Store
 class Predictor:
     """Loaded models, on the actor's GPU if it has one, else on the CPU."""
 
-    models: list[nn.Module]
+    models: Mapping[str, nn.Module]
+    """By URI."""
     device: torch.device
 
     @classmethod
@@ -26,7 +28,7 @@ class Predictor:
         """Load models from a tracking store or its registry."""
         torch.set_num_threads(threads)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        return cls([registry.load_classifier(store, uri).to(device) for uri in uris], device)
+        return cls({uri: registry.load_classifier(store, uri).to(device) for uri in uris}, device)
 
     def views(self, images: NDArray[np.uint8], count: int = 10) -> NDArray[np.float32]:
         """Probabilities of the ten views, or of the centre view alone, averaged over models.
@@ -37,6 +39,9 @@ class Predictor:
 
         Returns:
             (count, N, classes).
+
+        Raises:
+            InvalidModelError: a model outputs NaN.
         """
         views = ten_crop(torch.from_numpy(images).to(self.device))
         chosen = views if count > 1 else views[CENTRE_VIEW : CENTRE_VIEW + 1]

@@ -9,7 +9,8 @@ from alexnet import storage
 from alexnet.errors import CorruptDatasetError, MissingDatasetError, SourceChangedError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.finalize import corrupt_shards, finalize, finished_results
-from alexnet.shards.format import SPLITS, Manifest, read_manifest
+from alexnet.shards.format import SPLITS
+from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.plan import (
     ShardTask,
     extracted_folder,

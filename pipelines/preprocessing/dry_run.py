@@ -61,7 +61,7 @@ def inspect(
 def _source_bytes(source: Source) -> int:
     if source.layout == "parquet":
         return sum(storage.size(path) for path in parquet_extract.parquet_files(source.index))
-    return sum(source.index["size"].to_pylist())
+    return sum(max(0, size) for size in source.index["size"].to_pylist())
 
 
 def _measure_sample(source: Source, encoding: Encoding, seed: int) -> tuple[float, float]:
@@ -71,7 +71,10 @@ def _measure_sample(source: Source, encoding: Encoding, seed: int) -> tuple[floa
     stored = 0
     started = time.perf_counter()
     for row in source.index.take(rows).to_pylist():
-        decoded = decode(read_image(source, row))
+        try:
+            decoded = decode(read_image(source, row))
+        except (FileNotFoundError, EOFError):
+            continue  # The image will be rejected.
         if isinstance(decoded, Decoded):
             stored += len(encode(decoded.pixels, encoding))
     return stored / count, (time.perf_counter() - started) / count

@@ -1,12 +1,11 @@
 """The Ray Data job: one task for each shard; it stops when too many images are rejected."""
 
 import contextlib
-import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from fractions import Fraction
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -20,6 +19,7 @@ from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.preprocessing.worker import ShardWriter
+from pipelines.task_errors import raise_packed
 
 LISTED_REJECTS = 20
 """Rejects that are listed when there are too many."""
@@ -41,18 +41,19 @@ class RejectCounter:
         """
         self.rejects.extend(result.rejects)
         count = len(self.rejects)
-        if count <= self.max_fraction * self.images:
+        # The decimal number that was given: 0.29 * 100 is less than 29 in binary.
+        if count <= Fraction(str(self.max_fraction)) * self.images:
             return
         log = stage_logger("preprocess")
         for reject in self.rejects[:LISTED_REJECTS]:
             log.info("  %s: %s (%s)", reject["key"], reject["reason"], reject["detail"])
         if count > LISTED_REJECTS:
             log.info("  and %d more", count - LISTED_REJECTS)
-        enough = math.ceil(1000 * count / self.images) / 1000
+        enough = -(-1000 * count // self.images) / 1000
         raise UserError(
             f"{count} of {self.images:,} images can't be read, which is more than "
-            f"--max-reject-fraction {self.max_fraction:g}; look at the list above, then repair or "
-            f"remove them, or give --max-reject-fraction {enough:g} or more; finished shards are "
+            f"--max-reject-fraction {self.max_fraction}; look at the list above, then repair or "
+            f"remove them, or give --max-reject-fraction {enough} or more; finished shards are "
             "kept"
         )
 
@@ -104,19 +105,8 @@ def make_shards(
     with without_actor_pool_note(), progress:
         for row in job.iter_rows():
             task = missing[row["number"]]
-            _raise_errors(task, row)
+            raise_packed(row["error"])
             results[task] = read_result(task)
             rejects.add(results[task])
             progress.add(task.rows, f"{len(rejects.rejects)} rejected")
     return results, time.monotonic() - started
-
-
-def _raise_errors(task: ShardTask, row: Mapping[str, Any]) -> None:
-    """Raise what a ``ShardWriter`` has returned as text."""
-    if row["source_error"]:
-        raise UserError(row["source_error"])
-    if row["write_error"]:
-        raise OSError(
-            f"{task.shard_path}: can't be written ({row['write_error']}); when it can, give the "
-            "same command again: finished shards are kept"
-        )

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.plots import figures
-from alexnet.shards.codec import decode_images
+from alexnet.shards.codec import read_images
 from alexnet.shards.decode import render_reject
-from alexnet.shards.format import Manifest, read_row_group
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.sources.read import Source, read_image
 from pipelines.tracking.run import Run
@@ -54,14 +54,11 @@ def log_result(run: Run, manifest: Manifest, source: Source) -> None:
 
 def _log_images(run: Run, manifest: Manifest) -> None:
     """The first rows of the first shard, which are as random as any."""
-    columns = ["image", "label"]
-    rows = read_row_group(manifest.row_groups("train")[0], columns).slice(0, TILES)
     with ThreadPoolExecutor(2) as threads:
-        images = decode_images([image.as_buffer() for image in rows["image"]], threads)
-    captions = [manifest.labels[label].name for label in rows["label"].to_pylist()]
-    run.log_figure(
-        figures.contact_sheet(images, captions, "Training images, 256x256"), "images.png"
-    )
+        rows, images = read_images(manifest.row_groups("train")[0], ["label"], threads)
+    captions = [manifest.labels[label].name for label in rows["label"][:TILES].to_pylist()]
+    sheet = figures.contact_sheet(images[:TILES], captions, "Training images, 256x256")
+    run.log_figure(sheet, "images.png")
 
 
 def _log_rejects(run: Run, manifest: Manifest, source: Source) -> None:

@@ -4,11 +4,12 @@ import posixpath
 
 from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.shards.format import Manifest
+from alexnet.shards.manifest import Manifest
 from alexnet.sources import imagenette
 from alexnet.sources.md5 import OFFICIAL, verify
 from alexnet.sources.read import Source, read_source
 from alexnet.sources.sample import LABELS, write_sample
+from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.watchdog import Watchdog
@@ -24,11 +25,14 @@ def source_uri(settings: PreprocessSettings) -> str:
     Without a preset it is the sample.
 
     Raises:
-        UserError: there is no such folder, or the preset has no source of its own.
+        UserError: there is no such folder, the preset has no source of its own, or Imagenette's
+            folder is incomplete.
     """
     if settings.source:
         if not storage.exists(settings.source):
             raise UserError(f"{settings.source}: no such folder; correct --source")
+        if posixpath.basename(settings.source) in imagenette.FOLDERS:
+            imagenette.check_complete(settings.source)
         return settings.source
     if settings.preset in (None, "sample"):
         folder = Workdir(settings.workdir).sample
@@ -36,9 +40,10 @@ def source_uri(settings: PreprocessSettings) -> str:
         return folder
     if settings.preset == "imagenette":
         log = stage_logger("preprocess")
-        return imagenette.fetch(
-            settings.workdir, lambda: log.info("downloading Imagenette (1.6 GB)")
-        )
+        with exclusive_lock(Workdir(settings.workdir), "imagenette", "preprocess"):
+            return imagenette.fetch(
+                settings.workdir, lambda: log.info("downloading Imagenette (1.6 GB)")
+            )
     if settings.preset == "ilsvrc2012":
         raise UserError(
             "--source is required with --preset ilsvrc2012: the folder with the official archives, "

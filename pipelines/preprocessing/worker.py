@@ -12,6 +12,7 @@ from alexnet.errors import UserError, one_line
 from alexnet.shards.codec import Encoding
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import finished_result, make_shard
+from pipelines.task_errors import pack
 
 
 class ShardWriter:
@@ -32,16 +33,19 @@ class ShardWriter:
             row: ``task``, the fields of a ``ShardTask``, and ``number``.
 
         Returns:
-            ``number``, ``source_error`` and ``write_error``; errors that a user can put right are
-            returned as text, since Ray would retry them and print a traceback.
+            ``number`` and ``error``: a packed ``UserError`` or ``OSError``; empty if there is none.
         """
         task = ShardTask(**(row["task"] | {"encoding": Encoding(**row["task"]["encoding"])}))
-        outcome = {"number": row["number"], "source_error": "", "write_error": ""}
+        packed = b""
         try:
             if finished_result(task) is None:
                 make_shard(task)
         except UserError as error:
-            outcome["source_error"] = one_line(error)
+            packed = pack(error)
         except OSError as error:
-            outcome["write_error"] = one_line(error)
-        return outcome
+            message = (
+                f"{task.shard_path}: can't be written ({one_line(error)}); when it can, give the "
+                "same command again: finished shards are kept"
+            )
+            packed = pack(OSError(message))
+        return {"number": row["number"], "error": packed}

@@ -7,6 +7,7 @@ by itself.
 import contextlib
 import functools
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PARENT = "mlflow.parentRunId"
+TABLES = "mlflow.loggedArtifacts"
 DIGEST_LENGTH = 32
 
 
@@ -170,8 +172,16 @@ class Run:
         self.store.client.log_figure(self.run_id, figure, path)
 
     def log_table(self, table: "pa.Table", path: str) -> None:
-        """Log a table, which the UI shows as a table."""
-        self.store.client.log_table(self.run_id, table.to_pydict(), path)
+        """Log a table, which the UI shows as a table; unlike MLflow's method, never append to one.
+
+        A stage that was killed and is resumed logs its tables again.
+        """
+        rows = [list(row.values()) for row in table.to_pylist()]
+        self.log_json({"columns": table.column_names, "data": rows}, path)
+        tables = json.loads(self.store.client.get_run(self.run_id).data.tags.get(TABLES, "[]"))
+        entry = {"path": path, "type": "table"}
+        if entry not in tables:
+            self.set_tags({TABLES: json.dumps([*tables, entry])})
 
     def log_json(self, value: Any, path: str) -> None:
         """Log a dictionary as a JSON file."""
@@ -188,6 +198,8 @@ class Run:
         self, classifier: "nn.Module", example: NDArray[np.uint8], metadata: Mapping[str, Any]
     ) -> str:
         """Export and log a crop classifier; returns its ``models:/m-...`` URI.
+
+        A model that this run logged before it was interrupted is deleted.
 
         ``metadata`` is stored with the model; its ``classes`` lists wnid and name by class index.
         """
@@ -207,6 +219,12 @@ class Run:
                 # MLflow would infer these by loading the model once more in a new process.
                 pip_requirements=[_requirement(name) for name in ("mlflow", "numpy", "torch")],
             )
+        client = self.store.client
+        for model in client.search_logged_models(
+            [self.store.experiment_id], f"source_run_id = '{self.run_id}'"
+        ):
+            if model.model_id != info.model_id:
+                client.delete_logged_model(model.model_id)
         return f"models:/{info.model_id}"
 
 

@@ -20,8 +20,8 @@ from alexnet.model.compilation import compile_towers
 from alexnet.model.placement import place_towers
 from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import Recipe
-from alexnet.shards.format import Manifest, read_manifest
 from alexnet.shards.loader import ShardLoader
+from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.pixel_stats import PixelStatistics, read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.checkpoint import TrainState

@@ -49,8 +49,9 @@ from preprocess import jpegs, make_source
 
 from alexnet.recipes import PAPER
 from alexnet.shards.codec import Encoding
-from alexnet.shards.format import ROW_GROUP_ROWS, Manifest, read_manifest, write_manifest
+from alexnet.shards.format import ROW_GROUP_ROWS
 from alexnet.shards.loader import ShardLoader
+from alexnet.shards.manifest import Manifest, read_manifest, write_manifest
 from alexnet.shards.order import epoch_order
 from alexnet.shards.plan import write_plan
 from alexnet.shards.write import make_shard

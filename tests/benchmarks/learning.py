@@ -24,8 +24,8 @@ import torch
 
 from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import SOURCE145
-from alexnet.shards.format import Manifest, read_manifest
 from alexnet.shards.loader import ShardLoader
+from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.loop import TrainContext, train_epoch, validate

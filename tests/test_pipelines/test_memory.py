@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet.shards.format import read_manifest
+from alexnet.shards.manifest import read_manifest
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, make_shard
 from pipelines import evaluate, full_run, preprocess, train

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alexnet.shards.format import Manifest, write_manifest
+from alexnet.shards.manifest import Manifest, write_manifest
 from alexnet.sources.read import read_source
 from alexnet.sources.sample import LABELS, write_sample
 from pipelines import preprocess, train

@@ -7,6 +7,7 @@ from reference_model import ReferenceAlexNet
 from torch.export import Dim, ExportedProgram, export
 
 from alexnet.diagnostics.equivalence import he_init
+from alexnet.errors import InvalidModelError
 from alexnet.model.classifier import CropClassifier, view_probabilities
 from alexnet.model.placement import to_grouped
 from alexnet.model.towers import AlexNet
@@ -98,9 +99,35 @@ def test_views_keep_their_order_and_models_are_averaged() -> None:
     classifiers = [classifier_of("paper", seed) for seed in (1, 2)]
     crops = random_crops(2)
     views = torch.stack([crops, crops.flip(2), crops.flip(1)])
-    probabilities = view_probabilities(list(classifiers), views)
+    probabilities = view_probabilities(dict(zip("ab", classifiers, strict=True)), views)
     assert (tuple(probabilities.shape), probabilities.requires_grad) == ((3, 2, 4), False)
     with torch.no_grad():
         for number, view in enumerate(views):
             expected = (classifiers[0](view).double() + classifiers[1](view).double()) / 2
             torch.testing.assert_close(probabilities[number].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", ["weights", "one image"])
+def test_a_classifier_that_outputs_nan_is_an_error_that_names_it(broken: str) -> None:
+    class NotANumber(torch.nn.Module):
+        """NaN for all images, or for those whose first pixel is black."""
+
+        def forward(self, crops: torch.Tensor) -> torch.Tensor:
+            black = crops[:, 0, 0, 0] == 0
+            nan = black if broken == "one image" else torch.ones_like(black)
+            return torch.full((len(crops), 4), 0.25).masked_fill(nan[:, None], torch.nan)
+
+    classifiers = {"models:/good": classifier_of("paper"), "models:/bad": NotANumber()}
+    views = torch.full((2, 3, 224, 224, 3), 200, dtype=torch.uint8)
+    views[1, 2] = 0
+    with pytest.raises(InvalidModelError, match=r"^models:/bad: outputs NaN") as caught:
+        view_probabilities(classifiers, views)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_whose_weights_are_nan_is_an_error() -> None:
+    classifier = classifier_of("paper")
+    with torch.no_grad():
+        next(classifier.parameters()).fill_(torch.nan)
+    with pytest.raises(InvalidModelError, match="models:/m-1"):
+        view_probabilities({"models:/m-1": classifier}, random_crops(2)[None])

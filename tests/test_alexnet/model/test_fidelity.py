@@ -175,7 +175,7 @@ def test_ten_views_average_the_softmax() -> None:
         network.fc8.weight.mul_(0.2)  # Without this, one class would have probability 1.
     classifier = CropClassifier(network, mean_crop(mean_image))
     probabilities = average(
-        list(view_probabilities([classifier], ten_crop(torch.from_numpy(images))))
+        list(view_probabilities({"": classifier}, ten_crop(torch.from_numpy(images))))
     )
 
     corners = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]

@@ -22,8 +22,8 @@ from alexnet.model import towers
 from alexnet.model.placement import place_towers
 from alexnet.model.towers import AlexNet, Dropout
 from alexnet.recipes import PAPER, SOURCE145, Recipe
-from alexnet.shards.format import Manifest
 from alexnet.shards.loader import ShardLoader
+from alexnet.shards.manifest import Manifest
 from alexnet.training.loop import Step, total, train_epoch, validate
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 

@@ -21,8 +21,9 @@ from PIL import Image
 from alexnet.errors import CorruptShardError
 from alexnet.shards import loader
 from alexnet.shards.codec import decode_into, encode
-from alexnet.shards.format import SCHEMA, Manifest, RowGroup, Shard, read_row_group, write_shard
+from alexnet.shards.format import SCHEMA, RowGroup, Shard, read_row_group, write_shard
 from alexnet.shards.loader import Batch, RowGroupData, ShardLoader
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.order import epoch_order
 
 SHARDS = (150, 70)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from alexnet.errors import CorruptDatasetError
 from alexnet.shards.decode import Decoded, decode
-from alexnet.shards.format import STATISTICS, Manifest
+from alexnet.shards.format import STATISTICS
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_accumulator import PixelAccumulator
 from alexnet.shards.pixel_stats import (
     PixelStatistics,

@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from source_layouts import image_data_set, replace_val_images_by_links, write_archives
 
 from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.decode import Decoded, decode
 from alexnet.shards.finalize import corrupt_shards, finished_results
-from alexnet.shards.format import MANIFEST, STATISTICS, Manifest, read_manifest, read_row_group
+from alexnet.shards.format import STATISTICS, read_row_group
+from alexnet.shards.manifest import MANIFEST, Manifest, read_manifest
 from alexnet.shards.plan import ShardTask, parts_folder, plan_digest, plan_path, write_plan
 from alexnet.shards.write import make_shard
 from alexnet.sources.read import read_source
@@ -197,7 +199,7 @@ def test_a_lost_actors_shard_is_not_written_again(raw_images: Path, tmp_path: Pa
     source = read_source(str(raw_images))
     task = write_plan(str(tmp_path), source, factories.RAW, rows_per_shard=16, seed=0)[0]
     row = {"number": 7, "task": asdict(task)}
-    done = {"number": 7, "source_error": "", "write_error": ""}
+    done = {"number": 7, "error": b""}
     path = tmp_path / task.file
     assert ShardWriter()(row) == done
     written = path.stat().st_mtime_ns
@@ -276,6 +278,29 @@ def test_a_missing_file_is_a_reject(raw_images: Path, tmp_path: Path) -> None:
     results = [make_shard(task) for task in tasks]
     rejects = {r["key"]: r["reason"] for result in results for r in result.rejects}
     assert rejects == {factories.BROKEN: "truncated", "val/n03/n03_1.JPEG": "unreadable"}
+
+
+def test_a_link_in_an_archive_is_its_file_or_a_reject(tmp_path: Path) -> None:
+    raw, data = tmp_path / "raw", image_data_set()
+    write_archives(raw, data)
+    replace_val_images_by_links(raw, data)
+    tasks = [task for task in factories.plan(raw, tmp_path) if task.split == "val"]
+    (result,) = [make_shard(task) for task in tasks]
+    assert result.rejects == (
+        {
+            "key": "val/v_3.JPEG",
+            "split": "val",
+            "reason": "unreadable",
+            "detail": "a link to something that is not a file in the archive",
+        },
+    )
+    images = {row["key"]: (row["wnid"], row["sha256"]) for row in rows_of(tmp_path, "val")}
+    sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in data.val.items()}
+    assert images == {
+        "val/v_1.JPEG": (data.val_wnids["v_1"], sha256["v_1"]),
+        "val/v_2.JPEG": (data.val_wnids["v_2"], sha256["v_1"]),
+        "val/v_4.JPEG": (data.val_wnids["v_4"], sha256["v_4"]),
+    }
 
 
 def test_a_missing_source_is_an_error(raw_images: Path, tmp_path: Path) -> None:

@@ -152,6 +152,43 @@ def test_the_error_names_both_files_of_a_repeated_key(tmp_path: Path) -> None:
     )
 
 
+def without(data: DataSet, split: str) -> DataSet:
+    """The data set without the images of a split; its classes remain."""
+    if split == "val":
+        return data._replace(val={}, val_wnids={})
+    return data._replace(train={wnid: {} for wnid in data.train})
+
+
+def with_empty_files(data: DataSet, split: str) -> DataSet:
+    """The data set with files of 0 bytes in a split."""
+    if split == "val":
+        return data._replace(val=dict.fromkeys(data.val, b""))
+    train = {wnid: dict.fromkeys(contents, b"") for wnid, contents in data.train.items()}
+    return data._replace(train=train)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_split_without_images_is_an_error(tmp_path: Path, layout: str, split: str) -> None:
+    """Otherwise it would be found only when all shards of the other split are made."""
+    WRITERS[layout](tmp_path, without(TEXT_DATA_SET, split))
+    if layout in ("folders", "kaggle"):  # Their writers create no folder without a file.
+        root = tmp_path / ("ILSVRC/Data/CLS-LOC" if layout == "kaggle" else "") / split
+        for wnid, _ in LABELS if (layout, split) != ("kaggle", "val") else [("", "")]:
+            (root / wnid).mkdir(parents=True, exist_ok=True)
+    message = read_error(tmp_path)
+    assert "contains no images" in message
+    assert split in message
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("layout", ["archives", "kaggle", "folders"])
+def test_a_split_of_empty_files_is_an_error(tmp_path: Path, layout: str, split: str) -> None:
+    WRITERS[layout](tmp_path, with_empty_files(TEXT_DATA_SET, split))
+    message = read_error(tmp_path)
+    assert f"contains no images of the split {split}, only empty files; " in message
+
+
 def repack(root: Path, name: str, **changes: bytes | None) -> None:
     """Replace, add or (None) remove members of an archive; ``__`` in a name means a dot."""
     with tarfile.open(root / name) as archive:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.sources.tar import Members, list_members, list_nested
+from alexnet.sources.tar import NO_TARGET, Members, list_members, list_nested
 
 CONTENTS = {"a.JPEG": b"first", "b.JPEG": b"", "c.JPEG": bytes(range(256)) * 5}
 
@@ -97,8 +97,6 @@ KINDS = {
     tarfile.REGTYPE: True,
     tarfile.CONTTYPE: True,
     tarfile.DIRTYPE: False,
-    tarfile.LNKTYPE: False,
-    tarfile.SYMTYPE: False,
     tarfile.CHRTYPE: False,
     tarfile.BLKTYPE: False,
     tarfile.FIFOTYPE: False,
@@ -118,7 +116,7 @@ KINDS = {
         max_size=6,
     )
 )
-def test_only_plain_files_are_listed_with_any_name(
+def test_other_members_than_files_and_links_are_ignored(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[bytes, bytes, bytes]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "members.tar"
@@ -175,6 +173,96 @@ def test_extended_headers_set_the_name_and_links_are_ignored(
     path = tmp_path / "x.tar"
     path.write_bytes(content + END)
     assert read_all(str(path), list_members(str(path))) == {name: b"abc"}
+
+
+def link(name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.linkname, member.type = target, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def symlink(name: str, target: str) -> bytes:
+    return link(name, target, tarfile.SYMTYPE)
+
+
+FILE = raw_member(b"d/a.JPEG", b"abc")
+NOTHING = None
+"""A link that leads to no file."""
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (FILE + link("b", "d/a.JPEG"), {"a.JPEG": b"abc", "b": b"abc"}),
+        (FILE + link("./e/b", "./d/a.JPEG"), {"a.JPEG": b"abc", "b": b"abc"}),
+        (raw_member(b"/d/a", b"abc") + link("b", "d/a"), {"a": b"abc", "b": b"abc"}),
+        (
+            FILE + link("b", "d/a.JPEG") + link("c", "b"),
+            dict.fromkeys(["a.JPEG", "b", "c"], b"abc"),
+        ),
+        (FILE + symlink("d/b", "a.JPEG"), {"a.JPEG": b"abc", "b": b"abc"}),
+        (symlink("e/b", "../d/a.JPEG") + FILE, {"b": b"abc", "a.JPEG": b"abc"}),
+        (
+            symlink("x", "y") + link("y", "d/a.JPEG") + FILE,
+            dict.fromkeys(["x", "y", "a.JPEG"], b"abc"),
+        ),
+        (FILE + link("d/a.JPEG", "d/a.JPEG"), {"a.JPEG": b"abc"}),
+        (raw_member(b"a", b"") + link("b", "a"), {"a": b"", "b": b""}),
+        (FILE + link("b", "missing"), {"a.JPEG": b"abc", "b": NOTHING}),
+        (FILE + link("b", ""), {"a.JPEG": b"abc", "b": NOTHING}),
+        (FILE + symlink("d/b", "../../d/a.JPEG"), {"a.JPEG": b"abc", "b": NOTHING}),
+        (symlink("b", "/etc/passwd"), {"b": NOTHING}),
+        (symlink("b", "../../../../etc/passwd"), {"b": NOTHING}),
+        (symlink("b", "b"), {"b": NOTHING}),
+        (symlink("b", "c") + symlink("c", "b"), {"b": NOTHING, "c": NOTHING}),
+        (
+            header("d", 0, tarfile.DIRTYPE) + FILE + symlink("b", "d"),
+            {"a.JPEG": b"abc", "b": NOTHING},
+        ),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_links_are_the_files_of_the_archive_that_they_lead_to(
+    tmp_path: Path, content: bytes, expected: Mapping[str, bytes | None], nested: bool
+) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(content + END)
+    if nested:
+        path.write_bytes(make_tar({"other.tar": make_tar(CONTENTS), "in.tar": content + END}))
+    members = list_nested(str(path))["in.tar"] if nested else list_members(str(path))
+    listed = {
+        name: None if size == NO_TARGET else storage.read_range(str(path), offset, size)
+        for name, offset, size in zip(*members, strict=True)
+    }
+    assert listed == expected
+
+
+def test_files_with_two_names_and_files_added_twice_are_read(tmp_path: Path) -> None:
+    """The archiver stores the second name, and the file added again, as hard links."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.JPEG").write_bytes(b"abc")
+    (folder / "b.JPEG").hardlink_to(folder / "a.JPEG")
+    (folder / "c.JPEG").symlink_to("b.JPEG")
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, "images")
+        archive.add(folder / "a.JPEG", "images/a.JPEG")
+    members = list_members(str(path))
+    assert sorted(read_all(str(path), members).items()) == [
+        (f"{name}.JPEG", b"abc") for name in "abc"
+    ]
+
+
+def test_an_inner_archive_can_be_a_link_to_another(tmp_path: Path) -> None:
+    path = tmp_path / "outer.tar"
+    inner = raw_member(b"a.tar", make_tar(CONTENTS))
+    path.write_bytes(inner + link("b.tar", "a.tar") + END)
+    nested = list_nested(str(path))
+    assert read_all(str(path), nested["b.tar"]) == CONTENTS
+    path.write_bytes(inner + link("b.tar", "c.tar") + END)
+    with pytest.raises(UserError, match=r"outer\.tar: b\.tar is a link to a file that the archive"):
+        list_nested(str(path))
 
 
 def test_an_archive_truncated_anywhere_raises_an_error(tmp_path: Path) -> None:

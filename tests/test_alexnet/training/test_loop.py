@@ -30,8 +30,8 @@ from alexnet.diagnostics.equivalence import he_init
 from alexnet.metrics import LossAndErrors
 from alexnet.model.towers import AlexNet, Dropout
 from alexnet.recipes import PAPER, RECIPES, SOURCE145, Recipe
-from alexnet.shards.format import Manifest
 from alexnet.shards.loader import Batch, ShardLoader
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import sample_augment_params
 from alexnet.training.checkpoint import (

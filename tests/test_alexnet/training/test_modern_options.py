@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from alexnet.diagnostics.equivalence import he_init
 from alexnet.model.towers import AlexNet, Tower
 from alexnet.recipes import PAPER, SOURCE145, Recipe
-from alexnet.shards.format import Manifest
 from alexnet.shards.loader import ShardLoader
+from alexnet.shards.manifest import Manifest
 from alexnet.training.augment import sample_augment_params, training_crops
 from alexnet.training.loop import train_epoch, validate
 from alexnet.training.optimizer import EpochRates, apply_warmup, build_optimizer, set_rates

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import factories
 import pytest
-from source_layouts import image_data_set, write_archives
+from source_layouts import image_data_set, replace_val_images_by_links, write_archives
 
 from alexnet.errors import UserError
 from alexnet.sources import md5
@@ -42,6 +42,18 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert counts == [
         [wnid, str(factories.TRAIN), str(factories.VAL)] for wnid in factories.CLASSES
     ]
+
+
+def test_a_link_to_no_file_is_counted(tmp_path: Path) -> None:
+    source, data = tmp_path / "archives", image_data_set()
+    write_archives(source, data)
+    replace_val_images_by_links(source, data)
+    values = {"source": str(source), "workdir": str(tmp_path / "work"), "dry_run": True}
+    result = preprocess.command(PreprocessCommandSettings.model_validate(values)).to_json()
+    assert result["val_images"] == 4
+    sizes = [len(content) for images in data.train.values() for content in images.values()]
+    sizes += [2 * len(data.val["v_1"]), len(data.val["v_4"])]
+    assert result["source_bytes"] == sum(sizes)
 
 
 def test_archives_are_compared_with_their_md5(

@@ -27,7 +27,7 @@ from ray.cluster_utils import Cluster
 from alexnet.errors import UserError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.finalize import finalize
-from alexnet.shards.format import MANIFEST, read_manifest
+from alexnet.shards.manifest import MANIFEST, read_manifest
 from alexnet.shards.plan import parts_folder, write_plan
 from alexnet.shards.write import make_shard
 from alexnet.sources.read import read_source

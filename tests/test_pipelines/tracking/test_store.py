@@ -1,10 +1,14 @@
 """MLflow runs, metrics, inputs, artifacts and models in a local store; errors of the store."""
 
 import contextlib
+import json
 from pathlib import Path
 
 import mlflow
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from alexnet.errors import UserError
@@ -101,6 +105,50 @@ def test_data_sets_are_inputs_with_their_digest(store: Store) -> None:
     (logged,) = store.client.get_run(run_id).inputs.dataset_inputs
     assert logged.dataset.digest == ("ab" * 32)[:DIGEST_LENGTH]
     assert logged.tags[0].value == "training"
+
+
+def test_what_a_resumed_run_logs_again_is_there_once(store: Store) -> None:
+    """A stage that is killed before it has finished logs everything again in the same run."""
+    run_id = open_run(store, "stage", resume=None, parent=None)
+    first = pa.table({"key": ["a", "b"], "images": [1, 2]})
+    last = pa.table({"key": ["b", 'ü "\n'], "images": [2, 3]})
+    for table in (first, last):
+        run = Run(store, run_id)
+        run.log_params({"epochs": 3})
+        run.log_dataset("raw", "cd" * 32, "/data/raw", "raw images", "rows")
+        run.log_table(table, "rejects.json")
+        run.log_table(table.slice(0, 0), "none.json")
+    logged = store.client.get_run(run_id)
+    assert [(i.dataset.name, len(i.tags)) for i in logged.inputs.dataset_inputs] == [("raw", 1)]
+    rows = store.client.load_table(store.experiment_id, "rejects.json", [run_id])
+    assert rows.to_dict("list") == last.to_pydict()
+    assert len(store.client.load_table(store.experiment_id, "none.json", [run_id])) == 0
+    assert json.loads(logged.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "rejects.json", "type": "table"},
+        {"path": "none.json", "type": "table"},
+    ]
+
+
+class AlwaysTheFirst(torch.nn.Module):
+    """Crops → probability 1 of the first of two classes."""
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        mean = crops.float().mean(dim=(1, 2, 3))
+        return torch.stack([torch.ones_like(mean), torch.zeros_like(mean)], dim=1)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_logged_again_replaces_the_first(store: Store) -> None:
+    other = open_run(store, "train", resume=None, parent=None)
+    run_id = open_run(store, "train", resume=None, parent=None)
+    example, metadata = np.zeros((2, 224, 224, 3), np.uint8), {"classes": [["a", "a"], ["b", "b"]]}
+    uris = []
+    for stage in (other, run_id, run_id):
+        with active_run(store, stage) as run:
+            uris.append(run.log_model(AlwaysTheFirst(), example, metadata))
+    assert len(set(uris)) == 3
+    assert [registry.model_exists(store, uri) for uri in uris] == [True, False, True]
+    assert registry.get_model_info(store, uris[2]).run_id == run_id
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:

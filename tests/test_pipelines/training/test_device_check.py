@@ -143,8 +143,9 @@ def test_a_failed_comparison_is_reported(
 
 def test_too_few_gpus_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(cluster, "started_here", lambda: True)
     node = {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     settings = TrainCommandSettings(check_devices=True, device="cuda")
-    with pytest.raises(UserError, match=r"^--device cuda: 1 workers of 2 GPUs need 2, .* have 1;"):
+    with pytest.raises(UserError, match=r"^--num-workers 1 --device cuda: .* 2 GPUs don't fit"):
         train.command(settings)

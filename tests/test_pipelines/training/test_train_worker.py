@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import SOURCE145
-from alexnet.shards.format import Manifest
+from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.checkpoint import load_train_state, load_weights, read_recipe, read_tensors
 from alexnet.training.loop import validate
