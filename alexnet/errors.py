@@ -26,6 +26,10 @@ class SourceChangedError(UserError):
     """The source's images are no longer those that a data set was made of."""
 
 
+class InputsChangedError(UserError):
+    """The inputs of an output that was begun are no longer those that were listed."""
+
+
 class InvalidModelError(UserError):
     """A model's outputs are no probabilities."""
 

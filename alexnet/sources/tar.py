@@ -84,6 +84,23 @@ def list_nested(path: str) -> dict[str, Members]:
         return dict(zip(outer.names, threads.map(list_inner, *outer), strict=True))
 
 
+def list_range(file: pa.NativeFile, name: str, offset: int = 0, size: int | None = None) -> Members:
+    """Files of an archive that is a range of an open file; a name is the member's whole path.
+
+    Args:
+        file: seekable.
+        name: of the archive, for messages.
+        offset: of its first byte.
+        size: bytes; by default all of the file.
+
+    Raises:
+        UserError: as ``list_members``.
+        OSError: the file can't be read.
+    """
+    length = file.size() if size is None else size
+    return _list(name, _Range(file, offset, length), whole_paths=True)
+
+
 class _Range:
     """A range of a file with the methods of a file, from which ``tarfile`` reads headers.
 
@@ -123,12 +140,13 @@ class _Range:
         return data
 
 
-def _list(name: str, archive: _Range) -> Members:
+def _list(name: str, archive: _Range, *, whole_paths: bool = False) -> Members:
     """The files of the archive in a range, with offsets in the whole file.
 
     Args:
         name: of the archive, for messages.
         archive: the range.
+        whole_paths: whether names are the members' paths, or the last parts of these.
     """
     members = Members([], [], [])
     positions: dict[str, int] = {}
@@ -142,7 +160,7 @@ def _list(name: str, archive: _Range) -> Members:
                     continue  # A file that is given to ``tar`` twice is stored as a link to itself.
                 targets[path] = target
             positions[path] = len(members.names)
-            members.names.append(_last_part(member.name))
+            members.names.append(path if whole_paths else _last_part(member.name))
             members.offsets.append(archive.start + member.offset_data)
             members.sizes.append(member.size)
     except OSError:

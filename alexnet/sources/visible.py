@@ -6,6 +6,17 @@ from alexnet import storage
 _FILE_MANAGER_FILES = {"Thumbs.db", "desktop.ini"}
 
 
+def is_visible(path: str) -> bool:
+    """Whether a file or folder counts.
+
+    Args:
+        path: relative to the folder that is listed.
+    """
+    parts = path.split("/")
+    is_hidden = any(part.startswith(".") for part in parts)
+    return not is_hidden and parts[-1] not in _FILE_MANAGER_FILES
+
+
 def visible_files(folder: str, *, recursive: bool = True) -> list[storage.File]:
     """The files of a folder, sorted by path, that are not hidden and not in a hidden folder.
 
@@ -13,13 +24,8 @@ def visible_files(folder: str, *, recursive: bool = True) -> list[storage.File]:
         folder: path or URI; whether it is hidden itself does not matter.
         recursive: whether files at any depth are listed.
     """
-
-    def is_visible(file: storage.File) -> bool:
-        parts = file.path[len(folder) :].split("/")
-        is_hidden = any(part.startswith(".") for part in parts)
-        return not is_hidden and parts[-1] not in _FILE_MANAGER_FILES
-
-    return [file for file in storage.list_files(folder, recursive=recursive) if is_visible(file)]
+    files = storage.list_files(folder, recursive=recursive)
+    return [file for file in files if is_visible(file.path[len(folder) :].lstrip("/"))]
 
 
 def visible_folders(folder: str) -> list[str]:

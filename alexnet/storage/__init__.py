@@ -24,6 +24,7 @@ from alexnet.storage.files import (
     write_bytes,
     write_json,
 )
+from alexnet.storage.names import name_to_text, text_to_name
 from alexnet.storage.ranges import read_range
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "list_folders",
     "locate",
     "make_folder",
+    "name_to_text",
     "open_input",
     "read_bytes",
     "read_json",
@@ -48,6 +50,7 @@ __all__ = [
     "sha256",
     "size",
     "stat",
+    "text_to_name",
     "write_bytes",
     "write_json",
 ]

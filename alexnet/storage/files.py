@@ -170,7 +170,8 @@ def make_folder(path: str) -> None:
 def open_input(path: str) -> pa.NativeFile:
     """Open a file for reading at any position."""
     filesystem, inner = locate(path)
-    return filesystem.open_input_file(inner)
+    # A local name need not be UTF-8.
+    return filesystem.open_input_file(inner if is_remote(path) else os.fsencode(inner))
 
 
 def read_bytes(path: str) -> bytes:

@@ -1,0 +1,177 @@
+"""The visible files below a folder, one by one, sorted, in memory that does not grow with them.
+
+Links to files and folders outside are followed; a link to something that is listed at its own place
+is not, and neither is a folder that was entered before: so loops end, and a caller that drops
+repeated ``Found.real`` reads each file once. Object stores have no links.
+"""
+
+import contextlib
+import heapq
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+from alexnet import storage
+from alexnet.errors import UserError, one_line
+from alexnet.sources.visible import is_visible, visible_files
+
+RUN_NAMES = 200_000
+"""Names of one folder that are sorted in memory; more are sorted in temporary files."""
+
+UNKNOWN = -1
+"""The size of what can't be read."""
+
+_FILE, _FOLDER, _LINK = b"f", b"d", b"l"
+_NOT_A_FILE = "unreadable: not a file"
+
+
+class Found(NamedTuple):
+    """A file, or a folder or link that can't be read."""
+
+    path: str
+    """Below the listed folder."""
+    real: str
+    """The same file without links."""
+    size: int
+    """Bytes, or ``UNKNOWN``."""
+    modified_ns: int
+    problem: str = ""
+    """Why it can't be read, empty if it can as far as is known."""
+
+
+def walk(root: str) -> Iterator[Found]:
+    """The visible files below a folder; special files such as pipes are left out.
+
+    A folder that may not be read and a link that leads nowhere are found with their problem.
+
+    Raises:
+        UserError: the folder itself can't be listed, or one can't be for a reason other than its
+            permissions.
+    """
+    return _walk_store(root) if storage.is_remote(root) else _walk_local(root)
+
+
+def find_file(path: str) -> Found:
+    """One local file or object by its path; it may be missing."""
+    if storage.is_remote(path):
+        try:
+            file = storage.stat(path)
+        except FileNotFoundError:
+            return Found(path, path, UNKNOWN, 0, "unreadable: no such file")
+        return Found(path, path, file.size, file.modified_ns)
+    # No file has a null character in its name.
+    return _stat(path, path if "\0" in path else os.path.realpath(path))
+
+
+def _stat(path: str, real: str) -> Found:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: as above.
+        return Found(path, real, UNKNOWN, 0, f"unreadable: {_reason(error)}")
+    if not stat.S_ISREG(status.st_mode):
+        return Found(path, real, UNKNOWN, 0, _NOT_A_FILE)
+    return Found(path, real, status.st_size, status.st_mtime_ns)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or one_line(error)
+
+
+def _walk_local(root: str) -> Iterator[Found]:
+    real_root = os.path.realpath(root)
+    entered = {real_root}
+    open_folders = [(root, real_root, _sorted_names(root))]
+    while open_folders:
+        folder, real_folder, names = open_folders[-1]
+        try:
+            name, kind = next(names, ("", b""))
+        except OSError as error:
+            if folder == root or not isinstance(error, PermissionError):
+                raise UserError(
+                    f"{storage.name_to_text(folder)}: can't be listed ({_reason(error)}); make it "
+                    "readable"
+                ) from error
+            yield Found(folder, real_folder, UNKNOWN, 0, "unreadable: Permission denied (folder)")
+            name = ""
+        if not name:
+            open_folders.pop()
+            continue
+        path, real = f"{folder.rstrip('/')}/{name}", f"{real_folder.rstrip('/')}/{name}"
+        if kind == _LINK:
+            real = os.path.realpath(path)
+            if os.path.exists(real) and any(_is_listed(real, top) for top in entered):
+                continue
+            if os.path.isdir(real):
+                entered.add(real)
+                kind = _FOLDER
+        if kind == _FOLDER:
+            open_folders.append((path, real, _sorted_names(path)))
+        elif (found := _stat(path, real)).problem != _NOT_A_FILE:
+            yield found
+
+
+def _is_listed(real: str, top: str) -> bool:
+    """Whether a walk of ``top`` finds this file or folder, or everything in it."""
+    return real == top or (real.startswith(top + "/") and is_visible(real[len(top) + 1 :]))
+
+
+def _sorted_names(folder: str) -> Iterator[tuple[str, bytes]]:
+    """Name and kind of the visible entries of a local folder, sorted by the names' bytes."""
+    # A name contains no null byte, which sorts before all others.
+    lines: list[bytes] = []
+    with contextlib.ExitStack() as files:
+        runs: list[IO[bytes]] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not is_visible(entry.name) or not (kind := _kind(entry)):
+                    continue
+                lines.append(os.fsencode(entry.name) + b"\0" + kind)
+                if len(lines) == RUN_NAMES:
+                    file = files.enter_context(tempfile.TemporaryFile())
+                    runs.append(_write_run(lines, file))
+                    lines = []
+        lines.sort()
+        for line in heapq.merge(lines, *map(_read_run, runs)) if runs else lines:
+            name, _, kind = line.partition(b"\0")
+            yield os.fsdecode(name), kind
+
+
+def _kind(entry: os.DirEntry[str]) -> bytes:
+    if entry.is_symlink():
+        return _LINK
+    if entry.is_dir(follow_symlinks=False):
+        return _FOLDER
+    return _FILE if entry.is_file(follow_symlinks=False) else b""
+
+
+def _write_run(lines: list[bytes], file: IO[bytes]) -> IO[bytes]:
+    """Lines, sorted, in a file; a line break in a name is a slash, which no name has."""
+    file.writelines(line.replace(b"\n", b"/") + b"\n" for line in sorted(lines))
+    file.seek(0)
+    return file
+
+
+def _read_run(file: IO[bytes]) -> Iterator[bytes]:
+    for line in file:
+        yield line[:-1].replace(b"/", b"\n")
+
+
+def _walk_store(root: str) -> Iterator[Found]:
+    if storage.locate(root)[0].type_name == "gcs":
+        # Google's store has no folders: a folder's names are found only by listing all below it.
+        yield from (_of_object(file) for file in visible_files(root))
+        return
+    files = {file.path[len(root) + 1 :]: file for file in storage.list_files(root, recursive=False)}
+    for name in sorted({*files, *storage.list_folders(root)}):
+        if not is_visible(name):
+            continue
+        if name in files:
+            yield _of_object(files[name])
+        else:
+            yield from _walk_store(storage.join(root, name))
+
+
+def _of_object(file: storage.File) -> Found:
+    return Found(file.path, file.path, file.size, file.modified_ns)
