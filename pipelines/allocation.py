@@ -28,9 +28,6 @@ SETTLE_S = 10.0
 REPORT_WAIT_S = 15.0
 """Seconds to wait for the first report of a new cluster's autoscaler."""
 
-HALF_CPU = 0.5
-"""Of a worker and of each task that feeds it, where no CPU is left for these tasks."""
-
 
 @dataclass(frozen=True, slots=True)
 class NodeResources:
@@ -47,13 +44,12 @@ class WorkerResources:
     workers: int
     gpus: int
     """0 for work on CPUs."""
-    cpus: float
-    """A whole number, or ``HALF_CPU``."""
+    cpus: int
 
     @property
     def threads(self) -> int:
         """For a worker's computation."""
-        return max(1, int(self.cpus))
+        return self.cpus
 
     def __str__(self) -> str:
         gpus = f" and {_count(self.gpus, 'GPU')}" if self.gpus else ""
@@ -66,7 +62,7 @@ def _count(number: float, unit: str) -> str:
 
 
 def actor_resources(
-    workers: Workers, device: Device, *, tasks: bool, gpus_per_worker: int = 1
+    workers: Workers, device: Device, *, gpus_per_worker: int = 1
 ) -> WorkerResources:
     """Divide what is free among actors that hold a model.
 
@@ -75,7 +71,6 @@ def actor_resources(
     Args:
         workers: the least and the most.
         device: as for ``choose_gpus``.
-        tasks: whether tasks feed the actors: they need a CPU as well.
         gpus_per_worker: GPUs that an actor can use.
 
     Raises:
@@ -84,19 +79,8 @@ def actor_resources(
     least, most = workers
     gpus = choose_gpus(device, least, gpus_per_worker)
     free = free_nodes()
-    reserve = 1 if tasks else 0
-    count = max(least, min(most, worker_slots(free, 1, gpus, reserve)))
-    if tasks and _half_is_better(free, count, gpus):
-        return WorkerResources(count, gpus, HALF_CPU)
-    return WorkerResources(count, gpus, most_cpus(free, count, gpus, reserve))
-
-
-def _half_is_better(free: list[NodeResources], count: int, gpus: int) -> bool:
-    """Whether actors of a whole CPU would leave none to the tasks, now or ever."""
-    if worker_slots(free, 1, gpus, 1) >= count:
-        return False
-    fit_as_halves = worker_slots(free, HALF_CPU, gpus, HALF_CPU) >= count
-    return fit_as_halves or worker_slots(total_nodes(), 1, gpus, 1) < count
+    count = max(least, min(most, worker_slots(free, 1, gpus)))
+    return WorkerResources(count, gpus, most_cpus(free, count, gpus))
 
 
 def training_resources(workers: Workers, device: Device, gpus_per_worker: int) -> WorkerResources:
@@ -197,28 +181,25 @@ def _resources(values: dict[str, Any]) -> NodeResources:
     return NodeResources(values.get("CPU", 0), values.get("GPU", 0))
 
 
-def most_cpus(nodes: Iterable[NodeResources], workers: int, gpus: int, reserve: float = 0) -> int:
+def most_cpus(nodes: Iterable[NodeResources], workers: int, gpus: int) -> int:
     """The most CPUs that each of some workers can have, at least 1."""
     nodes = list(nodes)
     most = int(max((node.cpus for node in nodes), default=1))
-    fitting = (c for c in range(most, 1, -1) if worker_slots(nodes, c, gpus, reserve) >= workers)
+    fitting = (c for c in range(most, 1, -1) if worker_slots(nodes, c, gpus) >= workers)
     return next(fitting, 1)
 
 
-def worker_slots(
-    nodes: Iterable[NodeResources], cpus: float, gpus: int = 0, reserve: float = 0
-) -> int:
+def worker_slots(nodes: Iterable[NodeResources], cpus: int, gpus: int = 0) -> int:
     """How many workers fit into nodes.
 
     Args:
         nodes: their resources.
         cpus: of each worker.
         gpus: of each worker.
-        reserve: CPUs of each node to leave to other tasks.
     """
     return sum(
         min(
-            max(0, int((node.cpus - reserve) // cpus)),
+            int(node.cpus // cpus),
             int(node.gpus // gpus) if gpus else sys.maxsize,
         )
         for node in nodes

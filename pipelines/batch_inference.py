@@ -1,137 +1,221 @@
-"""Any folder of images → predictions in Parquet, one row for each file, unreadable ones included.
+"""Images anywhere → predictions in Parquet, one row for each file, unreadable ones included.
 
-A pool of Ray actors loads the registered model; other tasks read and decode. Columns: path,
-status (ok or rejected), reason, and the lists labels, names and probabilities, best first.
+The output is a folder of parts and a manifest, which is written last. If the command is ended, the
+same command keeps the finished parts; files that were added to a folder become further parts.
 
     python pipelines/batch_inference.py --images /data/photos --output /data/predictions
+    python pipelines/batch_inference.py --images s3://b/photos more.tar --output out --html
 """
 
-import math
+import hashlib
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NoReturn
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
-from ray.data import ActorPoolStrategy, DataContext
 
 from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.sources.visible import visible_files
-from pipelines import cluster
-from pipelines.allocation import actor_resources, request_in_words
-from pipelines.cluster import KEEP_FREED_MEMORY
+from alexnet.predictions.inputs import list_items
+from alexnet.predictions.items import Item
+from alexnet.predictions.listing import ListedPart, update_listing
+from alexnet.predictions.output import MANIFEST, PartResult, read_result
+from alexnet.predictions.parts import PartOptions
+from alexnet.predictions.rows import RowOptions
+from alexnet.provenance import code_version
+from pipelines import stages
 from pipelines.console.cli import run_script
-from pipelines.console.progress import Progress
-from pipelines.console.stderr_filter import without_actor_pool_note
-from pipelines.inference.actors import PREDICTIONS_SCHEMA, BatchPredictor, read_and_decode
+from pipelines.console.lock import exclusive_lock
+from pipelines.console.log import stage_logger
+from pipelines.console.watchdog import Watchdog
+from pipelines.inference import origin as origins
+from pipelines.inference import report
+from pipelines.inference.job import make_parts
+from pipelines.inference.origin import ModelOrigin, Origin
+from pipelines.inference.part_actor import ModelOptions
 from pipelines.results import BatchInferenceResult
 from pipelines.settings import BatchInferenceSettings
-from pipelines.task_errors import raise_errors
 from pipelines.tracking import registry
+from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import active_run, open_run
 from pipelines.tracking.store import Store, connect
+from pipelines.workdir import Workdir
 
-MAX_BLOCKS = 1000
-"""Blocks that the list of files is divided into; each has at least one batch."""
+CODE = ("pipelines.inference.part_actor",)
+"""Entry modules of the code that decides what is predicted."""
+
+_CHECKING_THREADS = 8
+"""Finished parts that are hashed at the same time."""
 
 
 def run(settings: BatchInferenceSettings) -> BatchInferenceResult:
-    """Predict every file below a folder."""
+    """Predict every file of the inputs that is not predicted yet."""
     started = time.monotonic()
-    if not storage.is_folder(settings.images):
-        raise UserError(f"{settings.images}: no such folder; correct --images")
-    files = visible_files(settings.images)
-    if not files:
-        raise UserError(f"{settings.images}: holds no files; correct --images")
-    output = storage.join(settings.output, "predictions.parquet")
-    if storage.exists(output):
-        raise UserError(f"{output}: exists already; give another --output or delete it")
+    origins.check_output(settings)
     store = connect(settings)
-    model = registry.get_model_info(store, settings.model)
-    storage.make_folder(settings.output)
-    run_id = open_run(store, "batch_inference", resume=None, parent=None)
+    models = [registry.get_model_info(store, uri) for uri in settings.model]
+    _check_models(settings, models)
+    lock = f"predictions-{hashlib.sha256(settings.output.encode()).hexdigest()[:16]}"
+    with exclusive_lock(Workdir(settings.workdir), lock, "batch_inference"):
+        origin = origins.begin(
+            settings.output, _origin(settings, store, models), force=settings.force
+        )
+        return _complete(settings, store, models, origin, started)
+
+
+def _complete(
+    settings: BatchInferenceSettings,
+    store: Store,
+    models: Sequence[ModelInfo],
+    origin: Origin,
+    started: float,
+) -> BatchInferenceResult:
+    """Make the parts that are missing, then the manifest."""
+    log = stage_logger("batch_inference")
+    output = settings.output
+    listed = _list(settings)
+    options = _part_options(settings, models, origin)
+    kept = _finished(listed, options)
+    missing = [part for part in listed if part.number not in kept]
+    run_id = open_run(store, "batch_inference", resume=origins.unfinished_run(output), parent=None)
+    origins.set_run(output, run_id)
     with active_run(store, run_id) as run:
         run.log_params(settings.model_dump(exclude={"tracking_uri"}))
-        run.set_tags({"stage": "batch_inference", "models": model.uri})
-        rejected = _predict(settings, store, model, files, output)
-        seconds = time.monotonic() - started
+        run.set_tags(
+            {"stage": "batch_inference", "models": " ".join(model.uri for model in models)}
+        )
+        if kept:
+            log.info("%d of %d parts exist from an earlier run", len(kept), len(listed))
+        if missing and storage.is_file(storage.join(output, MANIFEST)):
+            storage.delete_file(storage.join(output, MANIFEST))
+        made, seconds = make_parts(
+            settings, missing, options, partial(_model_options, settings, store, models)
+        )
+        by_number = kept | {part.number: part for part in made}
+        results = [by_number[part.number] for part in listed]
+        totals = report.add_up(results)
+        page = report.write_page(output, results, origin) if settings.html else None
+        report.write_manifest(output, origin, results, totals)
+        names = [name for _, name in models[0].classes]
+        report.log_result(run, output, origin, results, totals, names)
+        predicted = sum(part.rows for part in made)
         result = BatchInferenceResult(
-            images=len(files),
-            rejected=rejected,
-            seconds=round(seconds, 1),
-            images_per_second=round(len(files) / seconds, 1),
+            images=totals.images,
+            rejected=totals.rejected,
+            seconds=round(time.monotonic() - started, 1),
+            images_per_second=round(predicted / seconds, 1) if made else 0.0,
+            parts_made=len(made),
+            parts_kept=len(kept),
             predictions=output,
-            model=model.uri,
+            page=page,
+            model=" ".join(model.uri for model in models),
         )
         run.log_metrics(result.metrics())
     return result
 
 
-def _predict(
-    settings: BatchInferenceSettings,
-    store: Store,
-    model: registry.ModelInfo,
-    files: list[storage.File],
-    output: str,
-) -> int:
-    """Write predictions as they are computed; returns the number of rejected files."""
-    cluster.connect()
-    resources = actor_resources(settings.num_workers, settings.device, tasks=True)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    job = (
-        ray.data.from_arrow(_blocks(files, settings.batch_size))
-        .map_batches(
-            read_and_decode,
-            batch_size=settings.batch_size,
-            batch_format="pyarrow",
-            num_cpus=min(1, resources.cpus),
+def _check_models(settings: BatchInferenceSettings, models: Sequence[ModelInfo]) -> None:
+    classes = models[0].classes
+    if settings.features and len(models) > 1:
+        raise UserError("--features: give one --model; the units of several have nothing in common")
+    for uri, model in zip(settings.model, models, strict=True):
+        if model.classes != classes:
+            raise UserError(
+                f"{uri}: has other classes than {settings.model[0]}; average models of the same "
+                "classes"
+            )
+    if len(classes) < settings.top_k:
+        stage_logger("batch_inference").info(
+            "the model has %d classes, so there are %d labels for each image, not %d",
+            len(classes),
+            len(classes),
+            settings.top_k,
         )
-        .map_batches(
-            BatchPredictor,
-            batch_size=settings.batch_size,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=resources.workers),
-            fn_constructor_args=(store, model, settings.top_k, settings.views, resources.threads),
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            runtime_env={"env_vars": KEEP_FREED_MEMORY},
-        )
+
+
+def _origin(settings: BatchInferenceSettings, store: Store, models: Sequence[ModelInfo]) -> Origin:
+    return Origin(
+        images=settings.images,
+        settings=settings.results(),
+        models=[
+            ModelOrigin(
+                uri=model.uri,
+                version=model.version,
+                digest=registry.model_digest(store, model.uri),
+                shards=model.shards,
+            )
+            for model in models
+        ],
+        code=code_version(CODE, boundary=stages.BOUNDARY),
     )
-    job.set_name("batch_inference")
-    progress, rejected = (
-        Progress(
-            "batch_inference",
-            len(files),
-            "images",
-            waiting_for=lambda: "results of " + request_in_words(resources),
-        ),
-        0,
-    )
+
+
+def _list(settings: BatchInferenceSettings) -> list[ListedPart]:
+    """The parts of the listing, with those for new items."""
+    log = stage_logger("batch_inference")
+    count = 0
+
+    def counted(items: Iterable[Item]) -> Iterator[Item]:
+        nonlocal count
+        for item in items:
+            count += 1
+            yield item
+
+    with Watchdog("batch_inference", lambda: f"listing images, {count:,} so far"):
+        items = counted(list_items([storage.text_to_name(path) for path in settings.images]))
+        listed, added = update_listing(settings.output, items, settings.rows_per_part)
+    rows = sum(part.rows for part in listed)
+    new = sum(part.rows for part in listed[len(listed) - added :])
+    log.info("%s images listed, %s of them new", f"{rows:,}", f"{new:,}")
+    return listed
+
+
+def _finished(listed: Sequence[ListedPart], options: PartOptions) -> dict[int, PartResult]:
+    """The results of parts of which all files exist and are unchanged."""
+
+    def finished(part: ListedPart) -> PartResult | None:
+        result = read_result(options.output, part.number, part.digest)
+        wanted = options.wanted_files(part.number)
+        return result if result and result.files.keys() >= set(wanted) else None
+
     with (
-        storage.atomic_output(output) as file,
-        pq.ParquetWriter(file, PREDICTIONS_SCHEMA) as writer,
-        without_actor_pool_note(),
-        progress,
+        Watchdog("batch_inference", lambda: "checking finished parts"),
+        ThreadPoolExecutor(_CHECKING_THREADS) as threads,
     ):
-        for rows in job.iter_batches(batch_size=None, batch_format="pyarrow"):
-            writer.write_table(raise_errors(rows))
-            rejected += rows["status"].to_pylist().count("rejected")
-            progress.add(len(rows), f"{rejected} rejected")
-    return rejected
+        results = threads.map(finished, listed)
+        return {result.number: result for result in results if result}
 
 
-def _blocks(files: list[storage.File], batch_size: int) -> list[pa.Table]:
-    """The list of files in blocks of whole batches.
+def _part_options(
+    settings: BatchInferenceSettings, models: Sequence[ModelInfo], origin: Origin
+) -> PartOptions:
+    return PartOptions(
+        output=settings.output,
+        rows=RowOptions(
+            names=tuple(name for _, name in models[0].classes),
+            top_k=settings.top_k,
+            min_probability=settings.min_probability,
+            view="ten" if settings.views == 10 else "centre",
+        ),
+        features=settings.features is not None,
+        upright=settings.exif_orientation == "apply",
+        text_format=settings.format,
+        thumbnails=settings.html,
+        metadata=origins.as_metadata(origin),
+    )
 
-    ``Dataset.repartition`` would need a CPU of its own, which may not be free beside the actors.
-    """
-    table = pa.table({"path": [f.path for f in files], "size": [f.size for f in files]})
-    batches = math.ceil(len(files) / batch_size)
-    rows = batch_size * math.ceil(batches / MAX_BLOCKS)
-    return [table.slice(first, rows) for first in range(0, len(files), rows)]
+
+def _model_options(
+    settings: BatchInferenceSettings, store: Store, models: Sequence[ModelInfo], batch_size: int
+) -> ModelOptions:
+    return ModelOptions(
+        store=store,
+        uris=tuple(model.uri for model in models),
+        views=settings.views,
+        layer=settings.features,
+        precision=settings.precision,
+        batch_size=batch_size,
+    )
 
 
 def main() -> NoReturn:

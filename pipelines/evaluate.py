@@ -150,7 +150,7 @@ def evaluate_models(
 def _predict(settings: EvaluateSettings, manifest: Manifest, uris: list[str], run: Run) -> pa.Table:
     """The predictions for all validation row groups, by a pool of Ray actors; sorted by key."""
     cluster.connect()
-    resources = actor_resources(settings.num_workers, settings.device, tasks=False)
+    resources = actor_resources(settings.num_workers, settings.device)
     DataContext.get_current().enable_progress_bars = False
     items = [asdict(group) for group in manifest.row_groups("val")]
     job = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(

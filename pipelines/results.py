@@ -124,16 +124,23 @@ class PromoteResult(StageResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchInferenceResult:
-    """Predictions for a folder of images."""
+    """Predictions for all images of some inputs."""
 
     images: int
     rejected: int
     seconds: float
     images_per_second: float
+    """Of the images that this run predicted; 0 if there are none."""
+    parts_made: int
+    """By this run."""
+    parts_kept: int
+    """From earlier runs."""
     predictions: str
-    """A Parquet file."""
+    """The folder of Parquet files."""
+    page: str | None = None
+    """The HTML page, if it was wanted."""
     model: str
-    """MLflow's URI of the model."""
+    """MLflow's URI of the model, or of several."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields, ``stage`` first."""

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from alexnet import storage
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "tf32", "bf16"]
 PresetName = Literal["none", "sample", "imagenette", "ilsvrc2012"]
 
 PathOrUri = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
@@ -100,6 +101,11 @@ Switch = Annotated[bool, BeforeValidator(_switch), PlainSerializer(on_or_off)]
 """A setting with the words ``on`` and ``off``, unlike a flag, which has none."""
 
 
+def option_text(value: object) -> str:
+    """The value of an option as text; ``none`` if it has not been given."""
+    return "none" if value is None else str(value)
+
+
 def is_switch(field: FieldInfo) -> bool:
     """Whether a field is a ``Switch``."""
     return field.annotation is bool and bool(field.metadata)
@@ -114,24 +120,20 @@ def _no_repetition(epochs: list[int]) -> list[int]:
 Epochs = Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_no_repetition)]
 
 
-def _one_model(value: Any) -> Any:
-    """A configuration file that ``evaluate`` reads too has a list."""
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise ValueError("one model; only evaluate averages several")
-        return value[0]
-    return value
+def _as_list(value: Any) -> Any:
+    """One text without a list is a list of one."""
+    return [value] if isinstance(value, str) else value
 
-
-ModelUri = Annotated[str, Field(min_length=1), BeforeValidator(_one_model)]
-"""One model; in a file also a list of one."""
 
 ModelUris = Annotated[
     list[Annotated[str, Field(min_length=1)]],
     Field(min_length=1),
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    BeforeValidator(_as_list),
 ]
 """One model or several; in a file also one without a list."""
+
+Inputs = Annotated[list[PathOrUri], Field(min_length=1), BeforeValidator(_as_list)]
+"""One path, URI or glob, or several; in a file also one without a list."""
 
 
 def _registrable(name: str) -> str:

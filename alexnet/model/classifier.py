@@ -4,7 +4,7 @@ This is the model that is registered and served. It contains its own mean image 
 file. It takes crops, so the same model serves the centre view and the ten views.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,9 @@ class CropClassifier(nn.Module):
 
 
 @torch.no_grad()
-def view_probabilities(classifiers: Mapping[str, nn.Module], views: Tensor) -> Tensor:
+def view_probabilities(
+    classifiers: Mapping[str, Callable[[Tensor], Tensor]], views: Tensor
+) -> Tensor:
     """Mean probabilities of several classifiers for several views of the same images.
 
     Args:

@@ -18,8 +18,6 @@ Paths in lists are relative to the list's folder. What is damaged, missing or un
 input is an item with a problem; an input that is so itself is an error.
 """
 
-import csv
-import io
 import itertools
 import os
 import posixpath
@@ -28,18 +26,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alexnet import storage
 from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError, one_line
 from alexnet.predictions.items import Item
+from alexnet.predictions.lists import open_parquet, paths_in_list, strings_in_parquet
 from alexnet.shards.format import SPLITS
 from alexnet.shards.manifest import manifest_path, read_manifest
 from alexnet.sources.tar import NO_TARGET, list_range
 from alexnet.sources.visible import is_visible
 from alexnet.sources.walk import UNKNOWN, Found, find_file, walk
 
-PATH_COLUMNS = ("path", "file", "filename", "image")
 _GLOB = re.compile(r"[*?\[]")
 _BATCH_ROWS = 4096
 _LOOK_UP_THREADS = 16
@@ -65,16 +62,12 @@ def _list_input(path: str) -> Iterator[Item]:
     if storage.is_folder(path):
         return _from_folder(path)
     if not storage.is_file(path):
-        if _GLOB.search(path):
-            return _from_glob(path)
+        if root := glob_root(path):
+            return _from_glob(path, root)
         raise UserError(f"{storage.name_to_text(path)}: no such file or folder; correct the path")
     found = find_file(path)
     suffix = _suffix(path)
-    if suffix == ".txt":
-        return _from_paths(path, _lines(path))
-    if suffix in (".csv", ".tsv"):
-        return _from_paths(path, _column(path, "," if suffix == ".csv" else "\t"))
-    if suffix == ".parquet" and (paths := _paths_in_parquet(path)) is not None:
+    if (paths := paths_in_list(path)) is not None:
         return _from_paths(path, paths)
     if suffix in _COMPRESSED:
         raise UserError(
@@ -122,11 +115,18 @@ def _expand(found: Found) -> Iterator[Item]:
         yield _whole(found)._replace(problem=f"unreadable: {problem}")
 
 
-def _from_glob(pattern: str) -> Iterator[Item]:
-    root = pattern[: _GLOB.search(pattern).start()].rpartition("/")[0]  # type: ignore[union-attr]
+def glob_root(path: str) -> str | None:
+    """The folder that is searched for a glob; None if the path is no glob."""
+    match = _GLOB.search(path)
+    if match is None or storage.exists(path):
+        return None
+    return path[: match.start()].rpartition("/")[0] or "/"
+
+
+def _from_glob(pattern: str, root: str) -> Iterator[Item]:
     matches = _glob_regex(pattern).fullmatch
-    if storage.is_folder(root or "/"):
-        for found in walk(root or "/"):
+    if storage.is_folder(root):
+        for found in walk(root):
             if matches(found.path):
                 yield from _expand(found)
 
@@ -172,71 +172,10 @@ def _find_listed(path: str) -> Found:
         return Found(path, path, UNKNOWN, 0, f"unreadable: {one_line(error)}")
 
 
-def _lines(path: str) -> Iterator[str]:
-    for line in _text(path):
-        if name := line.rstrip("\r\n"):
-            yield name
-
-
-def _text(path: str) -> io.TextIOWrapper:
-    """A list; bytes that are not UTF-8 stand for the same bytes in names."""
-    return io.TextIOWrapper(
-        storage.open_input(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
-    )
-
-
-def _column(path: str, delimiter: str) -> Iterator[str]:
-    rows = csv.DictReader(_text(path), delimiter=delimiter)
-    try:
-        names = rows.fieldnames or []
-        column = next((name for name in PATH_COLUMNS if name in names), None)
-        if column is None:
-            raise UserError(
-                f"{storage.name_to_text(path)}: has no column {', '.join(PATH_COLUMNS[:-1])} or "
-                f"{PATH_COLUMNS[-1]} in its first line; name the column of paths so"
-            )
-        for row in rows:
-            if row[column]:
-                yield row[column]
-    except csv.Error as error:
-        raise UserError(
-            f"{storage.name_to_text(path)}: line {rows.line_num} can't be read "
-            f"({one_line(error)}); correct it"
-        ) from error
-
-
-def _open_parquet(file: pa.NativeFile, path: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{storage.name_to_text(path)}: not a readable Parquet file ({one_line(error)})"
-        ) from error
-
-
-def _paths_in_parquet(path: str) -> Iterator[str] | None:
-    """The values of a Parquet file's column ``path``; None if it contains images."""
-    with storage.open_input(path) as file:
-        schema = _open_parquet(file, path).schema_arrow
-    if "image" in schema.names or "path" not in schema.names:
-        return None
-    return (text for text in _values(path, "path") if text)
-
-
-def _values(path: str, column: str) -> Iterator[str | None]:
-    """A column of strings, some rows at a time."""
-    with storage.open_input(path) as file:
-        for batch in _open_parquet(file, path).iter_batches(_BATCH_ROWS, columns=[column]):
-            values = batch.column(0)
-            if pa.types.is_struct(values.type):
-                values = values.field(0)
-            yield from values.cast(pa.string()).to_pylist()
-
-
 def _from_parquet(found: Found) -> Iterator[Item]:
     """The rows of a Parquet file that contains images."""
     with storage.open_input(found.path) as file:
-        parquet = _open_parquet(file, found.path)
+        parquet = open_parquet(file, found.path)
         schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
     names: Iterable[str | None] = itertools.repeat(None, rows)
     image = schema.field("image").type if "image" in schema.names else pa.null()
@@ -247,9 +186,9 @@ def _from_parquet(found: Found) -> Iterator[Item]:
             f"{', '.join(schema.names)})"
         )
     if "key" in schema.names:
-        names = _values(found.path, "key")
+        names = strings_in_parquet(found.path, "key")
     elif "path" in fields:
-        names = _values(found.path, "image.path")
+        names = strings_in_parquet(found.path, "image.path")
     for row, name in enumerate(names):
         label = name if "key" in schema.names and name else f"{row:08d}"
         if name and label != name:

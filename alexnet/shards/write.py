@@ -28,7 +28,7 @@ from alexnet.sources.index import read_row
 _LOCAL = (1, 32)
 _REMOTE = (32, 1)
 
-_MAX_BYTES = 2**29
+MAX_BYTES = 2**29
 """Twice the size of an uncompressed image with the largest number of pixels that is decoded."""
 
 
@@ -132,8 +132,8 @@ def _read(planned: Mapping[str, Any]) -> bytes | Rejection:
         UserError: not only this image but its folder or archive can't be read.
     """
     path, offset, size = planned["path"], planned["offset"], planned["size"]
-    if size > _MAX_BYTES:
-        return Rejection("unsupported", f"{size:,} bytes, the limit is {_MAX_BYTES:,}")
+    if size > MAX_BYTES:
+        return Rejection("unsupported", f"{size:,} bytes, the limit is {MAX_BYTES:,}")
     try:
         return read_row(planned)
     except EOFError as error:

@@ -15,6 +15,8 @@ _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 
 def name_to_text(name: str) -> str:
     """A name or a path, as ``os`` returns it, as valid Unicode."""
+    if name.isascii() and "\\" not in name:
+        return name  # Nearly every name; a listing of ten million saves a minute.
     text = _LIKE_AN_ESCAPE.sub(r"\\x5c", name)
     return _SURROGATE.sub(lambda match: rf"\x{ord(match[0]) - 0xDC00:02x}", text)
 

@@ -53,6 +53,9 @@ REMEDIES: Mapping[type[UserError], str] = {
 }
 """The remedy for each kind of error of the package ``alexnet``, which names no commands."""
 
+_LIST_WORDS = {"lr_drops": "EPOCH", "model": "URI", "images": "PATH"}
+"""What the values of settings that are lists are called in help texts."""
+
 _failures = logging.getLogger("pipelines.failures")
 """Not shown in the terminal as a line of a stage: the last line on standard error tells of it."""
 
@@ -204,7 +207,7 @@ def _parser(kind: type[BaseModel], description: str) -> argparse.ArgumentParser:
         if field.annotation is bool and not is_switch(field):
             parser.add_argument(flag, dest=key, action="store_true", help=text)
         elif _is_list(field):
-            word = "EPOCH" if key == "lr_drops" else "URI"
+            word = _LIST_WORDS[key]
             parser.add_argument(flag, dest=key, nargs="+", metavar=word, help=text)
         else:
             parser.add_argument(flag, dest=key, metavar=_metavar(key, field), help=text)
@@ -226,8 +229,11 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 def _is_list(field: FieldInfo) -> bool:
     """Whether a field is a list or None, whatever else its type says about them."""
-    parts = get_args(field.annotation)
-    return any(get_origin(get_args(part)[0] if get_args(part) else part) is list for part in parts)
+    return _contains_list(field.annotation)
+
+
+def _contains_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list or any(map(_contains_list, get_args(annotation)))
 
 
 def _default_text(field: FieldInfo) -> str:
@@ -235,7 +241,8 @@ def _default_text(field: FieldInfo) -> str:
         return " (required)"
     if is_switch(field):
         return " [on]" if field.default else " [off]"
-    return "" if field.default is None or field.default is False else f" [{field.default}]"
+    default = " ".join(field.default) if _is_list(field) and field.default else field.default
+    return "" if default is None or default is False else f" [{default}]"
 
 
 def _explain(error: ValidationError, where: Mapping[str, str]) -> str:

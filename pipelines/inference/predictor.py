@@ -1,16 +1,21 @@
 """Loaded models in a Ray actor, for evaluation and batch inference."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from alexnet.errors import InvalidModelError, UserError
+from alexnet.metrics import average
 from alexnet.model.classifier import view_probabilities
+from alexnet.model.exported import Layer, Outputs, as_function
+from alexnet.predictions.rows import Prediction
 from alexnet.training.augment import CENTRE_VIEW, ten_crop
+from pipelines.setting_types import Precision
 from pipelines.tracking import registry
 from pipelines.tracking.store import Store
 
@@ -24,25 +29,107 @@ class Predictor:
     device: torch.device
 
     @classmethod
-    def load(cls, store: Store, uris: list[str], threads: int) -> "Predictor":
+    def load(cls, store: Store, uris: Sequence[str], threads: int) -> "Predictor":
         """Load models from a tracking store or its registry."""
         torch.set_num_threads(threads)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         return cls({uri: registry.load_classifier(store, uri).to(device) for uri in uris}, device)
 
-    def views(self, images: NDArray[np.uint8], count: int = 10) -> NDArray[np.float32]:
-        """Probabilities of the ten views, or of the centre view alone, averaged over models.
+    def views(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities of the ten views, averaged over models.
 
         Args:
             images: (N, 256, 256, 3).
-            count: 10 or 1.
 
         Returns:
-            (count, N, classes).
+            (10, N, classes).
 
         Raises:
             InvalidModelError: a model outputs NaN.
         """
         views = ten_crop(torch.from_numpy(images).to(self.device))
-        chosen = views if count > 1 else views[CENTRE_VIEW : CENTRE_VIEW + 1]
-        return view_probabilities(self.models, chosen).numpy()
+        return view_probabilities(self.models, views).numpy()
+
+
+class BatchPredictor:
+    """Loaded models as the function that predicts a batch: a ``parts.Predict``."""
+
+    def __init__(
+        self,
+        models: Predictor,
+        classes: int,
+        *,
+        views: int,
+        layer: Layer | None,
+        precision: Precision,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            models: loaded.
+            classes: that they name.
+            views: 10 or 1; probabilities and features are averaged over views and models.
+            layer: whose features are wanted; of one model only.
+            precision: of the models.
+
+        Raises:
+            UserError: a model has no such layer.
+        """
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        self._functions = {
+            uri: as_function(model, uri, layer, bf16=precision == "bf16")
+            for uri, model in models.models.items()
+        }
+        self._device, self._classes, self._views = models.device, classes, views
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several threads may predict at the same time."""
+        return self._device.type == "cpu"
+
+    @torch.no_grad()
+    def __call__(self, images: NDArray[np.uint8]) -> Prediction:
+        """Predict a batch.
+
+        Args:
+            images: (N, 256, 256, 3).
+
+        Raises:
+            InvalidModelError: a model outputs NaN, or other classes than it names.
+            UserError: the GPU has too little memory.
+        """
+        features: list[Tensor] = []
+
+        def keep_features(function: Callable[[Tensor], Outputs]) -> Callable[[Tensor], Tensor]:
+            def probabilities(crops: Tensor) -> Tensor:
+                outputs = function(crops)
+                if outputs.features is not None:
+                    features.append(outputs.features)
+                return outputs.probabilities
+
+            return probabilities
+
+        functions = {uri: keep_features(function) for uri, function in self._functions.items()}
+        try:
+            by_view = view_probabilities(functions, self._crops(images)).numpy()
+            units = torch.stack(features).mean(dim=0).cpu().numpy() if features else None
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"a batch of {len(images)} images does not fit into the GPU's memory; give a "
+                "smaller --batch-size"
+            ) from error
+        if by_view.shape[2] != self._classes:
+            raise InvalidModelError(
+                f"{next(iter(functions))}: outputs {by_view.shape[2]} probabilities, but names "
+                f"{self._classes} classes"
+            )
+        return Prediction(average(list(by_view)), units)
+
+    def _crops(self, images: NDArray[np.uint8]) -> Tensor:
+        """(views, N, 224, 224, 3) on the device."""
+        batch = torch.from_numpy(images)
+        if self._device.type == "cuda":
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        views = ten_crop(batch)
+        return views if self._views > 1 else views[CENTRE_VIEW : CENTRE_VIEW + 1]

@@ -1,9 +1,12 @@
 """Models in the tracking store: loading, metadata, registration and aliases."""
 
+import hashlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alexnet import storage
 from alexnet.errors import UserError
 from pipelines.console.redact import shortened
 from pipelines.tracking.store import Store, StoreError
@@ -21,6 +24,10 @@ class ModelInfo:
     run_id: str
     classes: tuple[tuple[str, str], ...]
     """wnid and name by class index."""
+    shards: str | None = None
+    """Content digest of the shards that it was trained on, if it says so."""
+    version: str | None = None
+    """``<name>/<version>`` of a registered model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +58,46 @@ def get_model_info(store: Store, uri: str) -> ModelInfo:
     """
     try:
         info = store.model_info(uri)
-        classes = info.metadata["classes"]
-    except (StoreError, OSError, ValueError, KeyError, TypeError) as error:
+        metadata = info.metadata or {}
+        named = tuple((str(wnid), str(name)) for wnid, name in metadata.get("classes") or ())
+        version = _registered_version(store, uri)
+    except (StoreError, OSError, ValueError, TypeError, AttributeError) as error:
         raise _no_model(uri, error) from error
-    named = tuple((wnid, name) for wnid, name in classes)
-    return ModelInfo(f"models:/{info.model_id}", info.run_id, named)
+    if not named:
+        raise UserError(
+            f'{uri}: has no class names ("classes" in its metadata), so it is not a model of this '
+            "project; give another --model"
+        )
+    return ModelInfo(
+        f"models:/{info.model_id}", info.run_id, named, metadata.get("shards"), version
+    )
+
+
+def _registered_version(store: Store, uri: str) -> str | None:
+    """``<name>/<version>``, if the URI names a registered model by version or alias."""
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if not at:
+        return name if "/" in name else None
+    version = by_alias(store, name, alias)
+    return f"{name}/{version.version}" if version else None
+
+
+def model_digest(store: Store, uri: str) -> str:
+    """sha256 over names and contents of a logged model's files: its graph and its weights.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            data = store.download_model(uri, folder)
+            for path in sorted(file for file in data.rglob("*") if file.is_file()):
+                digest.update(f"{path.relative_to(data)}\0".encode())
+                digest.update(bytes.fromhex(storage.sha256(str(path))))
+    except (StoreError, OSError, ValueError) as error:
+        raise _no_model(uri, error) from error
+    return digest.hexdigest()
 
 
 def _no_model(uri: str, error: Exception) -> UserError:

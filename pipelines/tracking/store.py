@@ -7,6 +7,7 @@ beside it.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlflow
@@ -68,6 +69,13 @@ class Store:
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         return mlflow.pytorch.load_model(uri)  # type: ignore[no-any-return]
+
+    def download_model(self, uri: str, folder: str) -> Path:
+        """A copy of the files of a logged model, without MLflow's own, in a folder."""
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=uri, dst_path=folder, tracking_uri=self.uri, registry_uri=self.uri
+        )
+        return Path(path, "data")
 
     def model_info(self, uri: str) -> Any:
         """MLflow's ``ModelInfo`` of a logged model."""

@@ -55,31 +55,25 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
 
 
 @pytest.mark.parametrize(
-    ("total", "free", "workers", "tasks", "expected"),
+    ("total", "free", "workers", "expected"),
     [
-        ([(4, 0)], None, (1, 1), False, (1, 4)),
-        ([(4, 0)], None, (1, 1), True, (1, 3)),
-        ([(1, 0)], None, (1, 1), True, (1, 0.5)),
-        ([(2, 0)], None, (2, 2), True, (2, 0.5)),
-        ([(4, 0)], [(1, 0)], (1, 1), False, (1, 1)),
-        ([(4, 0)], [(1, 0)], (1, 1), True, (1, 0.5)),
-        ([(4, 0)], [(0, 0)], (1, 1), True, (1, 1)),
-        ([(4, 0)], [(3, 0)], (1, 9), False, (3, 1)),
-        ([(4, 0), (4, 0)], None, (2, 2), False, (2, 4)),
+        ([(4, 0)], None, (1, 1), (1, 4)),
+        ([(4, 0)], [(1, 0)], (1, 1), (1, 1)),
+        ([(4, 0)], [(0, 0)], (1, 1), (1, 1)),
+        ([(4, 0)], [(3, 0)], (1, 9), (3, 1)),
+        ([(4, 0), (4, 0)], None, (2, 2), (2, 4)),
     ],
 )
-def test_actors_leave_a_cpu_to_the_tasks_that_feed_them(
+def test_actors_get_what_is_free(
     fake: FakeCluster,
     total: list[Node],
     free: list[Node] | None,
     workers: tuple[int, int],
-    tasks: bool,
-    expected: tuple[int, float],
+    expected: tuple[int, int],
 ) -> None:
     fake.total, fake.free = total, free
-    resources = actor_resources(workers, "cpu", tasks=tasks)
+    resources = actor_resources(workers, "cpu")
     assert (resources.workers, resources.cpus) == expected
-    assert resources.threads >= 1
 
 
 @given(
@@ -89,21 +83,18 @@ def test_actors_leave_a_cpu_to_the_tasks_that_feed_them(
         )
     )
 )
-def test_actors_and_their_tasks_fit_where_they_can(
+def test_actors_fit_where_they_can(
     case: tuple[list[int], tuple[int, ...], int],
 ) -> None:
-    """With one CPU free for each actor, they start at once and a task fits beside them."""
+    """With one CPU free for each actor, they start at once."""
     cpus, free, workers = case
     with pytest.MonkeyPatch.context() as patch:
         fake = FakeCluster(patch)
         fake.total, fake.free = [(c, 0) for c in cpus], [(f, 0) for f in free]
-        resources = actor_resources((workers, workers), "cpu", tasks=True)
+        resources = actor_resources((workers, workers), "cpu")
     nodes = [NodeResources(f, 0) for f in free]
-    if sum(free) < workers:
-        return
-    assert worker_slots(nodes, resources.cpus) >= workers
-    task = min(1, resources.cpus)
-    assert sum(free) - workers * resources.cpus >= task
+    if sum(free) >= workers:
+        assert worker_slots(nodes, resources.cpus) >= workers
 
 
 def test_a_training_takes_less_only_if_others_hold_the_rest(

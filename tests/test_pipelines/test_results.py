@@ -200,7 +200,9 @@ def test_the_json_line_and_metrics_of_batch_inference() -> None:
         rejected=1,
         seconds=2.5,
         images_per_second=4.0,
-        predictions="/out/predictions.parquet",
+        parts_made=2,
+        parts_kept=3,
+        predictions="/out",
         model="models:/m-1",
     )
     assert list(result.to_json().items()) == [
@@ -209,7 +211,10 @@ def test_the_json_line_and_metrics_of_batch_inference() -> None:
         ("rejected", 1),
         ("seconds", 2.5),
         ("images_per_second", 4.0),
-        ("predictions", "/out/predictions.parquet"),
+        ("parts_made", 2),
+        ("parts_kept", 3),
+        ("predictions", "/out"),
+        ("page", None),
         ("model", "models:/m-1"),
     ]
     assert result.metrics() == {
@@ -217,6 +222,8 @@ def test_the_json_line_and_metrics_of_batch_inference() -> None:
         "rejected": 1.0,
         "seconds": 2.5,
         "images_per_second": 4.0,
+        "parts_made": 2.0,
+        "parts_kept": 3.0,
     }
 
 

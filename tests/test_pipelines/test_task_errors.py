@@ -17,18 +17,16 @@ import torch
 from ray.cluster_utils import Cluster
 from ray_clusters import cluster_of
 
-from alexnet import storage
 from alexnet.errors import CorruptShardError, UserError
 from alexnet.shards.manifest import Manifest, read_manifest
 from pipelines import batch_inference, evaluate
 from pipelines.console.redact import SecretUri
-from pipelines.inference.actors import BatchPredictor, Evaluator, read_and_decode
+from pipelines.inference.actors import Evaluator
 from pipelines.preprocessing.worker import ShardWriter
 from pipelines.records import StageKey, finish, start
 from pipelines.results import PreprocessResult
 from pipelines.settings import Settings
 from pipelines.task_errors import errors_as_rows, raise_errors, raise_packed
-from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import active_run, open_run
 from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir
@@ -88,20 +86,6 @@ def test_a_damaged_shard_in_the_evaluator(dataset: Manifest, tmp_path: Path) -> 
     returned = Evaluator(STORE, ["models:/m-1"], 1)(items)
     with pytest.raises(CorruptShardError, match=r"shards/val/part-00000\.parquet"):
         raise_errors(returned)
-
-
-def test_an_error_in_the_first_task_of_batch_inference_is_passed_on_by_the_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> NoReturn:
-        raise UserError("s3://bucket/a.png: can't be opened")
-
-    monkeypatch.setattr(storage, "read_range", fail)
-    decoded = read_and_decode(pa.table({"path": ["s3://bucket/a.png"], "size": [1]}))
-    model = ModelInfo("models:/m-1", "run", (("n01", "tench"),))
-    predicted = BatchPredictor(STORE, model, 1, 1, 1)(decoded)
-    with pytest.raises(UserError, match=r"s3://bucket/a\.png: can't be opened"):
-        raise_errors(predicted)
 
 
 @pytest.mark.parametrize("kind", ["source", "disk"])

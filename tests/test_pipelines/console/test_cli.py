@@ -139,12 +139,12 @@ def test_a_list_of_models_serves_all_scripts(tmp_path: Path) -> None:
     for text in ("model: models:/a/1", "model: [models:/a/1]"):
         config.write_text(text)
         assert read_settings(EvaluateSettings, arguments[:2], "text").model == ["models:/a/1"]
-        assert read_settings(BatchInferenceSettings, arguments, "text").model == "models:/a/1"
+        assert read_settings(BatchInferenceSettings, arguments, "text").model == ["models:/a/1"]
     config.write_text("model: [models:/a/1, models:/a/2]\nnum_workers: 1:4\n")
-    with pytest.raises(UserError, match=rf"^{config}: model: one model; only evaluate averages"):
-        read_settings(BatchInferenceSettings, arguments, "text")
+    both = read_settings(BatchInferenceSettings, arguments, "text").model
+    assert both == ["models:/a/1", "models:/a/2"]
     chosen = read_settings(BatchInferenceSettings, [*arguments, "--model", "models:/a/1"], "text")
-    assert (chosen.model, chosen.num_workers) == ("models:/a/1", (1, 4))
+    assert (chosen.model, chosen.num_workers) == (["models:/a/1"], (1, 4))
 
 
 def test_a_wrong_value_of_a_preset_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,8 @@ def test_a_remedy_names_existing_scripts_and_options(kind: type[UserError]) -> N
     scripts = re.findall(r"pipelines/\S+?\.py", line)
     assert all((ROOT / script).is_file() for script in scripts)
     settings: dict[str, type[Settings]] = {"pipelines/preprocess.py": PreprocessCommandSettings}
-    fields = (settings[scripts[0]] if scripts else FullRunSettings).model_fields
+    without = FullRunSettings.model_fields | BatchInferenceSettings.model_fields
+    fields = settings[scripts[0]].model_fields if scripts else without
     flags = re.findall(r"--[a-z0-9-]+", line)
     assert scripts or flags
     assert {flag[2:].replace("-", "_") for flag in flags} <= set(fields)
