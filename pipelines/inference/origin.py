@@ -146,7 +146,8 @@ def _identities(origin: Origin) -> list[tuple[str, str]]:
 
 def _models_text(origin: Origin) -> str:
     return " ".join(
-        f"{model.uri} (version {model.version})" if model.version else model.uri
+        f"{model.uri} ({f'version {model.version}, ' * bool(model.version)}sha256 "
+        f"{model.digest[:12]})"
         for model in origin.models
     )
 
