@@ -162,7 +162,7 @@ def _list(settings: BatchInferenceSettings) -> list[ListedPart]:
             yield item
 
     with Watchdog("batch_inference", lambda: f"listing images, {count:,} so far"):
-        items = counted(list_items([storage.text_to_name(path) for path in settings.images]))
+        items = counted(list_items(settings.images))
         listed, added = update_listing(settings.output, items, settings.rows_per_part)
     rows = sum(part.rows for part in listed)
     new = sum(part.rows for part in listed[len(listed) - added :])

@@ -36,6 +36,7 @@ from alexnet.shards.manifest import manifest_path, read_manifest
 from alexnet.sources.tar import NO_TARGET, list_range
 from alexnet.sources.visible import is_visible
 from alexnet.sources.walk import UNKNOWN, Found, find_file, walk
+from alexnet.storage.names import path_bytes
 
 _GLOB = re.compile(r"[*?\[]")
 _BATCH_ROWS = 4096
@@ -54,7 +55,7 @@ def list_items(inputs: Sequence[str]) -> Iterator[Item]:
         items = _list_input(path)
         first = next(items, None)
         if first is None:
-            raise UserError(f"{storage.name_to_text(path)}: contains no files; give another path")
+            raise UserError(f"{path}: contains no files; give another path")
         yield from itertools.chain([first], items)
 
 
@@ -64,16 +65,13 @@ def _list_input(path: str) -> Iterator[Item]:
     if not storage.is_file(path):
         if root := glob_root(path):
             return _from_glob(path, root)
-        raise UserError(f"{storage.name_to_text(path)}: no such file or folder; correct the path")
+        raise UserError(f"{path}: no such file or folder; correct the path")
     found = find_file(path)
     suffix = _suffix(path)
     if (paths := paths_in_list(path)) is not None:
         return _from_paths(path, paths)
     if suffix in _COMPRESSED:
-        raise UserError(
-            f"{storage.name_to_text(path)}: is compressed, so nothing in it can be read in place; "
-            "unpack it"
-        )
+        raise UserError(f"{path}: is compressed, so nothing in it can be read in place; unpack it")
     expand = _EXPANSIONS.get(suffix)
     return expand(found) if expand else iter([_whole(found)])
 
@@ -110,7 +108,7 @@ def _expand(found: Found) -> Iterator[Item]:
         return
     try:
         yield from expand(found)
-    except (UserError, OSError, UnicodeError) as error:
+    except (UserError, OSError) as error:
         problem = one_line(error).removeprefix(f"{found.path}: ")
         yield _whole(found)._replace(problem=f"unreadable: {problem}")
 
@@ -158,7 +156,7 @@ def _from_paths(list_path: str, paths: Iterator[str]) -> Iterator[Item]:
     with ThreadPoolExecutor(_LOOK_UP_THREADS) as threads:
         while chunk := [absolute(path) for path in itertools.islice(paths, _BATCH_ROWS)]:
             for found in threads.map(_find_listed, chunk):
-                if not storage.is_remote(found.path) and os.path.isdir(found.path):
+                if not storage.is_remote(found.path) and os.path.isdir(path_bytes(found.path)):
                     for below in walk(found.path):
                         yield from _expand(below)
                 else:
@@ -182,8 +180,7 @@ def _from_parquet(found: Found) -> Iterator[Item]:
     fields = [field.name for field in image] if pa.types.is_struct(image) else []
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image) or "bytes" in fields):
         raise UserError(
-            f"{storage.name_to_text(found.path)}: has no column image with bytes (but "
-            f"{', '.join(schema.names)})"
+            f"{found.path}: has no column image with bytes (but {', '.join(schema.names)})"
         )
     if "key" in schema.names:
         names = strings_in_parquet(found.path, "key")
@@ -202,7 +199,7 @@ def _from_tar(found: Found) -> Iterator[Item]:
     with storage.open_input(found.path) as file:
 
         def members(path: str, offset: int, size: int | None) -> Iterator[Item]:
-            listed = list_range(file, storage.name_to_text(path), offset, size)
+            listed = list_range(file, path, offset, size)
             for name, start, length in zip(*listed, strict=True):
                 if not is_visible(name):
                     continue

@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from alexnet import storage
-
 WHOLE = -1
 """``Item.offset`` of a whole file, and ``Item.row`` of what is not in a Parquet file."""
 
@@ -21,9 +19,10 @@ class Item(NamedTuple):
     """One image to be, and where its bytes are."""
 
     path: str
-    """Its name in the output; for a part of a file, ``<file>/<name in it>``."""
+    """Its name in the output, text of ``storage.names``; for a part of a file, ``<file>/<name in
+    it>``."""
     file: str
-    """The file that contains its bytes; a name as ``os`` returns it, or a URI."""
+    """The file that contains its bytes: text of ``storage.names``, or a URI."""
     real: str
     """What tells it from other items: its path without links."""
     size: int
@@ -50,8 +49,8 @@ SCHEMA = pa.schema(
         ("version", pa.uint64()),
     ]
 )
-"""A listing. ``path`` and ``file`` are text of ``storage.name_to_text``; ``key`` is a hash of what
-tells an item from others, ``version`` a hash of that with its size and time of modification."""
+"""A listing. ``path`` and ``file`` are as in ``Item``; ``key`` is a hash of what tells an item
+from others, ``version`` a hash of that with its size and time of modification."""
 
 
 class Hashes(NamedTuple):
@@ -72,10 +71,7 @@ def hashes(items: Sequence[Item]) -> Hashes:
 
 
 def _hash(texts: Sequence[str]) -> NDArray[np.uint64]:
-    digests = (
-        hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        for text in texts
-    )
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
@@ -83,9 +79,7 @@ def to_table(items: Sequence[Item]) -> pa.Table:
     """Items as rows of a listing."""
     keys, versions = hashes(items)
     columns = [
-        [storage.name_to_text(item.path) for item in items],
-        [storage.name_to_text(item.file) for item in items],
-        *([getattr(item, name) for item in items] for name in ("size", "offset", "row", "problem")),
+        *([getattr(item, name) for item in items] for name in ListedItem._fields),
         keys,
         versions,
     ]
@@ -97,7 +91,6 @@ class ListedItem(NamedTuple):
     """An item of a listing: all that is needed to read it."""
 
     path: str
-    """Text."""
     file: str
     size: int
     offset: int
@@ -107,6 +100,5 @@ class ListedItem(NamedTuple):
 
 def from_table(table: pa.Table) -> list[ListedItem]:
     """Rows of a listing as items."""
-    columns = [table[name].to_pylist() for name in ListedItem._fields]
-    columns[1] = map(storage.text_to_name, columns[1])
+    columns = (table[name].to_pylist() for name in ListedItem._fields)
     return [ListedItem(*values) for values in zip(*columns, strict=True)]

@@ -123,7 +123,7 @@ class _Comparison:
         missing = unseen - self._changed
         if not unseen:
             return ""
-        named = storage.name_to_text(self._first_changed) or self._first_unseen(output, stored)
+        named = self._first_changed or self._first_unseen(output, stored)
         counts = [
             f"{count:,} {word}"
             for count, word in ((self._changed, "changed"), (missing, "missing"))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import posixpath
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
+from alexnet.storage.names import path_bytes, path_text
 
 PATH_COLUMNS = ("path", "file", "filename", "image")
 _BATCH_ROWS = 4096
@@ -37,7 +39,17 @@ def paths_in_list(path: str) -> Iterator[str] | None:
 def _lines(path: str) -> Iterator[str]:
     for line in _text(path):
         if name := line.rstrip("\r\n"):
-            yield name
+            yield _as_text(name, path)
+
+
+def _as_text(name: str, list_path: str) -> str:
+    """The text of a path, which is in the list either as bytes or as text already."""
+    text, as_bytes = path_text(name), os.fsencode(name)
+    if text == name:
+        return name
+    is_utf8 = name.encode("utf-8", "replace") == as_bytes
+    folder = os.path.dirname(path_bytes(list_path))
+    return name if is_utf8 and not os.path.lexists(os.path.join(folder, as_bytes)) else text
 
 
 def _text(path: str) -> io.TextIOWrapper:
@@ -54,16 +66,15 @@ def _column(path: str, delimiter: str) -> Iterator[str]:
         column = next((name for name in PATH_COLUMNS if name in names), None)
         if column is None:
             raise UserError(
-                f"{storage.name_to_text(path)}: has no column {', '.join(PATH_COLUMNS[:-1])} or "
+                f"{path}: has no column {', '.join(PATH_COLUMNS[:-1])} or "
                 f"{PATH_COLUMNS[-1]} in its first line; name the column of paths so"
             )
         for row in rows:
             if row[column]:
-                yield row[column]
+                yield _as_text(row[column], path)
     except csv.Error as error:
         raise UserError(
-            f"{storage.name_to_text(path)}: line {rows.line_num} can't be read "
-            f"({one_line(error)}); correct it"
+            f"{path}: line {rows.line_num} can't be read ({one_line(error)}); correct it"
         ) from error
 
 
@@ -76,9 +87,7 @@ def open_parquet(file: pa.NativeFile, path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{storage.name_to_text(path)}: not a readable Parquet file ({one_line(error)})"
-        ) from error
+        raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
 
 
 def _paths_in_parquet(path: str) -> Iterator[str] | None:

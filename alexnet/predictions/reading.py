@@ -24,6 +24,7 @@ from alexnet.recipes import IMAGE_SIZE
 from alexnet.shards.codec import decode_into
 from alexnet.shards.decode import Decoded, Rejection, decode
 from alexnet.shards.write import MAX_BYTES
+from alexnet.storage.names import path_bytes
 
 READ_AHEAD_BYTES = 2**24
 """A larger file is read only when it is decoded, so that few of them are in memory."""
@@ -98,7 +99,7 @@ def read_now(item: ListedItem) -> bytes | Rejection:
             return storage.read_range(item.file, item.offset, item.size)
         if storage.is_remote(item.file):
             return storage.read_bytes(item.file)
-        with open(item.file, "rb") as file:
+        with open(path_bytes(item.file), "rb") as file:
             return file.read(MAX_BYTES)
     except (OSError, EOFError) as error:
         return _rejection(item, error)
@@ -144,7 +145,7 @@ def _rejection(item: ListedItem, error: OSError | EOFError) -> Rejection:
     if storage.is_remote(item.file):
         only_this_item = isinstance(error, FileNotFoundError)
     else:
-        folder = os.path.dirname(item.file)
+        folder = os.path.dirname(path_bytes(item.file))
         only_this_item = error.errno not in _SOURCE_LOST and os.path.isdir(folder)
     if only_this_item and item.offset == WHOLE:
         return Rejection("unreadable", error.strerror or "no such object")
@@ -153,7 +154,7 @@ def _rejection(item: ListedItem, error: OSError | EOFError) -> Rejection:
 
 def _lost(file: str, error: Exception) -> UserError:
     return UserError(
-        f"{storage.name_to_text(file)}: the source can't be read any more ({one_line(error)}); "
+        f"{file}: the source can't be read any more ({one_line(error)}); "
         "make it readable and give the same command again: finished parts are kept"
     )
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from alexnet import storage
-from alexnet.errors import UserError, one_line
+from alexnet.errors import UserError
 from alexnet.sources.visible import is_visible, visible_files
+from alexnet.storage.names import path_bytes, path_text
 
 RUN_NAMES = 200_000
 """Names of one folder that are sorted in memory; more are sorted in temporary files."""
@@ -31,7 +32,7 @@ class Found(NamedTuple):
     """A file, or a folder or link that can't be read."""
 
     path: str
-    """Below the listed folder."""
+    """Below the listed folder; text of ``storage.names``."""
     real: str
     """The same file without links."""
     size: int
@@ -50,7 +51,7 @@ def walk(root: str) -> Iterator[Found]:
         UserError: the folder itself can't be listed, or one can't be for a reason other than its
             permissions.
     """
-    return _walk_store(root) if storage.is_remote(root) else _walk_local(root)
+    return _walk_store(root) if storage.is_remote(root) else _walk_local(path_bytes(root))
 
 
 def find_file(path: str) -> Found:
@@ -60,45 +61,44 @@ def find_file(path: str) -> Found:
             file = storage.stat(path)
         except FileNotFoundError:
             return Found(path, path, UNKNOWN, 0, "unreadable: no such file")
-        return Found(path, path, file.size, file.modified_ns)
-    # No file has a null character in its name.
-    return _stat(path, path if "\0" in path else os.path.realpath(path))
+        return _of_object(file)
+    if "\0" in path:  # No file has a null character in its name.
+        return Found(path, path, UNKNOWN, 0, "unreadable: no such file")
+    local = path_bytes(path)
+    return _stat(local, os.path.realpath(local))
 
 
-def _stat(path: str, real: str) -> Found:
+def _stat(path: bytes, real: bytes) -> Found:
+    names = path_text(path), path_text(real)
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: as above.
-        return Found(path, real, UNKNOWN, 0, f"unreadable: {_reason(error)}")
+    except OSError as error:
+        return Found(*names, UNKNOWN, 0, f"unreadable: {error.strerror}")
     if not stat.S_ISREG(status.st_mode):
-        return Found(path, real, UNKNOWN, 0, _NOT_A_FILE)
-    return Found(path, real, status.st_size, status.st_mtime_ns)
+        return Found(*names, UNKNOWN, 0, _NOT_A_FILE)
+    return Found(*names, status.st_size, status.st_mtime_ns)
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or one_line(error)
-
-
-def _walk_local(root: str) -> Iterator[Found]:
+def _walk_local(root: bytes) -> Iterator[Found]:
     real_root = os.path.realpath(root)
     entered = {real_root}
     open_folders = [(root, real_root, _sorted_names(root))]
     while open_folders:
         folder, real_folder, names = open_folders[-1]
         try:
-            name, kind = next(names, ("", b""))
+            name, kind = next(names, (b"", b""))
         except OSError as error:
             if folder == root or not isinstance(error, PermissionError):
                 raise UserError(
-                    f"{storage.name_to_text(folder)}: can't be listed ({_reason(error)}); make it "
-                    "readable"
+                    f"{path_text(folder)}: can't be listed ({error.strerror}); make it readable"
                 ) from error
-            yield Found(folder, real_folder, UNKNOWN, 0, "unreadable: Permission denied (folder)")
-            name = ""
+            problem = "unreadable: Permission denied (folder)"
+            yield Found(path_text(folder), path_text(real_folder), UNKNOWN, 0, problem)
+            name = b""
         if not name:
             open_folders.pop()
             continue
-        path, real = f"{folder.rstrip('/')}/{name}", f"{real_folder.rstrip('/')}/{name}"
+        path, real = os.path.join(folder, name), os.path.join(real_folder, name)
         if kind == _LINK:
             real = os.path.realpath(path)
             if os.path.exists(real) and any(_is_listed(real, top) for top in entered):
@@ -112,22 +112,23 @@ def _walk_local(root: str) -> Iterator[Found]:
             yield found
 
 
-def _is_listed(real: str, top: str) -> bool:
+def _is_listed(real: bytes, top: bytes) -> bool:
     """Whether a walk of ``top`` finds this file or folder, or everything in it."""
-    return real == top or (real.startswith(top + "/") and is_visible(real[len(top) + 1 :]))
+    inside = real.startswith(top.rstrip(b"/") + b"/")
+    return real == top or (inside and is_visible(path_text(real[len(top) :]).lstrip("/")))
 
 
-def _sorted_names(folder: str) -> Iterator[tuple[str, bytes]]:
-    """Name and kind of the visible entries of a local folder, sorted by the names' bytes."""
+def _sorted_names(folder: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and kind of the visible entries of a local folder, sorted."""
     # A name contains no null byte, which sorts before all others.
     lines: list[bytes] = []
     with contextlib.ExitStack() as files:
         runs: list[IO[bytes]] = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not is_visible(entry.name) or not (kind := _kind(entry)):
+                if not (kind := _kind(entry)) or not is_visible(path_text(entry.name)):
                     continue
-                lines.append(os.fsencode(entry.name) + b"\0" + kind)
+                lines.append(entry.name + b"\0" + kind)
                 if len(lines) == RUN_NAMES:
                     file = files.enter_context(tempfile.TemporaryFile())
                     runs.append(_write_run(lines, file))
@@ -135,10 +136,10 @@ def _sorted_names(folder: str) -> Iterator[tuple[str, bytes]]:
         lines.sort()
         for line in heapq.merge(lines, *map(_read_run, runs)) if runs else lines:
             name, _, kind = line.partition(b"\0")
-            yield os.fsdecode(name), kind
+            yield name, kind
 
 
-def _kind(entry: os.DirEntry[str]) -> bytes:
+def _kind(entry: os.DirEntry[bytes]) -> bytes:
     if entry.is_symlink():
         return _LINK
     if entry.is_dir(follow_symlinks=False):

@@ -24,7 +24,6 @@ from alexnet.storage.files import (
     write_bytes,
     write_json,
 )
-from alexnet.storage.names import name_to_text, text_to_name
 from alexnet.storage.ranges import read_range
 
 __all__ = [
@@ -42,7 +41,6 @@ __all__ = [
     "list_folders",
     "locate",
     "make_folder",
-    "name_to_text",
     "open_input",
     "read_bytes",
     "read_json",
@@ -50,7 +48,6 @@ __all__ = [
     "sha256",
     "size",
     "stat",
-    "text_to_name",
     "write_bytes",
     "write_json",
 ]

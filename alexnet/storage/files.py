@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from alexnet.errors import UnwritableFolderError, UserError, one_line
 from alexnet.storage import object_store
+from alexnet.storage.names import path_bytes
 
 _HASH_CHUNK_BYTES = 2**23
 
@@ -171,7 +172,8 @@ def open_input(path: str) -> pa.NativeFile:
     """Open a file for reading at any position."""
     filesystem, inner = locate(path)
     # A local name need not be UTF-8.
-    return filesystem.open_input_file(inner if is_remote(path) else os.fsencode(inner))
+    local = path_bytes(path.removeprefix("file://"))
+    return filesystem.open_input_file(inner if is_remote(path) else local)
 
 
 def read_bytes(path: str) -> bytes:

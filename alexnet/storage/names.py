@@ -1,31 +1,24 @@
-r"""File names as text that any file format can store, and back.
+r"""Local paths as text, also those whose bytes are not UTF-8.
 
-A local name is any bytes; Python holds those that are not UTF-8 as surrogates, which can't be
-encoded. In text each of these bytes is an escape, ``\xff``. A backslash that would be mistaken for
-the beginning of an escape is ``\x5c``. All other names, also those with line breaks, stay as they
-are.
+On Linux a name is bytes; tables, JSON files, databases and terminals need text. A byte that is not
+UTF-8 becomes ``\xe9``. A backslash of the name itself that would read as the begin of such an
+escape becomes ``\x5c``. So different names have different texts, and every other name is its text.
 """
 
+import os
 import re
 
-_SURROGATE = re.compile("[\udc80-\udcff]")
-_LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
-_ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
+_UNDECODABLE = rb"[89a-f][0-9a-f]|5c"
+_LIKE_AN_ESCAPE = re.compile(rb"\\x(?=" + _UNDECODABLE + rb")")
+_ESCAPE = re.compile(rb"\\x(" + _UNDECODABLE + rb")")
 
 
-def name_to_text(name: str) -> str:
-    """A name or a path, as ``os`` returns it, as valid Unicode."""
-    if name.isascii() and "\\" not in name:
-        return name  # Nearly every name; a listing of ten million saves a minute.
-    text = _LIKE_AN_ESCAPE.sub(r"\\x5c", name)
-    return _SURROGATE.sub(lambda match: rf"\x{ord(match[0]) - 0xDC00:02x}", text)
+def path_text(path: str | bytes) -> str:
+    """The text of a path or name as the operating system gives it."""
+    escaped = _LIKE_AN_ESCAPE.sub(rb"\\x5cx", os.fsencode(path))
+    return escaped.decode("utf-8", "backslashreplace")
 
 
-def text_to_name(text: str) -> str:
-    """The inverse of ``name_to_text``."""
-
-    def byte(match: re.Match[str]) -> str:
-        value = int(match[1], 16)
-        return chr(value if value < 0x80 else 0xDC00 + value)
-
-    return _ESCAPE.sub(byte, text)
+def path_bytes(text: str) -> bytes:
+    """The inverse of ``path_text``."""
+    return _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), text.encode())

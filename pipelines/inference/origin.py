@@ -65,7 +65,7 @@ def check_output(settings: BatchInferenceSettings) -> None:
         root = glob_root(path) or path
         if _is_inside(output, root):
             raise UserError(
-                f"{output}: is inside {storage.name_to_text(root)}, which is searched for images; "
+                f"{output}: is inside {root}, which is searched for images; "
                 "give an --output outside"
             )
     if storage.is_file(output):

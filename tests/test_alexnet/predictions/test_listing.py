@@ -13,6 +13,7 @@ from alexnet.errors import InputsChangedError, UserError
 from alexnet.predictions.inputs import list_items
 from alexnet.predictions.known import HashSet
 from alexnet.predictions.listing import ListedPart, listing_folder, read_items, update_listing
+from alexnet.storage.names import path_bytes
 
 
 def files(folder: Path, *names: str) -> None:
@@ -111,7 +112,7 @@ def test_names_that_are_not_utf8_are_stored(tmp_path: Path) -> None:
         pass
     update(tmp_path / "images", tmp_path / "out")
     (item,), _ = read_items(str(tmp_path / "out"), 0)
-    assert os.fsencode(item.file) == path
+    assert path_bytes(item.file) == path
     assert item.path == storage.join(str(tmp_path), "images", "\\xff\n.jpg")
 
 

@@ -10,6 +10,7 @@ from alexnet.errors import UserError
 from alexnet.sources import walk as walk_module
 from alexnet.sources.visible import visible_files
 from alexnet.sources.walk import walk
+from alexnet.storage.names import path_bytes
 
 
 def make(*paths: Path) -> None:
@@ -46,9 +47,10 @@ def test_names_that_are_not_utf8_lead_to_their_files(tmp_path: Path) -> None:
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
             file.write(name)
     for item in walk(str(tmp_path)):
-        with open(item.path, "rb") as file:
-            assert os.fsencode(os.path.basename(item.path)) == file.read()
-            names.remove(os.fsencode(os.path.basename(item.path)))
+        path = path_bytes(item.path)
+        with open(path, "rb") as file:
+            assert os.path.basename(path) == file.read()
+        names.remove(os.path.basename(path))
     assert names == []
 
 
@@ -89,8 +91,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
     """Listing a folder of this name fails."""
     scandir = os.scandir
 
-    def scan(path: str) -> Any:
-        if os.path.basename(path) == name:
+    def scan(path: bytes) -> Any:
+        if os.path.basename(path) == name.encode():
             raise error
         return scandir(path)
 

@@ -91,7 +91,11 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(workdir: Path, images: Path, output: Path, **more: Any) -> BatchInferenceSettings:
-    values: dict[str, Any] = {"images": [str(images)], "output": str(output), "workdir": str(workdir)}
+    values: dict[str, Any] = {
+        "images": [str(images)],
+        "output": str(output),
+        "workdir": str(workdir),
+    }
     values |= {"views": 1, "top_k": 2, "rows_per_part": ROWS_PER_PART, "device": "cpu"}
     return BatchInferenceSettings.model_validate(values | more)
 
