@@ -23,7 +23,7 @@ COMMANDS = {
     "train": Command("train", "shards to a trained model"),
     "evaluate": Command("evaluate", "a trained model to its errors on the validation images"),
     "promote": Command("promote", "an evaluated model to a registered version"),
-    "predict": Command("batch_inference", "a folder of images to predictions in Parquet"),
+    "predict": Command("batch_inference", "images anywhere to predictions in Parquet"),
 }
 
 
