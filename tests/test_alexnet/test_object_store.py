@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from numpy.typing import NDArray
 from source_layouts import WRITERS, DataSet, contents_of, image_data_set
 
 from alexnet import storage
 from alexnet.errors import UserError
+from alexnet.predictions.inputs import list_items
+from alexnet.predictions.listing import update_listing
+from alexnet.predictions.output import read_result as read_part_result
+from alexnet.predictions.parts import PartOptions, PartWriter
+from alexnet.predictions.rows import Prediction, RowOptions
 from alexnet.shards.codec import Encoding
 from alexnet.shards.plan import extracted_folder, write_plan
 from alexnet.shards.write import make_shard, read_result
@@ -394,3 +402,58 @@ def test_a_google_uri_has_a_file_system_and_a_path() -> None:
     filesystem, inner = storage.locate("gs://anonymous@bucket/a b/c?d")
     assert filesystem.type_name == "gcs"
     assert inner == "bucket/a b/c?d"
+
+
+class Even:
+    """A model with equal probabilities."""
+
+    parallel = True
+
+    def __call__(self, images: NDArray[np.uint8]) -> Prediction:
+        """(N, 256, 256, 3) → (N, 2)."""
+        return Prediction(np.full((len(images), 2), 0.5, np.float32))
+
+
+def test_bulk_inference_reads_from_a_store_and_writes_to_it(
+    store: str, raw_images: Path, tmp_path: Path
+) -> None:
+    """Folders, globs, lists and archives; a part that is finished is known again."""
+    names = [f"n0{number}/n0{number}_0.JPEG" for number in (1, 2, 3)]
+    for name in names:
+        data = (raw_images / "val" / name).read_bytes()
+        storage.write_bytes(storage.join(store, "in", name), data)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(raw_images / "val" / names[0], "x.JPEG")
+    storage.write_bytes(storage.join(store, "a.tar"), (tmp_path / "a.tar").read_bytes())
+    storage.write_bytes(storage.join(store, "in/.hidden"), b"x")
+    (tmp_path / "list.txt").write_text(f"{store}/in/{names[0]}\n{store}/in/missing.JPEG\n")
+    folder = [item.path for item in list_items([f"{store}/in"])]
+    assert folder == [f"{store}/in/{name}" for name in names]
+    assert [item.path for item in list_items([f"{store}/in/**/*_0.JPEG"])] == folder
+
+    inputs, output = [f"{store}/in", f"{store}/a.tar", str(tmp_path / "list.txt")], f"{store}/out"
+    (part,), added = update_listing(output, list_items(inputs), 100)
+    assert added == 1
+    options = PartOptions(
+        output=output,
+        rows=RowOptions(names=("a", "b"), top_k=1, min_probability=0, view="ten"),
+        features=False,
+        upright=True,
+        text_format=None,
+        thumbnails=False,
+        metadata={},
+    )
+    PartWriter(options, Even, 2, 2).write(0)
+    with storage.open_input(f"{output}/part-000000.parquet") as file:
+        rows = pq.read_table(file).to_pylist()
+    assert [row["path"] for row in rows] == [
+        *folder,
+        f"{store}/a.tar/x.JPEG",
+        f"{store}/in/missing.JPEG",
+    ]
+    assert [row["reason"] for row in rows] == [None] * 4 + ["unreadable: no such file"]
+    assert rows[0]["sha256"] == rows[3]["sha256"]
+    assert update_listing(output, list_items(inputs), 100) == ([part], 0)
+    result = read_part_result(output, 0, part.digest)
+    assert result is not None
+    assert (result.rows, result.rejected) == (5, 1)
