@@ -10,6 +10,7 @@ and files that were added to a folder later are predicted without the others.
 
 import hashlib
 import itertools
+from array import array
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -175,10 +176,11 @@ def _load(output: str) -> tuple[list[ListedPart], Hashes]:
     folder = listing_folder(output)
     names = {file.path.rpartition("/")[2] for file in storage.list_files(folder, recursive=False)}
     parts: list[ListedPart] = []
-    keys, versions = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    # Arrays that grow in place: lists of NumPy's would be copied when they are joined.
+    keys, versions = array("Q"), array("Q")
     while f"{part_name(len(parts))}.parquet" in names:
         table, digest = _read(output, len(parts))
         parts.append(ListedPart(len(parts), len(table), digest))
-        keys.append(table["key"].to_numpy())
-        versions.append(table["version"].to_numpy())
-    return parts, Hashes(np.concatenate(keys), np.concatenate(versions))
+        keys.frombytes(table["key"].to_numpy().tobytes())
+        versions.frombytes(table["version"].to_numpy().tobytes())
+    return parts, Hashes(np.frombuffer(keys, np.uint64), np.frombuffer(versions, np.uint64))

@@ -120,9 +120,11 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=2000, help="with one view")
-    parser.add_argument("--ten-views", type=int, default=400, help="images with ten views")
-    parser.add_argument("--memory", type=int, default=20000, help="images of the memory run")
+    parser.add_argument("--images", type=int, default=2000, help="with one view; 0: none")
+    parser.add_argument("--ten-views", type=int, default=400, help="images with ten views; 0: none")
+    parser.add_argument(
+        "--memory", type=int, default=20000, help="images of the memory run; 0: none"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -130,18 +132,15 @@ def main() -> None:
         workdir = Path(scratch)
         register_model(workdir)
         originals = jpegs(workdir)
-        few = make_folder(originals, workdir / "few", options.ten_views)
-        some = make_folder(originals, workdir / "some", options.images)
-        result: dict[str, Any] = {
-            "cores": os.cpu_count(),
-            "load_average": os.getloadavg(),
-            "ten_views": compare(
-                workdir, few, 10, options.ten_views // 10, ["model"], options.rounds
-            ),
-            "one_view": compare(
-                workdir, some, 1, options.images // 10, ["loader", "ray"], options.rounds
-            ),
-        }
+        result: dict[str, Any] = {"cores": os.cpu_count(), "load_average": os.getloadavg()}
+        if options.ten_views:
+            folder = make_folder(originals, workdir / "ten", options.ten_views)
+            rows = options.ten_views // 10
+            result["ten_views"] = compare(workdir, folder, 10, rows, ["model"], options.rounds)
+        if options.images:
+            folder = make_folder(originals, workdir / "one", options.images)
+            peers, rows = ["loader", "ray"], options.images // 10
+            result["one_view"] = compare(workdir, folder, 1, rows, peers, options.rounds)
         if options.memory:
             many = make_folder(originals, workdir / "many", options.memory)
             tenth = make_folder(originals, workdir / "tenth", options.memory // 10)
