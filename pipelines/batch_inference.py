@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.predictions.inputs import list_items
+from alexnet.predictions.inputs import glob_root, list_items
 from alexnet.predictions.items import Item
 from alexnet.predictions.listing import ListedPart, update_listing
 from alexnet.predictions.output import MANIFEST, PartResult, read_result
@@ -33,6 +33,7 @@ from pipelines.inference import report
 from pipelines.inference.job import make_parts
 from pipelines.inference.origin import ModelOrigin, Origin
 from pipelines.inference.part_actor import ModelOptions
+from pipelines.preprocessing.job import start_ray_early
 from pipelines.results import BatchInferenceResult
 from pipelines.settings import BatchInferenceSettings
 from pipelines.tracking import registry
@@ -52,6 +53,9 @@ def run(settings: BatchInferenceSettings) -> BatchInferenceResult:
     """Predict every file of the inputs that is not predicted yet."""
     started = time.monotonic()
     origins.check_output(settings)
+    found = all(storage.exists(path) or glob_root(path) for path in settings.images)
+    if found and not storage.is_file(storage.join(settings.output, MANIFEST)):
+        start_ray_early()
     store = connect(settings)
     models = [registry.get_model_info(store, uri) for uri in settings.model]
     _check_models(settings, models)

@@ -41,6 +41,11 @@ def listing_folder(output: str) -> str:
     return storage.join(output, "_listing")
 
 
+def is_listed(output: str) -> bool:
+    """Whether an output has a listing, or the begin of one."""
+    return storage.is_file(_path(output, 0))
+
+
 def part_name(number: int) -> str:
     """``part-000123``; of a part of the listing and of the output."""
     return f"part-{number:06d}"
@@ -80,10 +85,9 @@ def update_listing(
             added.append(_write(output, len(stored) + len(added), chunk))
         if problem := comparison.difference(output, stored):
             raise InputsChangedError(problem)
-    except BaseException:
-        if stored:
-            for part in reversed(added):
-                storage.delete_file(_path(output, part.number))
+    except UserError:
+        for part in reversed(added):
+            storage.delete_file(_path(output, part.number))
         raise
     return [*stored, *added], len(added)
 

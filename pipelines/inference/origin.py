@@ -16,7 +16,7 @@ from typing import Any
 from alexnet import storage
 from alexnet.errors import UnwritableFolderError, UserError, one_line
 from alexnet.predictions.inputs import glob_root
-from alexnet.predictions.listing import listing_folder
+from alexnet.predictions.listing import is_listed, listing_folder
 from alexnet.predictions.output import MANIFEST, THUMBNAILS
 from alexnet.predictions.page import PAGE, PAGES
 from pipelines.setting_types import option_text
@@ -82,6 +82,8 @@ def check_output(settings: BatchInferenceSettings) -> None:
 def begin(output: str, origin: Origin, *, force: bool) -> Origin:
     """Store the origin of a new output, or check that of one that was begun.
 
+    Without a listing, as after a wrong input, an output has not been begun.
+
     Args:
         output: the folder, which ``check_output`` has checked.
         origin: what decides the output now.
@@ -96,7 +98,7 @@ def begin(output: str, origin: Origin, *, force: bool) -> Origin:
     path = _origin_path(output)
     if force:
         _delete(output)
-    if not storage.is_file(path):
+    if not storage.is_file(path) or not is_listed(output):
         try:
             storage.make_folder(output)
         except UnwritableFolderError as error:

@@ -91,6 +91,13 @@ def test_changed_and_missing_files_are_refused_and_nothing_is_written(
     assert contents(tmp_path / "out") == before
 
 
+def test_a_wrong_input_leaves_no_listing(images: Path, tmp_path: Path) -> None:
+    inputs = [str(images), str(tmp_path / "missing")]
+    with pytest.raises(UserError, match="missing: no such file"):
+        update_listing(str(tmp_path / "out"), list_items(inputs), 3)
+    assert contents(tmp_path / "out") == {}
+
+
 def test_a_repeated_file_is_listed_once(images: Path, tmp_path: Path) -> None:
     inputs = [str(images / "4.jpg"), str(images), str(images)]
     parts, _ = update_listing(str(tmp_path / "out"), list_items(inputs), 100)

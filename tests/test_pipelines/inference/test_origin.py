@@ -21,6 +21,13 @@ MODEL = ModelOrigin(uri="models:/m-1", version="alexnet/1", digest="d1", shards=
 ORIGIN = Origin(images=["/in"], settings={"top_k": 5, "features": None}, models=[MODEL], code="c")
 
 
+def begun(output: Path) -> str:
+    """Begin an output, as far as its listing."""
+    begin(str(output), ORIGIN, force=False)
+    (output / "_listing" / "part-000000.parquet").write_bytes(b"listing")
+    return str(output)
+
+
 def settings(images: Path | str, output: Path | str, **more: Any) -> BatchInferenceSettings:
     return BatchInferenceSettings(images=[str(images)], output=str(output), **more)
 
@@ -43,19 +50,25 @@ def settings(images: Path | str, output: Path | str, **more: Any) -> BatchInfere
 def test_another_origin_is_refused_with_the_difference(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    begin(str(tmp_path), ORIGIN, force=False)
+    begun(tmp_path)
     (tmp_path / "part-000000.parquet").write_bytes(b"finished")
     with pytest.raises(UserError, match=message + "give the same, another --output, or --force"):
         begin(str(tmp_path), replace(ORIGIN, **changes), force=False)
     assert (tmp_path / "part-000000.parquet").exists()
     begin(str(tmp_path), replace(ORIGIN, **changes), force=True)
     assert not (tmp_path / "part-000000.parquet").exists()
-    assert begin(str(tmp_path), replace(ORIGIN, **changes), force=False)
+
+
+def test_an_output_without_a_listing_has_not_been_begun(tmp_path: Path) -> None:
+    """After a wrong input, the corrected command works."""
+    begin(str(tmp_path), ORIGIN, force=False)
+    corrected = replace(ORIGIN, images=["/corrected"])
+    assert begin(str(tmp_path), corrected, force=False) == corrected
 
 
 def test_a_version_that_was_registered_later_changes_nothing(tmp_path: Path) -> None:
     """The bytes of further parts name the model as those of the first ones do."""
-    begin(str(tmp_path), ORIGIN, force=False)
+    begun(tmp_path)
     later = replace(ORIGIN, models=[replace(MODEL, version=None)])
     assert begin(str(tmp_path), later, force=False) == ORIGIN
 
@@ -129,7 +142,7 @@ def test_the_run_is_resumed_until_the_output_is_complete(tmp_path: Path) -> None
 
 
 def test_what_killed_processes_have_left_is_deleted(tmp_path: Path) -> None:
-    begin(str(tmp_path), ORIGIN, force=False)
+    begun(tmp_path)
     left = tmp_path / f"part-000003.parquet.{'0a' * 16}.tmp"
     left.write_bytes(b"half")
     (tmp_path / "notes.tmp").write_bytes(b"")
@@ -145,7 +158,7 @@ def test_a_folder_that_cannot_be_written_names_the_option(tmp_path: Path) -> Non
 
 
 def test_a_damaged_origin_is_one_line(tmp_path: Path) -> None:
-    begin(str(tmp_path), ORIGIN, force=False)
+    begun(tmp_path)
     (tmp_path / "_listing" / "origin.json").write_text("{")
     with pytest.raises(UserError, match=r"origin\.json: can't be read"):
         begin(str(tmp_path), ORIGIN, force=False)
