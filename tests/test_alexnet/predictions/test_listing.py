@@ -1,6 +1,7 @@
 """The listing: parts of fixed size, completed and extended, compared with the inputs."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -11,8 +12,15 @@ from hypothesis import given
 from alexnet import storage
 from alexnet.errors import InputsChangedError, UserError
 from alexnet.predictions.inputs import list_items
+from alexnet.predictions.items import Item
 from alexnet.predictions.known import HashSet
-from alexnet.predictions.listing import ListedPart, listing_folder, read_items, update_listing
+from alexnet.predictions.listing import (
+    ListedPart,
+    is_listed,
+    listing_folder,
+    read_items,
+    update_listing,
+)
 from alexnet.storage.names import path_bytes
 
 
@@ -91,11 +99,20 @@ def test_changed_and_missing_files_are_refused_and_nothing_is_written(
     assert contents(tmp_path / "out") == before
 
 
-def test_a_wrong_input_leaves_no_listing(images: Path, tmp_path: Path) -> None:
-    inputs = [str(images), str(tmp_path / "missing")]
+def test_a_wrong_input_leaves_no_listing(tmp_path: Path) -> None:
+    written: list[bool] = []
+
+    def items() -> Iterator[Item]:
+        for number in range(10_000):
+            name = f"/in/{number}"
+            yield Item(name, name, name, 1, 0)
+        written.append(is_listed(str(tmp_path)))
+        raise UserError("missing: no such file")
+
     with pytest.raises(UserError, match="missing: no such file"):
-        update_listing(str(tmp_path / "out"), list_items(inputs), 3)
-    assert contents(tmp_path / "out") == {}
+        update_listing(str(tmp_path), items(), 3)
+    assert written == [True]
+    assert contents(tmp_path) == {}
 
 
 def test_a_repeated_file_is_listed_once(images: Path, tmp_path: Path) -> None:
