@@ -92,7 +92,10 @@ def model_digest(store: Store, uri: str) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
             data = store.download_model(uri, folder)
-            for path in sorted(file for file in data.rglob("*") if file.is_file()):
+            paths = sorted(file for file in data.rglob("*") if file.is_file())
+            if not paths:
+                raise FileNotFoundError("its files are missing")
+            for path in paths:
                 digest.update(f"{path.relative_to(data)}\0".encode())
                 digest.update(bytes.fromhex(storage.sha256(str(path))))
     except (StoreError, OSError, ValueError) as error:

@@ -220,15 +220,15 @@ def test_errors_in_evaluation_are_one_line(
 def test_errors_in_batch_inference_are_one_line(
     nodes: Cluster, evaluated: Evaluated, raw_images: Path, error_of: Callable[..., str]
 ) -> None:
-    output = evaluated.workdir / "out"
+    output, other = evaluated.workdir / "out", evaluated.workdir / "other"
     command = ["--workdir", str(evaluated.workdir), "--device", "cpu", "--views", "1"]
-    command += ["--images", str(raw_images / "val"), "--output", str(output), "--model"]
-    line = error_of(batch_inference.main, *command, evaluated.bad)
+    command += ["--images", str(raw_images / "val"), "--output"]
+    line = error_of(batch_inference.main, *command, str(output), "--model", evaluated.bad)
     assert line.startswith(f"prog: {evaluated.bad}: outputs NaN instead of probabilities; ")
-    assert list(output.iterdir()) == []
+    assert [path.name for path in output.iterdir()] == ["_listing"]
     name = evaluated.good.removeprefix("models:/")
     for path in evaluated.workdir.glob(f"mlartifacts/**/{name}/artifacts/data/*"):
         path.unlink()
-    line = error_of(batch_inference.main, *command, evaluated.good)
+    line = error_of(batch_inference.main, *command, str(other), "--model", evaluated.good)
     assert line.startswith(f"prog: {evaluated.good}: no AlexNet model can be loaded from there")
-    assert list(output.iterdir()) == []
+    assert not other.exists()
