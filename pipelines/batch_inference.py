@@ -16,12 +16,12 @@ from typing import NoReturn
 
 from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.predictions.inputs import glob_root, list_items
-from alexnet.predictions.items import Item
-from alexnet.predictions.listing import ListedPart, update_listing
-from alexnet.predictions.output import MANIFEST, PartResult, read_result
-from alexnet.predictions.parts import PartOptions
-from alexnet.predictions.rows import RowOptions
+from alexnet.inference.inputs import glob_root, list_items
+from alexnet.inference.items import Item
+from alexnet.inference.listing import ListedPart, update_listing
+from alexnet.inference.output import MANIFEST, PartResult, read_result
+from alexnet.inference.parts import PartOptions
+from alexnet.inference.rows import RowOptions
 from alexnet.provenance import code_version
 from pipelines import stages
 from pipelines.console.cli import run_script

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from alexnet.predictions.listing import ListedPart
-from alexnet.predictions.output import PartResult, read_result
-from alexnet.predictions.parts import PartOptions
+from alexnet.inference.listing import ListedPart
+from alexnet.inference.output import PartResult, read_result
+from alexnet.inference.parts import PartOptions
 from pipelines import cluster
 from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY

@@ -15,10 +15,10 @@ from typing import Any
 
 from alexnet import storage
 from alexnet.errors import UnwritableFolderError, UserError, one_line
-from alexnet.predictions.inputs import glob_root
-from alexnet.predictions.listing import is_listed, listing_folder
-from alexnet.predictions.output import MANIFEST, THUMBNAILS
-from alexnet.predictions.page import PAGE, PAGES
+from alexnet.inference.inputs import glob_root
+from alexnet.inference.listing import is_listed, listing_folder
+from alexnet.inference.output import MANIFEST, THUMBNAILS
+from alexnet.inference.page import PAGE, PAGES
 from pipelines.setting_types import option_text
 from pipelines.settings import BatchInferenceSettings
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexnet.errors import UserError, one_line
+from alexnet.inference.parts import PartOptions, PartWriter
 from alexnet.model.exported import Layer
-from alexnet.predictions.parts import PartOptions, PartWriter
 from pipelines.inference.predictor import BatchPredictor, Predictor
 from pipelines.setting_types import Precision
 from pipelines.task_errors import pack

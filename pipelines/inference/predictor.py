@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alexnet.errors import InvalidModelError, UserError
+from alexnet.inference.rows import Prediction
 from alexnet.metrics import average
 from alexnet.model.classifier import view_probabilities
 from alexnet.model.exported import Layer, Outputs, as_function
-from alexnet.predictions.rows import Prediction
 from alexnet.training.augment import CENTRE_VIEW, ten_crop
 from pipelines.setting_types import Precision
 from pipelines.tracking import registry

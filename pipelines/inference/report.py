@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from alexnet import storage
-from alexnet.plots import figures, predictions
-from alexnet.predictions.listing import read_items
-from alexnet.predictions.output import (
+from alexnet.inference.listing import read_items
+from alexnet.inference.output import (
     BINS,
     MANIFEST,
     PartResult,
     predictions_name,
     thumbnails_name,
 )
-from alexnet.predictions.page import PageRow, write_pages
-from alexnet.predictions.reading import decode_content, read_contents, read_now
+from alexnet.inference.page import PageRow, write_pages
+from alexnet.inference.reading import decode_content, read_contents, read_now
+from alexnet.plots import figures, predictions
 from alexnet.shards.decode import Decoded
 from pipelines.inference.origin import Origin
 from pipelines.tracking.run import Run

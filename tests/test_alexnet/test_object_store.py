@@ -21,11 +21,11 @@ from source_layouts import WRITERS, DataSet, contents_of, image_data_set
 
 from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.predictions.inputs import list_items
-from alexnet.predictions.listing import update_listing
-from alexnet.predictions.output import read_result as read_part_result
-from alexnet.predictions.parts import PartOptions, PartWriter
-from alexnet.predictions.rows import Prediction, RowOptions
+from alexnet.inference.inputs import list_items
+from alexnet.inference.listing import update_listing
+from alexnet.inference.output import read_result as read_part_result
+from alexnet.inference.parts import PartOptions, PartWriter
+from alexnet.inference.rows import Prediction, RowOptions
 from alexnet.shards.codec import Encoding
 from alexnet.shards.plan import extracted_folder, write_plan
 from alexnet.shards.write import make_shard, read_result

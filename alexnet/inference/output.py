@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from alexnet import storage
-from alexnet.predictions.listing import listing_folder, part_name
+from alexnet.inference.listing import listing_folder, part_name
 
 TextFormat = Literal["csv", "jsonl"]
 

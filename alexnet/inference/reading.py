@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
-from alexnet.predictions.items import WHOLE, ListedItem
+from alexnet.inference.items import WHOLE, ListedItem
 from alexnet.recipes import IMAGE_SIZE
 from alexnet.shards.codec import decode_into
 from alexnet.shards.decode import Decoded, Rejection, decode

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from alexnet import storage
 from alexnet.errors import InputsChangedError, UserError, one_line
-from alexnet.predictions.items import SCHEMA, Hashes, Item, ListedItem, from_table, hashes, to_table
-from alexnet.predictions.known import HashSet, positions
+from alexnet.inference.items import SCHEMA, Hashes, Item, ListedItem, from_table, hashes, to_table
+from alexnet.inference.known import HashSet, positions
 
 _CHUNK = 4096
 """Items that are compared with the stored listing at once."""

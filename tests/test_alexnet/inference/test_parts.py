@@ -21,12 +21,12 @@ from PIL import Image
 
 from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.predictions.inputs import list_items
-from alexnet.predictions.listing import ListedPart, read_items, update_listing
-from alexnet.predictions.output import read_result
-from alexnet.predictions.parts import PartOptions, PartWriter, ahead
-from alexnet.predictions.reading import StoredImage, read_contents, read_if_small
-from alexnet.predictions.rows import Prediction, RowOptions
+from alexnet.inference.inputs import list_items
+from alexnet.inference.listing import ListedPart, read_items, update_listing
+from alexnet.inference.output import read_result
+from alexnet.inference.parts import PartOptions, PartWriter, ahead
+from alexnet.inference.reading import StoredImage, read_contents, read_if_small
+from alexnet.inference.rows import Prediction, RowOptions
 from alexnet.shards.codec import decode_into
 from alexnet.shards.manifest import Manifest
 

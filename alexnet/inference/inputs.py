@@ -29,8 +29,8 @@ import pyarrow as pa
 
 from alexnet import storage
 from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError, one_line
-from alexnet.predictions.items import Item
-from alexnet.predictions.lists import open_parquet, paths_in_list, strings_in_parquet
+from alexnet.inference.items import Item
+from alexnet.inference.lists import open_parquet, paths_in_list, strings_in_parquet
 from alexnet.shards.format import SPLITS
 from alexnet.shards.manifest import manifest_path, read_manifest
 from alexnet.sources.tar import NO_TARGET, list_range

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from alexnet.inference.output import BINS, PartResult
+from alexnet.inference.reading import Image
 from alexnet.metrics import top_labels
-from alexnet.predictions.output import BINS, PartResult
-from alexnet.predictions.reading import Image
 from alexnet.shards.decode import Decoded, Rejection, render_reject
 
 THUMBNAIL_SIZE = 160

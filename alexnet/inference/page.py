@@ -17,7 +17,7 @@ from string import Template
 from typing import NamedTuple
 
 from alexnet import storage
-from alexnet.predictions.rows import THUMBNAIL_SIZE
+from alexnet.inference.rows import THUMBNAIL_SIZE
 
 PAGE, PAGES = "report.html", "report"
 PAGE_ROWS = 300
@@ -75,7 +75,7 @@ def write_pages(output: str, rows: Iterable[PageRow], total: int, title: str) ->
 
 
 def _write(path: str, title: str, body: str) -> None:
-    template = Template((files("alexnet.predictions") / "page.html").read_text(encoding="utf-8"))
+    template = Template((files("alexnet.inference") / "page.html").read_text(encoding="utf-8"))
     storage.write_bytes(path, template.substitute(title=_text(title), body=body).encode())
 
 
@@ -88,7 +88,7 @@ def _images(rows: Sequence[PageRow]) -> str:
     labels = sorted({row.names[0] for row in rows if row.names})
     options = "".join(f'<option value="{_text(label)}">{_text(label)}</option>' for label in labels)
     items = "".join(_item(index, row) for index, row in enumerate(rows))
-    script = (files("alexnet.predictions") / "page.js").read_text(encoding="utf-8")
+    script = (files("alexnet.inference") / "page.js").read_text(encoding="utf-8")
     return f"""<form id="filters">
 <label>Label <select name="label"><option value="">all</option>{options}</select></label>
 <label>Files <select name="status"><option value="">all</option>

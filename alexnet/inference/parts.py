@@ -18,18 +18,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from alexnet import storage
-from alexnet.predictions import output as files
-from alexnet.predictions.items import ListedItem
-from alexnet.predictions.listing import read_items
-from alexnet.predictions.output import FEATURES, SCHEMA, TextFormat
-from alexnet.predictions.reading import (
+from alexnet.inference import output as files
+from alexnet.inference.items import ListedItem
+from alexnet.inference.listing import read_items
+from alexnet.inference.output import FEATURES, SCHEMA, TextFormat
+from alexnet.inference.reading import (
     Content,
     Image,
     decode_content,
     read_contents,
     read_if_small,
 )
-from alexnet.predictions.rows import Prediction, RowOptions, rows_of, summary, thumbnail
+from alexnet.inference.rows import Prediction, RowOptions, rows_of, summary, thumbnail
 from alexnet.shards.decode import Decoded
 
 _OBJECT_READERS = 32

@@ -11,10 +11,10 @@ from hypothesis import given
 
 from alexnet import storage
 from alexnet.errors import InputsChangedError, UserError
-from alexnet.predictions.inputs import list_items
-from alexnet.predictions.items import Item
-from alexnet.predictions.known import HashSet
-from alexnet.predictions.listing import (
+from alexnet.inference.inputs import list_items
+from alexnet.inference.items import Item
+from alexnet.inference.known import HashSet
+from alexnet.inference.listing import (
     ListedPart,
     is_listed,
     listing_folder,

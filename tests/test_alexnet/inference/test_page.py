@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from alexnet.predictions import page
-from alexnet.predictions.page import PageRow, write_pages
+from alexnet.inference import page
+from alexnet.inference.page import PageRow, write_pages
 
 HOSTILE = (
     "<script>alert(1)</script>.jpg",
@@ -151,7 +151,7 @@ def test_it_opens_and_filters_in_chromium(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
 def test_the_script_filters_and_orders(tmp_path: Path) -> None:
     """In a minimal document with the elements that the script uses."""
-    script = (files("alexnet.predictions") / "page.js").read_text(encoding="utf-8")
+    script = (files("alexnet.inference") / "page.js").read_text(encoding="utf-8")
     (tmp_path / "test.js").write_text(DOCUMENT.replace("SCRIPT", script))
     done = subprocess.run(
         ["node", tmp_path / "test.js"], capture_output=True, text=True, check=True, timeout=60

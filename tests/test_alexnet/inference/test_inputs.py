@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.predictions.inputs import list_items
-from alexnet.predictions.items import WHOLE, Item
+from alexnet.inference.inputs import list_items
+from alexnet.inference.items import WHOLE, Item
 from alexnet.shards.manifest import Manifest
 
 NAMES = ("b/1.jpg", "b/2.jpg", "a.jpg")
