@@ -24,7 +24,12 @@ from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.recipes import Recipe
 from pipelines import cluster
-from pipelines.allocation import WorkerResources, request_in_words, training_resources
+from pipelines.allocation import (
+    WorkerResources,
+    choose_gpus,
+    request_in_words,
+    training_resources,
+)
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.interrupt import run_in_thread
 from pipelines.console.log import stage_logger
@@ -118,13 +123,15 @@ def _resources(settings: TrainSettings, folder: str) -> WorkerResources:
         resources = training_resources(settings.num_workers, settings.device, settings.gpus_wanted)
         storage.write_json(path, {"gpus": resources.gpus})
         return resources
+    kind = f"{began_with} GPUs for each worker" if began_with else "the CPU"
     try:
         device: Device = "cuda" if began_with else "cpu"
-        return training_resources(settings.num_workers, device, began_with)
+        resources = training_resources(settings.num_workers, device, began_with)
     except UserError as error:
-        raise UserError(
-            f"this training began with {began_with} GPUs for each worker, and {one_line(error)}"
-        ) from error
+        raise UserError(f"this training began with {kind}, and {one_line(error)}") from error
+    if choose_gpus("auto", settings.num_workers[0], settings.gpus_wanted) != began_with:
+        stage_logger("train").info("continuing with %s, as it began; --device changes that", kind)
+    return resources
 
 
 def _fit(
