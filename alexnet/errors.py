@@ -30,6 +30,10 @@ class InvalidModelError(UserError):
     """A model's outputs are no probabilities."""
 
 
+class InvalidPredictionsError(UserError):
+    """A file of predictions is missing or damaged."""
+
+
 class UnwritableFolderError(UserError):
     """A folder can't be made or written to."""
 

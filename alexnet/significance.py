@@ -109,7 +109,7 @@ class PairedCounts:
         """The correlation of the two models' being right, corrected for continuity."""
         a, b, c, d = self.both, self.only_first, self.only_second, self.neither
         margins = (a + b) * (c + d) * (a + c) * (b + d)
-        product = a * d - b * c
+        product = float(a * d - b * c)
         if product > 0:
             product = max(product - self.images / 2, 0)
         return product / math.sqrt(margins) if margins else 0.0

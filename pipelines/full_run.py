@@ -153,10 +153,11 @@ SUMMARY_METRICS: Mapping[StageName, tuple[str, ...]] = {
 
 def _summary(outcomes: Outcomes) -> dict[str, float]:
     return {
-        field: float(getattr(outcomes[name].result, field))
+        field: float(value)
         for name, fields in SUMMARY_METRICS.items()
         if name in outcomes
         for field in fields
+        if (value := getattr(outcomes[name].result, field)) is not None
     }
 
 

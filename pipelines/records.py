@@ -139,27 +139,33 @@ def finished_records(workdir: Workdir, stage: str) -> list[StageRecord]:
     return sorted(finished, key=lambda record: record.finished or 0)
 
 
-def newest(workdir: Workdir, kind: type[R], stage: str) -> StageOutcome[R]:
+def newest(workdir: Workdir, kind: type[R], stage: str, key: str | None = None) -> StageOutcome[R]:
     """The outcome of the run of an earlier stage that finished last, for a stage run alone.
 
     Args:
         workdir: that holds the records.
         kind: of the earlier stage's result.
         stage: that needs it; it logs which outcome it uses.
+        key: digest of the only stage key to use; by default any.
 
     Raises:
         UserError: the earlier stage has not finished in this workdir yet.
     """
     for record in reversed(finished_records(workdir, kind.stage)):
-        if outcome := record.outcome(kind, workdir):
+        if key in (None, record.key.digest) and (outcome := record.outcome(kind, workdir)):
             done = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.finished))
             stage_logger(stage).info(
-                "using the newest result of %s: %s, finished on %s",
+                "using the %s of %s: %s, finished on %s",
+                "result" if key else "newest result",
                 kind.stage,
                 record.key.digest,
                 done,
             )
             return outcome
+    if key:
+        raise UserError(
+            f"{workdir.path}: {kind.stage} {key} has not finished here; give another key"
+        )
     raise UserError(
         f"{workdir.path}: {kind.stage} has not finished here; run pipelines/{kind.stage}.py first"
     )

@@ -142,3 +142,16 @@ def _registrable(name: str) -> str:
 
 
 RegisteredName = Annotated[str, AfterValidator(_registrable)]
+
+StageKeyText = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+"""A stage key: 16 hexadecimal digits."""
+
+
+def _two(value: list[str]) -> list[str]:
+    if len(value) != 2:
+        raise ValueError("give exactly two")
+    return value
+
+
+TwoEvaluations = Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_two)]
+"""Names of two evaluations."""

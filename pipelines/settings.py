@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic.fields import FieldInfo
 
 from alexnet import storage
 from pipelines.setting_types import (
@@ -22,8 +23,10 @@ from pipelines.setting_types import (
     PathOrUri,
     PresetName,
     RegisteredName,
+    StageKeyText,
     Switch,
     TrackingUri,
+    TwoEvaluations,
     Workers,
 )
 
@@ -32,9 +35,27 @@ S = TypeVar("S", bound="Settings")
 StageName = Literal["preprocess", "train", "evaluate", "promote"]
 
 
-def option(default: Any, description: str, *, result: bool = False, **bounds: Any) -> Any:
-    """A setting with its default and help text; ``result``: part of a stage's identity."""
-    return Field(default, description=description, json_schema_extra={"result": result}, **bounds)
+def option(
+    default: Any,
+    description: str,
+    *,
+    result: bool = False,
+    positional: bool = False,
+    **bounds: Any,
+) -> Any:
+    """A setting with its default and help text.
+
+    ``result``: part of a stage's identity. ``positional``: on the command line without an option's
+    name; the value is a list.
+    """
+    extra = {"result": result, "positional": positional}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def is_positional(field: FieldInfo) -> bool:
+    """Whether a setting is given without an option's name."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("positional"))
 
 
 class Settings(BaseModel):
@@ -231,6 +252,33 @@ class PromoteSettings(StageSettings):
     champion: Literal["better", "always", "never"] = option(
         "better", "when the alias champion moves to this model", result=True
     )
+    margin: float = option(
+        0.0,
+        "percentage points by which the top-1 error must be lower than the champion's",
+        result=True,
+        ge=0,
+        lt=100,
+    )
+    significance: float = option(
+        0.05,
+        "highest p-value at which a lower error counts as more than chance",
+        result=True,
+        gt=0,
+        le=1,
+    )
+
+
+class PromoteCommandSettings(PromoteSettings):
+    """Settings of ``promote`` run by itself."""
+
+    evaluation: StageKeyText | None = option(
+        None, "key of the evaluation to promote, its folder in the workdir; by default the newest"
+    )
+    rollback: str | None = option(
+        None,
+        "the reason why the alias champion returns to the version before; nothing is promoted",
+        min_length=1,
+    )
 
 
 class FullRunSettings(PreprocessSettings, TrainSettings, EvaluateSettings, PromoteSettings):
@@ -246,6 +294,16 @@ class FullRunSettings(PreprocessSettings, TrainSettings, EvaluateSettings, Promo
         if self.only and self.from_:
             raise ValueError("--only and --from exclude each other")
         return self
+
+
+class CompareSettings(Settings):
+    """Settings of ``compare``."""
+
+    evaluations: TwoEvaluations = option(
+        ...,
+        "two evaluated models: MLflow URIs, keys of evaluations, or files of predictions",
+        positional=True,
+    )
 
 
 class BatchInferenceSettings(Settings):

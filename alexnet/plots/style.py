@@ -19,6 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from alexnet.metrics import confused_pairs
+
 Array = NDArray[Any]
 
 TEXT_COLOUR = "#222222"
@@ -236,13 +238,10 @@ def most_confused(counts: Array, names: Sequence[str], pairs: int = 5) -> str:
         names: a name per class.
         pairs: maximum number of counts.
     """
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:pairs]
     confusions = [
-        f"{names[true]} classified as {names[predicted]}: {wrong[true, predicted]:,} of "
-        f"{counts[true].sum():,}"
-        for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[true, predicted] > 0
+        f"{names[pair.true]} classified as {names[pair.predicted]}: {pair.images:,} of "
+        f"{counts[pair.true].sum():,}"
+        for pair in confused_pairs(counts, pairs)
     ]
     if not confusions:
         return "No image is classified wrongly."

@@ -25,6 +25,7 @@ from alexnet.errors import (
     CorruptShardError,
     DownloadError,
     InvalidModelError,
+    InvalidPredictionsError,
     MissingDatasetError,
     SourceChangedError,
     UnwritableFolderError,
@@ -37,7 +38,7 @@ from pipelines.console.log import current_log_file, log_file, show_in_terminal
 from pipelines.console.redact import redacted, redacted_output, remember_secrets, shortened
 from pipelines.presets import PRESETS
 from pipelines.setting_types import is_switch
-from pipelines.settings import S
+from pipelines.settings import S, is_positional
 from pipelines.workdir import Workdir
 
 REMEDIES: Mapping[type[UserError], str] = {
@@ -46,6 +47,7 @@ REMEDIES: Mapping[type[UserError], str] = {
     CorruptDatasetError: "run pipelines/preprocess.py --force to make the data set again",
     SourceChangedError: "run pipelines/preprocess.py --force to make the data set again",
     InvalidModelError: "give another --model, or train again with a lower --learning-rate",
+    InvalidPredictionsError: "run pipelines/evaluate.py --force, which predicts all images again",
     UnwritableFolderError: "choose another --workdir",
     DownloadError: "unpack imagenette2.tgz yourself and give its folder as --source",
 }
@@ -151,13 +153,21 @@ def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> 
         chosen["preset"] = preset
     named = {key: value for key, value in _preset_values(preset).items() if key in fields}
     origins = {key: os.path.basename(config or "") for key in from_file}
-    origins |= {key: "--" + key.replace("_", "-") for key in given}
+    origins |= {key: _option_name(kind, key) for key in given}
     try:
         return kind.model_validate(named | chosen).with_origins(origins)
     except ValidationError as error:
         where = {key: f"preset {preset}: {key}" for key in named}
         where |= {key: f"{config}: {key}" for key in from_file}
-        raise UserError(_explain(error, where | {key: origins[key] for key in given})) from error
+        where |= {key: origins[key] for key in given}
+        where |= {key: _option_name(kind, key) for key in fields - where.keys()}
+        raise UserError(_explain(error, where)) from error
+
+
+def _option_name(kind: type[BaseModel], key: str) -> str:
+    """A setting as it is named on the command line."""
+    field = kind.model_fields.get(key)
+    return key.upper()[:-1] if field and is_positional(field) else "--" + key.replace("_", "-")
 
 
 def _default_preset(fields: Set[str], chosen: Mapping[str, Any]) -> str | None:
@@ -199,7 +209,9 @@ def _parser(kind: type[BaseModel], description: str) -> argparse.ArgumentParser:
         key = field.alias or name
         flag = "--" + key.replace("_", "-")
         text = (field.description or "") + _default_text(field)
-        if field.annotation is bool and not is_switch(field):
+        if is_positional(field):
+            parser.add_argument(key, nargs="*", metavar=key.upper()[:-1], help=text)
+        elif field.annotation is bool and not is_switch(field):
             parser.add_argument(flag, dest=key, action="store_true", help=text)
         elif _is_list(field):
             word = "EPOCH" if key == "lr_drops" else "URI"
@@ -249,7 +261,7 @@ def _explain(error: ValidationError, where: Mapping[str, str]) -> str:
         return message
     key = str(problem["loc"][0])
     if problem["type"] == "missing":
-        return f"--{key.replace('_', '-')} is required; see --help"
+        return f"{where[key]} is required; see --help"
     message = f"{where.get(key, key)}: {message[0].lower()}{message[1:]}"
     # A URI may contain a secret; the messages about URIs say what is wrong in them.
     return message if "://" in str(problem["input"]) else f"{message}, not {problem['input']!r}"

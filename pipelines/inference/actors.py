@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from alexnet import storage
+from alexnet import predictions, storage
 from alexnet.errors import one_line
 from alexnet.metrics import average, top_labels
 from alexnet.recipes import IMAGE_SIZE
@@ -34,18 +34,6 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 """One row for each file. ``status`` is ``ok`` or ``rejected``; the lists are best first."""
 
-EVALUATION_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("label", pa.int32()),
-        ("labels", pa.list_(pa.int64())),
-        ("probabilities", pa.list_(pa.float32())),
-        ("centre_labels", pa.list_(pa.int64())),
-    ]
-)
-"""One row for each image: the best labels, best first, and their probabilities with ten views, and
-the best labels with the centre view."""
-
 DECODED_SCHEMA = pa.schema(
     [("path", pa.string()), ("reason", pa.string()), ("pixels", pa.binary())]
 )
@@ -60,7 +48,7 @@ class Evaluator:
         self.predictor = cache(partial(Predictor.load, store, uris, threads))
         self.decoders = ThreadPoolExecutor(threads)
 
-    @errors_as_rows(EVALUATION_SCHEMA)
+    @errors_as_rows(predictions.SCHEMA)
     def __call__(self, items: Mapping[str, NDArray[Any]]) -> pa.Table:
         """Predict a row group.
 
@@ -68,7 +56,7 @@ class Evaluator:
             items: ``path``, ``number`` and ``rows`` of one ``RowGroup``, each an array of one.
 
         Returns:
-            ``EVALUATION_SCHEMA``.
+            ``alexnet.predictions.SCHEMA``.
         """
         group = RowGroup(str(items["path"][0]), int(items["number"][0]), int(items["rows"][0]))
         rows, images = read_images(group, ["key", "label"], self.decoders)

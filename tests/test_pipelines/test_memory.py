@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import evaluate_result, predictions_table
 from PIL import Image
 
+from alexnet.shards.format import write_table
 from alexnet.shards.manifest import read_manifest
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, make_shard
@@ -52,12 +54,12 @@ class Registry:
         self.tags: dict[str, dict[str, str]] = {}
         self.aliases: dict[str, str] = {}
 
-    def register(self, store: object, name: str, uri: str, tags: dict[str, str]) -> str:
+    def register(self, store: object, name: str, uri: str, tags: dict[str, str]) -> Version:
         if uri not in self.versions:
             self.versions.append(uri)
         version = str(self.versions.index(uri) + 1)
         self.tags[version] = tags
-        return version
+        return Version(version, tags, uri)
 
     def by_alias(self, store: object, name: str, alias: str) -> Version | None:
         version = self.aliases.get(alias)
@@ -122,18 +124,12 @@ def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workflow:
         settings: Any, manifest: Any, infos: list[ModelInfo], run: Any, path: str
     ) -> EvaluateResult:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(b"")
-        return EvaluateResult(
-            images=4,
-            top1_error=50.0,
-            top5_error=0.0,
-            centre_top1_error=50.0,
-            centre_top5_error=0.0,
-            top1_accuracy=50.0,
-            models=[info.uri for info in infos],
-            validation=manifest.content_digest("val"),
-            predictions=path,
+        content, uris = manifest.content_digest("val"), [info.uri for info in infos]
+        table = predictions_table(
+            [0, 1] * 20, [0, 1] * 20, classes=2, model=uris[0], validation=content
         )
+        write_table(path, table)
+        return evaluate_result(models=uris, validation=content, predictions=path)
 
     def model_info(store: object, uri: str) -> ModelInfo:
         return ModelInfo(uri, "run", tuple((name, name) for name in CLASSES))
@@ -150,6 +146,9 @@ def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workflow:
         ("register", models.register),
         ("by_alias", models.by_alias),
         ("set_alias", models.set_alias),
+        ("last_set", lambda store, name, alias: models.aliases.get(alias)),
+        ("set_tags", lambda store, name, version, tags: None),
+        ("describe", lambda store, name, version, text: None),
     ):
         monkeypatch.setattr(registry, name, function)
     return workflow

@@ -337,7 +337,10 @@ def test_a_remedy_names_existing_scripts_and_options(kind: type[UserError]) -> N
     assert line == f"a reason; {REMEDIES[kind]}"
     scripts = re.findall(r"pipelines/\S+?\.py", line)
     assert all((ROOT / script).is_file() for script in scripts)
-    settings: dict[str, type[Settings]] = {"pipelines/preprocess.py": PreprocessCommandSettings}
+    settings: dict[str, type[Settings]] = {
+        "pipelines/preprocess.py": PreprocessCommandSettings,
+        "pipelines/evaluate.py": EvaluateSettings,
+    }
     fields = (settings[scripts[0]] if scripts else FullRunSettings).model_fields
     flags = re.findall(r"--[a-z0-9-]+", line)
     assert scripts or flags
