@@ -1,4 +1,4 @@
-"""Types of the values of settings: what is accepted, and what it is converted to.
+"""How settings are declared, and types of their values: what is accepted and converted to what.
 
 Command lines give text, configuration files also give numbers, lists, and true for ``on``.
 """
@@ -12,6 +12,30 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic.fields import FieldInfo
 
 from alexnet import storage
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    result: bool = False,
+    positional: bool = False,
+    **bounds: Any,
+) -> Any:
+    """A setting with its default and help text.
+
+    ``result``: part of a stage's identity. ``positional``: on the command line without an option's
+    name; the value is a list.
+    """
+    extra = {"result": result, "positional": positional}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def is_positional(field: FieldInfo) -> bool:
+    """Whether a setting is given without an option's name."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("positional"))
+
 
 Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["none", "sample", "imagenette", "ilsvrc2012"]

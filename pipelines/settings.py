@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
-from pydantic.fields import FieldInfo
 
 from alexnet import storage
 from pipelines.setting_types import (
@@ -28,34 +27,12 @@ from pipelines.setting_types import (
     TrackingUri,
     TwoEvaluations,
     Workers,
+    option,
 )
 
 S = TypeVar("S", bound="Settings")
 
 StageName = Literal["preprocess", "train", "evaluate", "promote"]
-
-
-def option(
-    default: Any,
-    description: str,
-    *,
-    result: bool = False,
-    positional: bool = False,
-    **bounds: Any,
-) -> Any:
-    """A setting with its default and help text.
-
-    ``result``: part of a stage's identity. ``positional``: on the command line without an option's
-    name; the value is a list.
-    """
-    extra = {"result": result, "positional": positional}
-    return Field(default, description=description, json_schema_extra=extra, **bounds)
-
-
-def is_positional(field: FieldInfo) -> bool:
-    """Whether a setting is given without an option's name."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("positional"))
 
 
 class Settings(BaseModel):

@@ -58,10 +58,12 @@ class Devkit:
     Attributes:
         labels: the classes, sorted by WordNet ID.
         validation: the class index of each validation image, in the order of file names.
+        ids: the ``ILSVRC2012_ID`` of each class, by class index.
     """
 
     labels: tuple[Label, ...]
     validation: tuple[int, ...]
+    ids: tuple[int, ...]
 
 
 def name_of_wnid(wnid: str) -> str:
@@ -82,7 +84,8 @@ def read_devkit(path: str) -> Devkit:
     """
     meta, ground_truth = _read_members(path, (_META, _GROUND_TRUTH))
     label_by_id = _parse_meta(path, meta)
-    labels = tuple(sorted(label_by_id.values()))
+    ids = tuple(sorted(label_by_id, key=lambda key: label_by_id[key]))
+    labels = tuple(label_by_id[key] for key in ids)
     index_by_wnid = index_of_wnid(labels)
     if len(index_by_wnid) < len(labels):
         raise _damaged(path, f"{_META} lists a class twice")
@@ -93,7 +96,7 @@ def read_devkit(path: str) -> Devkit:
         raise _damaged(
             path, f"{_GROUND_TRUTH} contains {error}, which is not the ILSVRC2012_ID of a class"
         ) from error
-    return Devkit(labels, validation)
+    return Devkit(labels, validation, ids)
 
 
 def read_synset_mapping(path: str) -> tuple[Label, ...]:

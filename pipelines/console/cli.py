@@ -37,8 +37,8 @@ from pipelines.console.config_file import read_config_file
 from pipelines.console.log import current_log_file, log_file, show_in_terminal
 from pipelines.console.redact import redacted, redacted_output, remember_secrets, shortened
 from pipelines.presets import PRESETS
-from pipelines.setting_types import is_switch
-from pipelines.settings import S, is_positional
+from pipelines.setting_types import is_positional, is_switch
+from pipelines.settings import S
 from pipelines.workdir import Workdir
 
 REMEDIES: Mapping[type[UserError], str] = {

@@ -71,6 +71,7 @@ def test_devkit_classes_are_in_wnid_order_and_the_truth_has_class_indices(tmp_pa
         Label("n00000003", "crane"),
     )
     assert devkit.validation == (2, 0, 1, 2)
+    assert devkit.ids == (2, 3, 1)
 
 
 def test_devkit_with_a_single_class(tmp_path: Path) -> None:
