@@ -51,7 +51,7 @@ def run(settings: CompareSettings) -> CompareResult:
         logged.log_params(settings.model_dump(exclude={"tracking_uri"}))
         logged.set_tags({"stage": "compare", evaluations.VALIDATION_TAG: first.validation})
         logged.log_metrics(result.metrics())
-        logged.set_description("\n\n".join(in_words(result)))
+        logged.set_description("\n".join(["```", *in_words(result), "```"]))
         _log_images(Workdir(settings.workdir), logged, result, first, second)
     return result
 
@@ -91,9 +91,9 @@ def in_words(result: CompareResult) -> list[str]:
         f"{'':14}{'B right':>10}{'B wrong':>10}",
         f"{'A right':14}{result.both_right:>10,}{result.only_first_right:>10,}",
         f"{'A wrong':14}{result.only_second_right:>10,}{result.both_wrong:>10,}",
-        f"B's error is lower by {result.error_reduction:.2f} percentage points (95 % interval "
-        f"{result.error_reduction_low:.2f} to {result.error_reduction_high:.2f}), McNemar's exact "
-        f"p = {result.mcnemar_p:.3g}, {result.images:,} images",
+        f"error of A minus error of B: {result.error_reduction:.2f} percentage points (95 % "
+        f"interval {result.error_reduction_low:.2f} to {result.error_reduction_high:.2f}), "
+        f"McNemar's exact p = {result.mcnemar_p:.3g}, {result.images:,} images",
     ]
     for title, keys in (
         ("right to wrong", result.right_to_wrong),
@@ -111,19 +111,19 @@ def _candidates(store: Store, name: str) -> list[Predictions]:
     Raises:
         UserError: there is no such model or file, or it was not evaluated.
     """
-    if storage.is_file(name):
-        return [predictions.read(name)]
     if re.fullmatch("[0-9a-f]{16}", name):
         runs = evaluations.find(store, key=name)
         remedy = "give the key of an evaluation of this tracking store"
-    else:
-        if ":/" not in name:
-            raise UserError(
-                f"{name}: no such file, no MLflow URI (such as models:/alexnet@champion) and no "
-                "key of an evaluation"
-            )
+    elif ":/" in name and not storage.is_remote(name):
         runs = evaluations.find(store, models=registry.get_model_info(store, name).uri)
         remedy = f"run pipelines/evaluate.py --model {name} first"
+    elif storage.is_file(path := storage.absolute(name)):
+        return [predictions.read(path)]
+    else:
+        raise UserError(
+            f"{name}: no such file, no MLflow URI (such as models:/alexnet@champion) and no key of "
+            "an evaluation; give one of them"
+        )
     found = [evaluations.read_predictions(store, each.run_id) for each in runs]
     if not any(found):
         raise UserError(f"{name}: has no evaluation with predictions; {remedy}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from alexnet import storage
@@ -27,7 +28,7 @@ def option(
     ``result``: part of a stage's identity. ``positional``: on the command line without an option's
     name; the value is a list.
     """
-    extra = {"result": result, "positional": positional}
+    extra: JsonDict = {"result": result, "positional": positional}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 

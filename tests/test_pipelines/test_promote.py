@@ -1,11 +1,11 @@
 """Which version becomes champion, on a real model registry."""
 
+import runpy
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from factories import evaluate_result, predictions_table
 
@@ -307,7 +307,7 @@ def test_an_alias_that_moves_during_a_promotion(
     """Before it is set: the decision is made again. After: the result names the version."""
     models.promote(models.evaluate(range(40)))
     models.promote(models.evaluate([]), champion="never")
-    moved = []
+    moved: list[bool] = []
 
     def move(*_: object) -> None:
         if not moved:
@@ -315,7 +315,12 @@ def test_an_alias_that_moves_during_a_promotion(
             models.store.client.set_registered_model_alias("alexnet", "champion", "2")
 
     if moved_before:
-        monkeypatch.setattr(promote, "decide", lambda *a, **k: (move(), decide(*a, **k))[1])
+
+        def move_and_decide(*arguments: Any, **named: Any) -> Decision:
+            move()
+            return decide(*arguments, **named)
+
+        monkeypatch.setattr(promote, "decide", move_and_decide)
     else:
         set_alias = registry.set_alias
 
@@ -399,11 +404,12 @@ def test_lost_predictions_are_reported_before_anything_is_registered(models: Mod
     assert models.store.client.search_model_versions("name = 'alexnet'") == []
 
 
-def test_equal_models_are_rarely_promoted() -> None:
-    """200 pairs of equal models, 400 images: at most 5 % are promoted."""
-    random = np.random.default_rng(3)
-    promoted = 0
-    for _ in range(200):
-        wrong = random.random((2, IMAGES)) < 0.4
-        promoted += decision(np.flatnonzero(wrong[0]).tolist(), np.flatnonzero(wrong[1])).wins  # type: ignore[arg-type]
-    assert promoted <= 10
+@pytest.mark.slow
+def test_of_1000_equal_models_at_most_5_percent_are_promoted() -> None:
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "promotion.py"
+    simulate = runpy.run_path(str(benchmark))["simulate"]
+    equal = simulate(3925, 1000, error=0.4, alone=0.08, improvement=0.0, seed=1)
+    assert equal["promoted"] <= 0.05
+    assert equal["lower_error"] > 0.45
+    better = simulate(3925, 200, error=0.4, alone=0.08, improvement=0.03, seed=1)
+    assert better["promoted"] > 0.95
