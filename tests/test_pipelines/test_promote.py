@@ -396,6 +396,27 @@ def test_a_killed_promotion_delays_no_other(store: Store) -> None:
         pass
 
 
+def test_a_version_that_is_deleted_meanwhile(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.promote(models.evaluate(range(40)))
+
+    def delete_and_decide(
+        settings: PromoteSettings, version: Version, *rest: Any, **named: Any
+    ) -> Decision:
+        models.store.client.delete_model_version("alexnet", version.version)
+        return decide(settings, version, *rest, **named)
+
+    monkeypatch.setattr(promote, "decide", delete_and_decide)
+    evaluated = models.evaluate([])
+    with pytest.raises(UserError, match=r"registered model alexnet: .*run the command again"):
+        models.promote(evaluated)
+    assert models.champion() == "1"
+    monkeypatch.undo()
+    result = models.promote(evaluated).result
+    assert (result.version, result.champion) == ("3", True)
+
+
 def test_lost_predictions_are_reported_before_anything_is_registered(models: Models) -> None:
     evaluated = models.evaluate(range(10))
     Path(evaluated.result.predictions).unlink()
