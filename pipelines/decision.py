@@ -118,7 +118,7 @@ def _first(settings: PromoteSettings, predicted: Predictions) -> Decision:
     error = f"{100 * (images - right) / images:.2f} % top-1 error of {images:,} images"
     if chance < settings.significance:
         return Decision(wins=True, reason=f"the first of its name, {error}", chance=chance)
-    reason = f"no better than chance: {error}, p = {chance:.3g}"
+    reason = f"no better than chance: {error}, p = {chance:.3g}; --champion always overrides this"
     return Decision(wins=False, reason=reason, chance=chance)
 
 
