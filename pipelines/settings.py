@@ -230,18 +230,10 @@ class PromoteSettings(StageSettings):
         "better", "when the alias champion moves to this model", result=True
     )
     margin: float = option(
-        0.0,
-        "percentage points by which the top-1 error must be lower than the champion's",
-        result=True,
-        ge=0,
-        lt=100,
+        0.0, "percentage points by which the error must be lower", result=True, ge=0, lt=100
     )
     significance: float = option(
-        0.05,
-        "highest p-value at which a lower error counts as more than chance",
-        result=True,
-        gt=0,
-        le=1,
+        0.05, "McNemar's p must be below this for a lower error to count", result=True, gt=0, le=1
     )
 
 
