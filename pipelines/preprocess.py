@@ -19,6 +19,7 @@ from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.preprocessing.dataset import (
     create_dataset,
+    dataset_folder,
     encoding_of,
     holds_content,
     verify_dataset,
@@ -77,7 +78,10 @@ def run(
     key = StageKey(
         stage="preprocess",
         settings=settings.results(),
-        inputs={"source": uri, "files": source.source_fingerprint[:16]},
+        inputs={
+            "source": Workdir(settings.workdir).relative(uri),
+            "files": source.source_fingerprint[:16],
+        },
         code=code_version(CODE, boundary=stages.BOUNDARY),
     )
 
@@ -96,6 +100,7 @@ def run(
         parent=parent,
         usable=lambda result: holds_content(result.shards, result.content),
         work=work,
+        discard=lambda: storage.delete_folder(dataset_folder(settings, source)),
     )
 
 

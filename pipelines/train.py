@@ -98,6 +98,9 @@ def run(
         parent=parent,
         usable=lambda result: registry.model_exists(store, result.model),
         work=work,
+        discard=lambda: storage.delete_folder(
+            storage.join(Workdir(settings.workdir).checkpoints, key.digest)
+        ),
     )
 
 

@@ -59,8 +59,6 @@ def train_to_the_end(
     log = stage_logger("train")
     checkpoints = Workdir(settings.workdir).checkpoints
     folder = storage.join(checkpoints, name)
-    if settings.force:
-        storage.delete_folder(folder)
     if not storage.is_remote(checkpoints):
         os.makedirs(checkpoints, exist_ok=True)
     loop = functools.partial(
