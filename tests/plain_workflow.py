@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache as artifact_places
 from PIL import Image
 
 from alexnet.shards.format import Manifest, read_manifest
@@ -77,6 +78,8 @@ class PlainWorkflow:
         shutil.copy(database, self.workdir)
 
     def run(self, **settings: Any) -> FullRunResult:
+        """A full run, as of a new process: MLflow keeps places of artifacts in memory."""
+        artifact_places.clear()
         values = {"source": str(self.source), "workdir": str(self.workdir), "epochs": 2} | settings
         return full_run.run(FullRunSettings.model_validate(values))
 

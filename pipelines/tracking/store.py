@@ -5,6 +5,7 @@ beside it.
 """
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,13 +20,14 @@ from pipelines.console.lock import exclusive_lock
 from pipelines.console.redact import redacted
 from pipelines.settings import Settings
 from pipelines.tracking import server
+from pipelines.tracking.relocation import relocate_artifacts
 from pipelines.workdir import Workdir
 
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""The experiment's kind: model training."""
+MODEL_TRAINING = ("mlflow.experimentKind", "custom_model_development")
+"""The tag of the experiment's kind: model training."""
 
 StoreError = MlflowException
 T = TypeVar("T")
@@ -93,8 +95,10 @@ def connect(settings: Settings) -> Store:
     # The first process creates the database's tables, which two can't do at the same time.
     with exclusive_lock(workdir, "tracking"):
         try:
+            if local:
+                relocate_artifacts(workdir, MODEL_TRAINING)
             return Store(uri, _experiment(uri, settings.experiment, artifacts))
-        except MlflowException as error:
+        except (MlflowException, sqlite3.DatabaseError) as error:
             raise UserError(
                 f"tracking store {redacted(uri)}: {redacted(one_line(error))[:300]}; "
                 "check --tracking-uri"
@@ -108,7 +112,7 @@ def _experiment(uri: str, name: str, artifacts: str | None) -> str:
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        return str(client.create_experiment(name, artifacts, tags=MODEL_TRAINING))
+        return str(client.create_experiment(name, artifacts, tags=dict([MODEL_TRAINING])))
     if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"experiment {name} is deleted in {redacted(uri)}; restore it or give another "

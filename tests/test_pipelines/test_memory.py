@@ -106,17 +106,58 @@ def test_an_alias_that_was_moved_is_set_again(workflow: PlainWorkflow) -> None:
     assert workflow.alias("champion") == first.stages["train"]["model"]
 
 
-def test_a_moved_workdir_uses_its_own_files(workflow: PlainWorkflow) -> None:
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_moved_or_copied_workdir_uses_its_own_files(
+    workflow: PlainWorkflow, move: Callable[[Path, Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = workflow.run()
+    kill_before(workflow, "epoch 2", epochs=3)
+    old, workflow.workdir = workflow.workdir, workflow.folder / "elsewhere"
+    move(old, workflow.workdir)
+    for path in old.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"not to be read")
+    before, made = tree(old), workflow.made.copy()
+    capsys.readouterr()
+    result = workflow.run()
+    assert result.skipped == STAGES
+    output = capsys.readouterr().out
+    line = f"artifacts are in {workflow.workdir}/mlartifacts, no longer in {old}/mlartifacts"
+    assert output.count(line) == 1
+    for stage, path in (("preprocess", "shards"), ("evaluate", "predictions")):
+        assert Path(result.stages[stage][path]).is_relative_to(workflow.workdir)
+    assert workflow.model(result) == workflow.model(first)
+    third = workflow.run(epochs=3)
+    assert (third.skipped, workflow.made) == (["preprocess"], made)
+    assert [epoch for _, epoch in workflow.epochs] == [1, 2, 1, 2, 3]
+    assert workflow.curve(third) == [(1, 2.0), (2, 2.0), (3, 2.0)]
+    for run in (first, third):
+        model = run.stages["train"]["model"].removeprefix("models:/")
+        location = workflow.client.get_logged_model(model)
+        assert Path(location.artifact_location).is_relative_to(workflow.workdir)
+    assert str(old) not in capsys.readouterr().out
+    assert tree(old) == before
+    records = [path.read_text() for path in (workflow.workdir / "stages").rglob("*.json")]
+    assert not any(str(old) in text for text in records)
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_source_in_the_workdir_moves_with_it(
+    workflow: PlainWorkflow, move: Callable[..., Path]
+) -> None:
+    workflow.source = workflow.source.rename(workflow.workdir / "raw")
     workflow.run()
-    made = len(workflow.made)
-    workflow.workdir = workflow.workdir.rename(workflow.folder / "elsewhere")
-    result = workflow.run(tracking_uri=f"sqlite:///{workflow.folder}/other.db")
-    assert len(workflow.made) == made
-    assert result.stages["preprocess"]["shards"].startswith(str(workflow.workdir))
-    assert result.stages["evaluate"]["predictions"].startswith(str(workflow.workdir))
-    records = (workflow.workdir / "stages").rglob("*.json")
-    results = [path.read_text().partition('"result"')[2] for path in records]
-    assert not any(str(workflow.folder) in text for text in results)
+    old, workflow.workdir = workflow.workdir, workflow.folder / "elsewhere"
+    move(old, workflow.workdir)
+    workflow.source = workflow.workdir / "raw"
+    assert workflow.run().skipped == STAGES
+    assert workflow.run(force=True).skipped == []
+    for path in workflow.workdir.glob("shards/*/manifest.json"):
+        assert str(workflow.folder) not in path.read_text()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 3}', b"\xff"])
