@@ -1,7 +1,7 @@
 """The Ray Train job: started again after lost workers, until the last epoch is done.
 
-Ray Train finds the job's checkpoints by its name and storage path, so each start resumes from the
-newest one. Its own ``max_failures`` is not used: it would also retry errors of the user.
+Each start is given the checkpoints in the training's folder and resumes from the newest one. Ray
+Train's own ``max_failures`` is not used: it would also retry errors of the user.
 """
 
 import functools
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from ray.train import (
     FailureConfig,
     LoggingConfig,
-    Result,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
@@ -26,7 +25,8 @@ from pipelines.cluster import KEEP_FREED_MEMORY, WorkerResources
 from pipelines.console.log import stage_logger
 from pipelines.console.worker_log import worker_log
 from pipelines.settings import TrainSettings, Workers
-from pipelines.training import checkpointing
+from pipelines.training import checkpoint_folder, checkpointing
+from pipelines.training.checkpoint_folder import list_checkpoints
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
 from pipelines.workdir import Workdir
@@ -40,7 +40,7 @@ def train_to_the_end(
     tracking_uri: str,
     run_id: str,
     name: str,
-) -> Result:
+) -> str:
     """Train until the last epoch; resume a training that an earlier command has started.
 
     Args:
@@ -50,6 +50,9 @@ def train_to_the_end(
         tracking_uri: of the MLflow store that metrics go to.
         run_id: of the MLflow run.
         name: of the training, which its checkpoints are stored under.
+
+    Returns:
+        The path of the last checkpoint.
 
     Raises:
         UserError: a worker has met an error that the user can put right.
@@ -72,7 +75,9 @@ def train_to_the_end(
     failures_left = settings.max_failures
     while True:
         try:
-            result = _fit(settings, name, loop)
+            checkpoint_folder.forget_ray_list(folder)
+            checkpoint_folder.prune_checkpoints(folder)
+            _fit(settings, name, functools.partial(loop, checkpoints=list_checkpoints(folder)))
         except TrainingFailedError as error:
             cause = _cause(error)
             if isinstance(cause, UserError) or not failures_left:
@@ -85,11 +90,11 @@ def train_to_the_end(
                 failures_left,
             )
             continue
-        checkpointing.prune_checkpoints(result, folder)
-        return result
+        checkpoint_folder.prune_checkpoints(folder)
+        return list_checkpoints(folder)[0]
 
 
-def _fit(settings: TrainSettings, name: str, loop: Callable[..., LoopConfig]) -> Result:
+def _fit(settings: TrainSettings, name: str, loop: Callable[..., LoopConfig]) -> None:
     """Train until the end or the first lost worker.
 
     Args:
@@ -101,7 +106,7 @@ def _fit(settings: TrainSettings, name: str, loop: Callable[..., LoopConfig]) ->
         settings.num_workers, settings.device, settings.gpus_wanted
     )
     with worker_log("train") as lines:
-        return TorchTrainer(
+        TorchTrainer(
             train_loop_per_worker,
             train_loop_config={"loop": loop(cpus=resources.cpus, worker_log=lines)},
             scaling_config=scaling_config(settings.num_workers, resources),

@@ -128,8 +128,8 @@ def test_a_moved_or_copied_workdir_uses_its_own_files(
     output = capsys.readouterr().out
     line = f"artifacts are in {workflow.workdir}/mlartifacts, no longer in {old}/mlartifacts"
     assert output.count(line) == 1
-    for stage, path in (("preprocess", "shards"), ("evaluate", "predictions")):
-        assert Path(result.stages[stage][path]).is_relative_to(workflow.workdir)
+    assert Path(result.stages["preprocess"]["shards"]).is_relative_to(workflow.workdir)
+    assert Path(result.stages["evaluate"]["predictions"]).is_relative_to(workflow.workdir)
     assert workflow.model(result) == workflow.model(first)
     third = workflow.run(epochs=3)
     assert (third.skipped, workflow.made) == (["preprocess"], made)
