@@ -120,7 +120,7 @@ class PlainWorkflow:
         for task in missing:
             self.on_work(f"shard {task.file}")
             made[task] = make_shard(task)
-            self.made.append(task.file)
+            self.made.append(task.file)  # Finished: a kill before this line leaves no result.
         return made, 1.0
 
     def train_to_the_end(

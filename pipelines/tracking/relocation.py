@@ -52,8 +52,9 @@ def relocate_artifacts(workdir: Workdir, tag: tuple[str, str]) -> None:
 
 def _is_elsewhere(old: str, new: str) -> bool:
     """Whether a path is that of the workdir's artifacts at another place."""
-    same_name = os.path.basename(old) == os.path.basename(new)
-    return same_name and not (old == new or (os.path.exists(old) and os.path.samefile(old, new)))
+    if not os.path.isabs(old) or os.path.basename(old) != os.path.basename(new):
+        return False
+    return not (old == new or (os.path.exists(old) and os.path.samefile(old, new)))
 
 
 def _rewrite(database: sqlite3.Connection, tables: set[str], old: str, new: str) -> None:

@@ -99,9 +99,11 @@ def connect(settings: Settings) -> Store:
                 relocate_artifacts(workdir, MODEL_TRAINING)
             return Store(uri, _experiment(uri, settings.experiment, artifacts))
         except (MlflowException, sqlite3.DatabaseError) as error:
+            remedy = "check --tracking-uri"
+            if local:
+                remedy = "restore this file or move it away: shards and checkpoints are kept"
             raise UserError(
-                f"tracking store {redacted(uri)}: {redacted(one_line(error))[:300]}; "
-                "check --tracking-uri"
+                f"tracking store {redacted(uri)}: {redacted(one_line(error))[:300]}; {remedy}"
             ) from error
 
 

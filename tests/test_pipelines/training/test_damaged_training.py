@@ -67,9 +67,10 @@ def test_a_damaged_training_resumes(
         target=copy_first_checkpoint, args=(old / "training", first, stop), daemon=True
     )
     copier.start()
-    with monkeypatch.context() as patch, pytest.raises(Kill):
+    with monkeypatch.context() as patch:
         patch.setattr(train, "log_model_and_curves", kill)
-        train.run(settings)
+        with pytest.raises(Kill):
+            train.run(settings)
     stop.set()
     copier.join()
     moved = tmp_path / "moved"
