@@ -128,7 +128,7 @@ def next_attempt(old: StageRecord | None, *, force: bool, full_run: str | None =
     forced_by = old.forced_by if old and belongs else None
     if force and not forced_by:
         return Attempt(full_run or uuid.uuid4().hex, anew=True)
-    return Attempt(forced_by)
+    return Attempt(full_run if force and full_run else forced_by)
 
 
 def start(

@@ -307,3 +307,15 @@ def test_an_evaluation_with_another_result_is_promoted_again(workflow: PlainWork
     assert result.skipped == ["preprocess", "train", "evaluate"]
     version = workflow.client.get_model_version_by_alias("alexnet", "candidate")
     assert version.tags["evaluation.run"] == again.stages["evaluate"]["run_id"]
+
+
+def test_a_forced_full_run_resumes_the_forced_stage_of_another_command(
+    workflow: PlainWorkflow,
+) -> None:
+    workflow.run()
+    kill_before(workflow, "epoch 2", only="train", force=True)
+    kill_before(workflow, "evaluation", force=True)
+    result = workflow.run(force=True)
+    assert result.skipped == ["preprocess", "train"]
+    assert workflow.model(result)["training"] == 2
+    assert [epoch for _, epoch in workflow.epochs] == [1, 2, 1, 2]

@@ -263,7 +263,7 @@ class WorkflowMemory(RuleBasedStateMachine):
             shutil.rmtree(workdir / "training", ignore_errors=True)
             self.trainings.clear()
         elif what == "predictions":
-            shutil.rmtree(workdir / "evaluations")
+            shutil.rmtree(workdir / "evaluations", ignore_errors=True)
             self.valid["evaluate"].clear()
         elif what == "shard":
             for path in workdir.glob("shards/*/train/part-00000.parquet"):
