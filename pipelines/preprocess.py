@@ -20,6 +20,7 @@ from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
 from pipelines.preprocessing.dataset import (
     create_dataset,
+    dataset_folder,
     encoding_of,
     holds_content,
     verify_dataset,
@@ -83,9 +84,14 @@ def run(
     key = StageKey(
         stage="preprocess",
         settings=settings.results(),
-        inputs={"source": uri, "files": source.source_fingerprint[:16]},
+        inputs={
+            "source": Workdir(settings.workdir).relative(uri),
+            "files": source.source_fingerprint[:16],
+        },
         code=code_version(CODE, boundary=stages.BOUNDARY),
     )
+
+    folder = dataset_folder(settings, source)
 
     def work(run: Run) -> PreprocessResult:
         log_source(run, uri, source)
@@ -102,6 +108,8 @@ def run(
         parent=parent,
         usable=lambda result: holds_content(result.shards, result.content),
         work=work,
+        discard=lambda: storage.delete_folder(folder),
+        writes=Workdir.shards_lock(folder),
     )
 
 

@@ -44,7 +44,11 @@ def run(
     key = StageKey(
         stage="promote",
         settings=settings.results(),
-        inputs={"model": models[0], "evaluation": evaluation.key.digest},
+        inputs={
+            "model": models[0],
+            "evaluation": evaluation.key.digest,
+            "evaluation.run": evaluation.run_id,
+        },
         code=RULES_VERSION,
     )
     return run_stage(

@@ -8,13 +8,11 @@ again.
     python pipelines/train.py --check-devices --device cuda
 """
 
-import posixpath
 from dataclasses import asdict
 from typing import NoReturn
 
 import numpy as np
 import torch
-from ray.train import Result
 
 from alexnet import storage
 from alexnet.model.classifier import CropClassifier
@@ -42,6 +40,7 @@ from pipelines.tracking.metric_writer import MetricWriter
 from pipelines.tracking.run import MetricStore, Run
 from pipelines.tracking.store import connect
 from pipelines.training import device_check
+from pipelines.training.checkpoint_folder import open_checkpoint
 from pipelines.training.job import train_to_the_end
 from pipelines.training.recipe import resolve_recipe, with_recipe_numbers
 from pipelines.workdir import Workdir
@@ -92,7 +91,7 @@ def _run(
 
     def work(run: Run) -> TrainResult:
         _log_inputs(run, recipe, manifest)
-        result = train_to_the_end(
+        checkpoint = train_to_the_end(
             settings,
             recipe,
             shards=manifest.folder,
@@ -100,7 +99,7 @@ def _run(
             run_id=run.run_id,
             name=key.digest,
         )
-        return log_model_and_curves(settings, recipe, manifest, run, key.digest, result)
+        return log_model_and_curves(settings, recipe, manifest, run, checkpoint)
 
     return run_stage(
         settings,
@@ -110,6 +109,9 @@ def _run(
         parent=parent,
         usable=lambda result: registry.model_exists(store, result.model),
         work=work,
+        discard=lambda: storage.delete_folder(
+            storage.join(Workdir(settings.workdir).checkpoints, key.digest)
+        ),
     )
 
 
@@ -134,14 +136,11 @@ def log_model_and_curves(
     recipe: Recipe,
     manifest: Manifest,
     run: Run,
-    name: str,
-    result: Result,
+    checkpoint: str,
 ) -> TrainResult:
     """Log the model of the last checkpoint, the pending metrics and the figures."""
-    checkpoint = result.checkpoint
-    assert checkpoint
     server.wait_for(run.store.uri)
-    with checkpoint.as_directory() as folder:
+    with open_checkpoint(checkpoint).as_directory() as folder:
         network = AlexNet(recipe, len(manifest.labels))
         state = load_train_state(folder)
         load_weights(folder, network, averaged=settings.ema is not None)
@@ -154,7 +153,6 @@ def log_model_and_curves(
     kernels = [weights[f"towers.{i}.conv1.weight"].numpy() for i in range(recipe.towers)]
     run.log_figure(figures.first_layer_kernels(kernels), "first_layer_kernels.png")
     last = state.history[-1]
-    checkpoints = storage.join(Workdir(settings.workdir).checkpoints, name)
     return TrainResult(
         images=state.epoch * manifest.rows("train"),
         epochs=state.epoch,
@@ -163,7 +161,7 @@ def log_model_and_curves(
         train_loss=round(last["train_loss"], 4),
         val_top1_error=round(last["val_top1_error"], 3),
         val_top5_error=round(last["val_top5_error"], 3),
-        checkpoint=storage.join(checkpoints, posixpath.basename(checkpoint.path)),
+        checkpoint=checkpoint,
         model=model,
     )
 

@@ -83,7 +83,7 @@ def dataset(raw_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Manif
 
 
 @pytest.fixture(scope="session")
-def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables without runs; creating them takes seconds."""
     from mlflow import MlflowClient
 
@@ -93,7 +93,7 @@ def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mlflow_workdir(_empty_database: Path, tmp_path: Path) -> str:
+def mlflow_workdir(empty_database: Path, tmp_path: Path) -> str:
     """``tmp_path`` as a workdir whose tracking store exists and is empty."""
-    shutil.copy(_empty_database, tmp_path)
+    shutil.copy(empty_database, tmp_path)
     return str(tmp_path)

@@ -115,6 +115,19 @@ def _delete_temporary_files(folder: str, shards: Mapping[str, Sequence[Shard]]) 
                 storage.delete_file(file.path)
 
 
+def missing_files(manifest: Manifest) -> list[str]:
+    """Names of files that are missing, and of shards that don't have their size; reads no file."""
+    listed = storage.list_files(manifest.folder)
+    sizes = {file.path: file.size for file in listed}
+
+    def size_of(name: str) -> int:
+        return sizes.get(storage.join(manifest.folder, name), -1)
+
+    shards = [shard for split in SPLITS for shard in manifest.shards[split]]
+    missing = [name for name in manifest.files if size_of(name) < 0]
+    return missing + [shard.file for shard in shards if size_of(shard.file) != shard.bytes]
+
+
 def corrupt_shards(manifest: Manifest) -> list[Shard]:
     """Shards that are missing or whose sha256 is not the one in the manifest.
 

@@ -5,6 +5,7 @@ beside it.
 """
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,15 +21,23 @@ from pipelines.console.lock import exclusive_lock
 from pipelines.console.redact import SecretUri, redacted, shortened
 from pipelines.settings import Settings
 from pipelines.tracking import server
+from pipelines.tracking.relocation import relocate_artifacts
 from pipelines.workdir import Workdir
 
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""The experiment's kind: model training."""
+MODEL_TRAINING = ("mlflow.experimentKind", "custom_model_development")
+"""The tag of the experiment's kind: model training."""
 
 StoreError = MlflowException
+_CONNECTION_ERRORS = (
+    MlflowException,
+    SQLAlchemyError,
+    sqlite3.DatabaseError,
+    ImportError,  # The database's driver is missing.
+    ValueError,  # No valid URI of a database.
+)
 T = TypeVar("T")
 
 
@@ -99,13 +108,17 @@ def connect(settings: Settings) -> Store:
     # The first process creates the database's tables, which two can't do at the same time.
     with exclusive_lock(workdir, "tracking", "tracking"):
         try:
+            if local:
+                relocate_artifacts(workdir, MODEL_TRAINING)
             return Store(SecretUri(uri), _experiment(uri, settings.experiment, artifacts))
         except UserError:
             raise
-        # ValueError: no valid URI of a database. ImportError: the database's driver is missing.
-        except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
+        except _CONNECTION_ERRORS as error:
+            remedy = "check --tracking-uri"
+            if local:
+                remedy = "restore this file or move it away: shards and checkpoints are kept"
             raise UserError(
-                f"tracking store {redacted(uri)}: {shortened(error, 300)}; check --tracking-uri"
+                f"tracking store {redacted(uri)}: {shortened(error, 300)}; {remedy}"
             ) from error
 
 
@@ -116,7 +129,7 @@ def _experiment(uri: str, name: str, artifacts: str | None) -> str:
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        return str(client.create_experiment(name, artifacts, tags=MODEL_TRAINING))
+        return str(client.create_experiment(name, artifacts, tags=dict([MODEL_TRAINING])))
     if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"experiment {name} is deleted in {redacted(uri)}; restore it or give another "

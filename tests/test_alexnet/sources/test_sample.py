@@ -128,3 +128,10 @@ def test_writing_again_gives_the_same_bytes_or_does_nothing(folder: Path, tmp_pa
     for name in ARCHIVES:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ARCHIVES)
+
+
+def test_a_copy_is_the_same_source(source: Source, folder: Path, tmp_path: Path) -> None:
+    for name in ARCHIVES:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    write_sample(str(tmp_path))
+    assert read_source(str(tmp_path)).source_fingerprint == source.source_fingerprint
