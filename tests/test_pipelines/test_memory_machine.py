@@ -198,6 +198,7 @@ class WorkflowMemory(RuleBasedStateMachine):
             self.check_command()
 
     @rule(
+        choice=st.none() | CHOICES,
         before=st.none() | MOMENTS,
         moments=st.lists(MOMENTS, max_size=2),
         like_sigkill=st.booleans(),
@@ -206,6 +207,7 @@ class WorkflowMemory(RuleBasedStateMachine):
     )
     def forced_command(
         self,
+        choice: Choice | None,
         before: int | None,
         moments: list[int],
         like_sigkill: bool,
@@ -216,17 +218,16 @@ class WorkflowMemory(RuleBasedStateMachine):
 
         What a killed command without ``--force`` has left does not count.
         """
+        self.choice = choice or self.choice
         if before:
             self._is_killed(before, like_sigkill)
         made, trainings = len(self.plain.made), self.plain.trainings
-        kills = 0
         for moment in moments:
-            kills += self._is_killed(moment, like_sigkill, force=True)
-            if kills <= moments.index(moment):
-                return self._after_force()  # It has ended before.
+            if not self._is_killed(moment, like_sigkill, force=True):
+                return self._after_force()
             if moved:
                 self._go_to(shutil.move, self.plain.workdir)
-        force = force or not kills
+        force = force or not moments
         result = self._run(self.choice, force=force)
         self._check_report(result, self.choice)
         if force:
@@ -364,11 +365,12 @@ class WorkflowMemory(RuleBasedStateMachine):
     def _remember(self, result: FullRunResult, keys: dict[str, Any]) -> None:
         rows = self.choice.rows_per_shard
         if "preprocess" not in result.skipped:
-            # The folder may have held the shards of another source or code.
+            # The folder may have held the shards of another source or code; if these have the same
+            # content, either are skipped as long as their record and their run exist.
             self._forget_preprocess(rows)
+            self.shards[keys["preprocess"]] = self._shard_paths(result)
         if "promote" not in result.skipped:
             self.valid["promote"].clear()  # The aliases have moved.
-        self.shards[keys["preprocess"]] = self._shard_paths(result)
         self.trainings[keys["train"]] = self.plain.model(result)["training"]
         for stage in STAGES:
             self.valid[stage].add(keys[stage])
