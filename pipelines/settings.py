@@ -24,6 +24,7 @@ from pipelines.setting_types import (
     RegisteredName,
     Switch,
     TrackingUri,
+    WorkdirPath,
     Workers,
 )
 
@@ -44,7 +45,7 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", populate_by_name=True, validate_default=True
     )
 
-    workdir: PathOrUri = option(
+    workdir: WorkdirPath = option(
         "work", "folder for shards, checkpoints, records and the tracking store"
     )
     tracking_uri: TrackingUri | None = option(
