@@ -51,7 +51,7 @@ class Settings(BaseModel):
     tracking_uri: TrackingUri | None = option(
         None, "MLflow tracking store; by default an SQLite file in the workdir", repr=False
     )
-    experiment: str = option("alexnet", "MLflow experiment", min_length=1)
+    experiment: str = option("alexnet", "MLflow experiment", min_length=1, max_length=500)
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
