@@ -32,6 +32,7 @@ from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.datasets import locked_dataset
+from pipelines.decorations import Decorated, Decorations
 from pipelines.inference.actors import Evaluator
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
@@ -112,12 +113,10 @@ def evaluate_models(
     models: list[registry.ModelInfo],
     run: Run,
     path: str,
-) -> EvaluateResult:
+) -> Decorated[EvaluateResult]:
     """Predict all validation images and write the predictions to ``path``."""
     content = manifest.content_digest("val")
     uris = [model.uri for model in models]
-    run.log_dataset("shards", content, manifest.folder, "validation", "val split")
-    run.set_tags({"validation.content": content, "models": " ".join(uris)})
     predictions = _predict(settings, manifest, uris, run)
     assert len(predictions) == manifest.rows("val")
     assert len(predictions["key"].unique()) == len(predictions)
@@ -134,7 +133,6 @@ def evaluate_models(
         validation=content,
         predictions=path,
     )
-    _log_figures(run, manifest, predictions)
     stage_logger("evaluate").info(
         "%s images, error %.2f %% top-1 and %.2f %% top-5 with ten views "
         "(%.2f %% and %.2f %% with the centre view)",
@@ -144,7 +142,7 @@ def evaluate_models(
         centre.top1_error,
         centre.top5_error,
     )
-    return result
+    return Decorated(result, _decorations(run, manifest, predictions, result))
 
 
 def _predict(settings: EvaluateSettings, manifest: Manifest, uris: list[str], run: Run) -> pa.Table:
@@ -183,12 +181,31 @@ def _errors(predictions: pa.Table, column: str) -> ErrorCounts:
     return count_errors(best_labels, predictions["label"].to_numpy())
 
 
-def _log_figures(run: Run, manifest: Manifest, predictions: pa.Table) -> None:
+def _decorations(
+    run: Run, manifest: Manifest, predictions: pa.Table, result: EvaluateResult
+) -> Decorations:
+    models = " ".join(result.models)
+    return {
+        "the validation images": lambda: run.log_dataset(
+            "shards", result.validation, manifest.folder, "validation", "val split"
+        ),
+        "the tags": lambda: run.set_tags(
+            {"validation.content": result.validation, "models": models}
+        ),
+        "confusion_matrix.png": lambda: _log_confusion(run, manifest, predictions),
+        "predictions.png": lambda: _log_panel(run, manifest, predictions),
+    }
+
+
+def _log_confusion(run: Run, manifest: Manifest, predictions: pa.Table) -> None:
     names = [label.name for label in manifest.labels]
-    labels = predictions["label"].to_numpy()
     best = np.stack(predictions["labels"].to_numpy())
-    counts = confusion(labels, best[:, 0], len(names))
+    counts = confusion(predictions["label"].to_numpy(), best[:, 0], len(names))
     run.log_figure(figures.confusion_matrix(counts, names), "confusion_matrix.png")
+
+
+def _log_panel(run: Run, manifest: Manifest, predictions: pa.Table) -> None:
+    names = [label.name for label in manifest.labels]
     with ThreadPoolExecutor(2) as decoders:
         rows, images = read_images(manifest.row_groups("val")[0], ["key"], decoders)
     keys = rows["key"][:PANEL_IMAGES]

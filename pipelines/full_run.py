@@ -20,6 +20,7 @@ from pipelines.console.cli import run_script
 from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
+from pipelines.decorations import Decorations, run_decorations
 from pipelines.records import (
     StageKey,
     StageOutcome,
@@ -163,12 +164,20 @@ def _parent_run(settings: FullRunSettings, outcomes: Outcomes) -> Iterator[Paren
     if parent.opened:
         run, record = parent.opened
         with require_server(run.store.uri):
-            run.log_params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
-            run.set_tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
-            run.log_metrics(_summary(outcomes))
-            run.set_description(_description(outcomes))
+            run_decorations("full_run", _decorations(run, settings, outcomes))
         close_run(run.store, run.run_id, None)
         finish(parent.workdir, record, time.monotonic() - started, None)
+
+
+def _decorations(run: Run, settings: FullRunSettings, outcomes: Outcomes) -> Decorations:
+    excluded = {"tracking_uri", "force", "only", "from_"}
+    tags = {f"run.{name}": outcome.run_id for name, outcome in outcomes.items()}
+    return {
+        "the parameters": lambda: run.log_params(settings.model_dump(exclude=excluded)),
+        "the tags": lambda: run.set_tags(tags),
+        "the metrics": lambda: run.log_metrics(_summary(outcomes)),
+        "the description": lambda: run.set_description(_description(outcomes)),
+    }
 
 
 SUMMARY_METRICS: Mapping[StageName, tuple[str, ...]] = {

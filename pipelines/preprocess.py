@@ -18,6 +18,7 @@ from alexnet.sources.read import read_source
 from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
+from pipelines.decorations import Decorated
 from pipelines.preprocessing.dataset import (
     create_dataset,
     dataset_folder,
@@ -27,7 +28,7 @@ from pipelines.preprocessing.dataset import (
 )
 from pipelines.preprocessing.dry_run import inspect
 from pipelines.preprocessing.job import start_ray_early
-from pipelines.preprocessing.report import log_result, log_source
+from pipelines.preprocessing.report import log_result
 from pipelines.preprocessing.source import check_md5, index_source, source_uri
 from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome, finished_records
@@ -93,12 +94,9 @@ def run(
 
     folder = dataset_folder(settings, source)
 
-    def work(run: Run) -> PreprocessResult:
-        log_source(run, uri, source)
+    def work(run: Run) -> Decorated[PreprocessResult]:
         result, manifest = create_dataset(settings, uri, source, key.code)
-        run.set_tags({"shards.digest": result.digest})
-        log_result(run, manifest, source)
-        return result
+        return Decorated(result, {"the data set": lambda: log_result(run, uri, manifest, source)})
 
     return run_stage(
         settings,

@@ -12,6 +12,7 @@ from typing import NoReturn
 from alexnet.errors import UserError
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
+from pipelines.decorations import Decorated
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PromoteResult
 from pipelines.settings import PromoteSettings
@@ -64,7 +65,7 @@ def run(
 
 def _promote(
     settings: PromoteSettings, evaluation: StageOutcome[EvaluateResult], run: Run
-) -> PromoteResult:
+) -> Decorated[PromoteResult]:
     """Register the model, set the aliases."""
     store, name, evaluated = run.store, settings.registered_model, evaluation.result
     champion = registry.by_alias(store, name, "champion")
@@ -81,8 +82,7 @@ def _promote(
         registry.set_alias(store, name, "champion", version)
     verdict = f"{name} version {version} is {'' if wins else 'not '}champion: {reason}"
     stage_logger("promote").info("%s", verdict)
-    run.set_tags({"model.version": f"{name}/{version}", "verdict": verdict})
-    return PromoteResult(
+    result = PromoteResult(
         registered_model=name,
         version=version,
         champion=wins,
@@ -90,6 +90,8 @@ def _promote(
         model=f"models:/{name}/{version}",
         champion_version=version if wins else champion.version if champion else None,
     )
+    tags = {"model.version": f"{name}/{version}", "verdict": verdict}
+    return Decorated(result, {"the verdict": lambda: run.set_tags(tags)})
 
 
 def _is_in_registry(store: Store, result: PromoteResult) -> bool:

@@ -24,6 +24,7 @@ from pipelines.setting_types import (
     RegisteredName,
     Switch,
     TrackingUri,
+    WorkdirPath,
     Workers,
 )
 
@@ -44,13 +45,13 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", populate_by_name=True, validate_default=True
     )
 
-    workdir: PathOrUri = option(
+    workdir: WorkdirPath = option(
         "work", "folder for shards, checkpoints, records and the tracking store"
     )
     tracking_uri: TrackingUri | None = option(
         None, "MLflow tracking store; by default an SQLite file in the workdir", repr=False
     )
-    experiment: str = option("alexnet", "MLflow experiment", min_length=1)
+    experiment: str = option("alexnet", "MLflow experiment", min_length=1, max_length=500)
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 

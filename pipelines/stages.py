@@ -1,7 +1,8 @@
 """Which stages have finished, and why a stage must run again.
 
 A stage is identified by its settings, the digests of its inputs and the version of the code that
-computes its result. When it ends, a record of these and of its result is written to the workdir.
+computes its result. When its work is done, a record of these and of its result is written to the
+workdir; only then pictures and metrics are logged.
 A stage whose record exists is skipped; otherwise the newest record of the stage tells what has
 changed. A record of a stage that started and did not finish holds the MLflow run to resume.
 
@@ -18,6 +19,7 @@ from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
+from pipelines.decorations import Decorated, Decorations, run_decorations
 from pipelines.records import (
     StageKey,
     StageOutcome,
@@ -32,7 +34,7 @@ from pipelines.results import StageResult
 from pipelines.setting_types import on_or_off
 from pipelines.settings import StageSettings
 from pipelines.tracking import server
-from pipelines.tracking.run import Run, active_run, open_run, run_exists
+from pipelines.tracking.run import Run, active_run, code_span, open_run, run_status
 from pipelines.tracking.store import Store
 from pipelines.workdir import Workdir
 
@@ -102,7 +104,7 @@ def run_stage(
     *,
     parent: Parent | None,
     usable: Callable[[R], bool],
-    work: Callable[[Run], R],
+    work: Callable[[Run], R | Decorated[R]],
     discard: Callable[[], None] = _nothing,
     writes: str | None = None,
 ) -> StageOutcome[R]:
@@ -115,7 +117,8 @@ def run_stage(
         kind: of the result.
         parent: the full run, if this stage is part of one.
         usable: whether the result of an earlier run still exists and is the same.
-        work: computes the result; it resumes what an interrupted run has left.
+        work: computes the result, and resumes what an interrupted run has left; ``Decorated`` with
+            what is logged about it afterwards.
         discard: deletes what earlier runs have left, for ``--force``.
         writes: the name of the lock of what the stage writes and other stages read.
     """
@@ -127,7 +130,11 @@ def run_stage(
             full_run=parent.forced_by if parent else None,
         )
         earlier, reason = find_reusable(workdir, key, kind, force=attempt.anew, usable=usable)
-        if earlier and run_exists(store, earlier.run_id):
+        status = run_status(store, earlier.run_id) if earlier else None
+        if earlier and status:
+            if status != "FINISHED":  # Its command ended after its result was recorded.
+                with active_run(store, earlier.run_id) as run:
+                    run_decorations(key.stage, _summary(run, earlier.result, earlier.seconds))
             log.info("skipped, %s", reason)
             return earlier
         if earlier:
@@ -152,15 +159,25 @@ def run_stage(
                 if record.discard:
                     discard()
                     record = discarded(workdir, record)
-                result = work(run)
+                done = work(run)
+                result, decorations = (
+                    (done.result, done.decorations) if isinstance(done, Decorated) else (done, {})
+                )
                 seconds = round(time.time() - record.started, 1)
-                run.log_metrics(result.metrics() | {"seconds": seconds})
-                run.set_description(_description(result))
-        finish(workdir, record, seconds, result)
+                finish(workdir, record, seconds, result)
+                server.wait_for(store.uri)
+                run_decorations(key.stage, {**_summary(run, result, seconds), **decorations})
         log.info("done in %s", duration(seconds))
         return StageOutcome(
             key=key, result=result, seconds=seconds, run_id=record.run_id, skipped=False
         )
+
+
+def _summary(run: Run, result: StageResult, seconds: float) -> Decorations:
+    return {
+        "the metrics": lambda: run.log_metrics(result.metrics() | {"seconds": seconds}),
+        "the description": lambda: run.set_description(_description(result)),
+    }
 
 
 def _description(result: StageResult) -> str:
@@ -169,7 +186,7 @@ def _description(result: StageResult) -> str:
     for name, value in result.to_json().items():
         text = f"{value:,}" if type(value) in (int, float) else value
         text = ", ".join(text) if isinstance(text, list) else str(text)
-        words.append(f"{name.replace('_', ' ')} `{text}`")
+        words.append(f"{name.replace('_', ' ')} {code_span(text)}")
     return " · ".join(words)
 
 

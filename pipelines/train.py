@@ -29,6 +29,7 @@ from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
 from pipelines.datasets import locked_dataset
+from pipelines.decorations import Decorated
 from pipelines.preprocessing.source import is_sample
 from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome
@@ -89,8 +90,7 @@ def _run(
         code=code_version(CODE, boundary=stages.BOUNDARY),
     )
 
-    def work(run: Run) -> TrainResult:
-        _log_inputs(run, recipe, manifest)
+    def work(run: Run) -> Decorated[TrainResult]:
         checkpoint = train_to_the_end(
             settings,
             recipe,
@@ -124,9 +124,8 @@ def _numbers(settings: TrainSettings, recipe: Recipe) -> str:
     return describe(settings, values, default=f"recipe {recipe.name}")
 
 
-def _log_inputs(run: Run, recipe: Recipe, manifest: Manifest) -> None:
+def _log_inputs(run: Run, manifest: Manifest) -> None:
     content = manifest.content_digest()
-    run.log_json(asdict(recipe), "recipe.json")
     run.log_dataset("shards", content, manifest.folder, "training", manifest.plan_digest)
     run.set_tags({"shards.digest": manifest.plan_digest, "shards.content": content})
 
@@ -137,8 +136,8 @@ def log_model_and_curves(
     manifest: Manifest,
     run: Run,
     checkpoint: str,
-) -> TrainResult:
-    """Log the model of the last checkpoint, the pending metrics and the figures."""
+) -> Decorated[TrainResult]:
+    """Log the last metrics of the curves and the model of the last checkpoint."""
     server.wait_for(run.store.uri)
     with open_checkpoint(checkpoint).as_directory() as folder:
         network = AlexNet(recipe, len(manifest.labels))
@@ -148,12 +147,8 @@ def log_model_and_curves(
     if pending := writer.flush(FLUSH_TIMEOUT_S):
         stage_logger("train").info("%d metrics could not be written to MLflow", pending)
     model = _log_model(run, network, recipe, manifest)
-    run.log_figure(figures.learning_curves(state.history), "learning_curves.png")
-    weights = network.state_dict()
-    kernels = [weights[f"towers.{i}.conv1.weight"].numpy() for i in range(recipe.towers)]
-    run.log_figure(figures.first_layer_kernels(kernels), "first_layer_kernels.png")
     last = state.history[-1]
-    return TrainResult(
+    result = TrainResult(
         images=state.epoch * manifest.rows("train"),
         epochs=state.epoch,
         steps=state.step,
@@ -163,6 +158,21 @@ def log_model_and_curves(
         val_top5_error=round(last["val_top5_error"], 3),
         checkpoint=checkpoint,
         model=model,
+    )
+    weights = network.state_dict()
+    kernels = [weights[f"towers.{i}.conv1.weight"].numpy() for i in range(recipe.towers)]
+    return Decorated(
+        result,
+        {
+            "the shards": lambda: _log_inputs(run, manifest),
+            "recipe.json": lambda: run.log_json(asdict(recipe), "recipe.json"),
+            "learning_curves.png": lambda: run.log_figure(
+                figures.learning_curves(state.history), "learning_curves.png"
+            ),
+            "first_layer_kernels.png": lambda: run.log_figure(
+                figures.first_layer_kernels(kernels), "first_layer_kernels.png"
+            ),
+        },
     )
 
 

@@ -2,7 +2,8 @@
 
 Values come from, weakest first: a field's default, the preset, the file given with ``--config``,
 the command line. The last line on standard output is one JSON object with the result.
-Exit status: 0 done, 1 failed, 2 wrong settings or input, 130 ended by Ctrl-C, 143 by SIGTERM.
+Exit status: 0 done, 1 failed, 2 wrong settings or input, 130 ended by Ctrl-C, 143 by SIGTERM, 141
+if nobody reads standard output any more, as after ``| head``.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from alexnet.errors import (
 from pipelines.console import interrupt
 from pipelines.console.config_file import read_config_file
 from pipelines.console.log import current_log_file, log_file, show_in_terminal
+from pipelines.console.output import OUTPUT_CLOSED, discard_if_closed, printable, take_any_text
 from pipelines.console.redact import redacted, redacted_output, remember_secrets, shortened
 from pipelines.presets import PRESETS
 from pipelines.setting_types import is_switch
@@ -73,6 +75,7 @@ class CheckFailedError(Exception):
 def run_script(kind: type[S], work: Callable[[S], Summary], description: str | None) -> NoReturn:
     """Run a command: read its settings, do the work, print the result, exit."""
     assert description
+    take_any_text(sys.stdout, sys.stderr)
     show_in_terminal()
     with interrupt.signals_as_exceptions():
         _run(kind, work, description)
@@ -96,12 +99,19 @@ def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoRet
     except CheckFailedError as error:
         print(json.dumps(error.result.to_json()))
         _exit(1, f"{_program()}: failed: {error}")
+    except PermissionError as error:
+        remedy = "have the permissions changed, or choose another --workdir"
+        _exit(2, f"{_program()}: {one_line(error)}; {remedy}")
     except OSError as error:  # A full disk, a lost drive: a traceback would not help.
+        if isinstance(error, BrokenPipeError) and discard_if_closed(sys.stdout):
+            sys.exit(OUTPUT_CLOSED)
         _exit(1, f"{_program()}: failed: {one_line(error)}")
     except Exception as error:
         print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
         _exit(1, f"{_program()}: failed: {shortened(error, 500)}")
     sys.stderr.flush()
+    if discard_if_closed(sys.stdout):
+        sys.exit(OUTPUT_CLOSED)
     print(json.dumps(result.to_json()), flush=True)
     # Ray's threads may still report a lost node; nothing may follow the last line.
     sys.stdout = sys.stderr
@@ -260,6 +270,7 @@ def _program() -> str:
 
 
 def _exit(status: int, line: str) -> NoReturn:
+    discard_if_closed(sys.stdout)
     sys.stdout.flush()
-    print(redacted(line), file=sys.stderr, flush=True)
+    print(redacted(printable(line)), file=sys.stderr, flush=True)
     sys.exit(status)
