@@ -38,6 +38,9 @@ def log_source(run: Run, uri: str, source: Source) -> None:
         f"{source.layout}: {counts['train']:,} train, {counts['val']:,} val, "
         f"{len(source.labels):,} classes",
     )
+    rules = sorted(source.account.counts().ignored.items())
+    ignored = {"rule": [rule for rule, _ in rules], "files": [count for _, count in rules]}
+    run.log_table(pa.table(ignored), "ignored_files.json")
 
 
 def log_result(run: Run, manifest: Manifest, source: Source) -> None:

@@ -61,7 +61,24 @@ def is_sample(manifest: Manifest) -> bool:
 def index_source(settings: PreprocessSettings, uri: str) -> Source:
     """The index of the source; that of large archives is cached in the workdir."""
     with Watchdog("preprocess", lambda: f"reading the list of files of {uri}"):
-        return read_source(uri, Workdir(settings.workdir).source_index)
+        return read_source(uri, Workdir(settings.workdir).source_index, settings.workdir)
+
+
+def check_account(settings: PreprocessSettings, uri: str, source: Source) -> None:
+    """Show what becomes of each file of the source, before any work.
+
+    Raises:
+        UnaccountedFilesError: files are left over or missing, and the settings don't allow that.
+    """
+    log = stage_logger("preprocess")
+    for note in source.account.notes:
+        log.info("%s", note)
+    error = source.account.error(uri)
+    if error and not settings.allow_leftover:
+        raise error
+    log.info("%s", source.account.counts().in_words())
+    if error:
+        log.info("--allow-leftover: %s", error)
 
 
 def check_md5(uri: str) -> None:
