@@ -15,8 +15,8 @@ MAX_POINTER_BYTES = 400
 """A pointer is never larger."""
 
 _POINTERS = (
-    (b"version https://git-lfs.github.com/spec/", "Git LFS", "git lfs pull"),
-    (b"/annex/objects/", "git-annex", "git annex get"),
+    (re.compile(rb"version https://git-lfs\.github\.com/spec/"), "Git LFS", "git lfs pull"),
+    (re.compile(rb"/annex/objects/[!-~]+\n"), "git-annex", "git annex get"),
 )
 
 _COMPRESSED = (
@@ -35,8 +35,8 @@ _WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 def explain_pointer(head: bytes) -> str | None:
     """``a pointer of Git LFS, …`` if the content is a pointer instead of a file's own content."""
-    for start, system, command in _POINTERS:
-        if head.startswith(start):
+    for pattern, system, command in _POINTERS:
+        if pattern.match(head):
             return f"a pointer of {system}, not the file itself; run `{command}` in the repository"
     return None
 

@@ -9,13 +9,13 @@ from alexnet.sources.account import (
     Account,
     count_beside,
     first_names,
-    is_archive,
     is_document,
 )
 from alexnet.sources.class_folders import Leftover, class_order, class_parts, count_loose
 from alexnet.sources.index import Contents
 from alexnet.sources.labels import Label, index_of_wnid, name_of_wnid
 from alexnet.sources.same_file import FilePart, drop_repeated, leave_over
+from alexnet.sources.states import explain_unsorted
 from alexnet.sources.visible import Listing, list_folder
 
 
@@ -60,19 +60,9 @@ def _check_classes(folder: str, level: Listing) -> None:
     Raises:
         UserError: it has none.
     """
-    loose = [entry.file.path[len(folder) + 1 :] for entry in level.entries]
     if not level.folders:
-        archives = [name for name in loose if is_archive(name)]
-        if archives:
-            raise UserError(
-                f"{folder}: contains {len(archives):,} archives ({first_names(archives)}) and no "
-                "class folders; unpack each into a folder of its name"
-            )
-        found = f"but {len(loose):,} files ({first_names(loose)})" if loose else "and no files"
-        raise UserError(
-            f"{folder}: contains no class folders, {found}; move each image into the folder of "
-            "its class (ILSVRC2012 is read without unpacking, from its three archives)"
-        )
+        names = [entry.file.path[len(folder) + 1 :] for entry in level.entries]
+        raise UserError(f"{folder}: {explain_unsorted(names)}")
     if len(level.folders) > 1:
         return
     only = storage.join(folder, level.folders[0])

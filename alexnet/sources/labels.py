@@ -232,14 +232,13 @@ def _parse_meta(path: str, content: bytes) -> dict[int, Label]:
 
 def _read_text(path: str) -> str:
     """A text in UTF-8, or in UTF-16 with a byte order mark, as spreadsheets and shells write."""
-    data = b""
     try:
         data = storage.read_bytes(path)
+        if data and (what := explain_content(data[:HEAD_BYTES])):
+            raise UserError(f"{path}: is {what}")
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        if what := data and explain_content(data[:HEAD_BYTES]):
-            raise UserError(f"{path}: is {what}") from error
         raise UserError(
             f"{path}: can't be read ({one_line(error)}); download the file again"
         ) from error

@@ -136,6 +136,8 @@ def _read_labels(file: File) -> _FileLabels:
 def _is_null(parquet: pq.ParquetFile) -> pa.Array | None:
     """Which images' ``bytes`` are null; None if the file's statistics say that none is."""
     metadata = parquet.metadata
+    if parquet.schema_arrow.field("image").type.field("bytes").type == pa.null():
+        return pa.repeat(True, metadata.num_rows)
     columns = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
     column = columns.index("image.bytes")
     masks, some = [], False

@@ -21,7 +21,7 @@ def explain_folder(root: str) -> UserError:
     files = [entry.file.path[len(root) + 1 :] for entry in level.entries]
     folders = level.folders
     text = (
-        _saved_to_disk(root, folders)
+        _unsorted_folder(root, folders)
         or _missing_archive(root, files)
         or _missing_split(folders)
         or _inside(root, folders)
@@ -34,24 +34,53 @@ def explain_folder(root: str) -> UserError:
     return UserError(f"{root}: {text}")
 
 
-def _saved_to_disk(root: str, folders: Sequence[str]) -> str:
-    """Arrow files of the Hub's library ``datasets``."""
-    in_folders = (storage.join(root, name, "state.json") for name in folders)
-    if storage.is_file(storage.join(root, "dataset_dict.json")) or any(
-        map(storage.is_file, in_folders)
-    ):
+def explain_unsorted(names: Sequence[str]) -> str:
+    """What a split without class folders is, and what to do.
+
+    Args:
+        names: of the files in its folder.
+    """
+    archives = [name for name in names if is_archive(name)]
+    metadata = [name for name in names if re.fullmatch(r"metadata\.(parquet|csv|jsonl)", name)]
+    if _STATE in names:
+        return _SAVED_TO_DISK
+    if archives:
         return (
-            "was written by Dataset.save_to_disk (Arrow files); write it as Parquet files: "
-            "`for split, part in datasets.load_from_disk(FOLDER).items(): "
-            "part.to_parquet(f'{split}-00000-of-00001.parquet')`, with splits named train and "
-            "validation"
+            f"contains no class folders, but archives ({first_names(archives)}); unpack each into "
+            "a folder of its name"
         )
-    if storage.is_file(storage.join(root, "state.json")):
+    if metadata:
         return (
-            "is one split written by Dataset.save_to_disk (Arrow files); write each split as a "
-            "Parquet file with datasets.load_from_disk(FOLDER).to_parquet, as "
-            "train-00000-of-00001.parquet and validation-00000-of-00001.parquet"
+            f"contains no class folders, but images whose classes are in {metadata[0]} (an image "
+            "folder of the Hugging Face Hub); write Parquet files with "
+            "`for split, part in datasets.load_dataset('imagefolder', data_dir=FOLDER).items(): "
+            "part.to_parquet(f'{split}-00000-of-00001.parquet')` and give their folder, or move "
+            "each image into the folder of its class"
         )
+    found = f"but files ({first_names(names)})" if names else "and no files"
+    return (
+        f"contains no class folders, {found}; move each image into the folder of its class "
+        "(ILSVRC2012 need not be unpacked: its three archives in one folder are read)"
+    )
+
+
+_STATE = "state.json"
+_SAVED_TO_DISK = (
+    "was written by Dataset.save_to_disk (Arrow files); write Parquet files with "
+    "`for split, part in datasets.load_from_disk(FOLDER).items(): "
+    "part.to_parquet(f'{split}-00000-of-00001.parquet')` and give their folder; the splits must be "
+    "named train and validation"
+)
+
+
+def _unsorted_folder(root: str, folders: Sequence[str]) -> str:
+    """A data set of the Hub's library ``datasets`` that is neither Parquet nor class folders."""
+    for folder in [root, *(storage.join(root, name) for name in folders)]:
+        level = list_folder(folder, recursive=False)
+        names = [entry.file.path[len(folder) + 1 :] for entry in level.entries]
+        known = (_STATE, "metadata.parquet", "metadata.csv", "metadata.jsonl")
+        if not level.folders and set(names) & set(known):
+            return explain_unsorted(names)
     return ""
 
 

@@ -72,7 +72,8 @@ def test_archives_are_read_without_ignored_members_and_archives(tmp_path: Path) 
     before = read_source(str(tmp_path))
     junk = {"._n01_1.JPEG": b"fork", "__MACOSX/n01/x.JPEG": b"fork", ".DS_Store": b"view"}
     train = {
-        f"{wnid}.tar": make_tar({**TEXT_DATA_SET.train[wnid], **junk}) for wnid in TEXT_DATA_SET.train
+        f"{wnid}.tar": make_tar({**TEXT_DATA_SET.train[wnid], **junk})
+        for wnid in TEXT_DATA_SET.train
     }
     write_file(
         tmp_path / TRAIN_ARCHIVE, make_tar(train | {"._n01.tar": b"fork", "x/Thumbs.db": b""})

@@ -233,7 +233,7 @@ def test_an_empty_class_folder_and_an_unknown_class_raise_errors(tmp_path: Path)
     )
     shutil.rmtree(tmp_path / "val")
     write_file(tmp_path / "val/x.JPEG", b"flat")
-    assert "val: contains no class folders, but 1 files (x.JPEG); move" in read_error(tmp_path)
+    assert "val: contains no class folders, but files (x.JPEG); move" in read_error(tmp_path)
 
 
 @pytest.mark.parametrize(
