@@ -163,14 +163,16 @@ class DryRunResult:
     estimated_bytes: int
     estimated_seconds: float
     files_found: int
-    """In the source's folder and in its archives."""
+    """In the source's folder and in its archives; the sum of used, rejected and ignored ones."""
     files_used: int
     """Images and files with labels, archives and Parquet files."""
     files_ignored: int
     ignored_by_rule: dict[str, int]
+    rejected: int
+    """Empty files and links to nothing; what else can't be read is known only after decoding."""
     sampled: int
     """Images that were read for the estimate."""
-    rejected: int
+    sample_rejected: int
     """How many of these can't be read."""
 
     def to_json(self) -> dict[str, Any]:

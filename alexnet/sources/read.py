@@ -29,6 +29,7 @@ from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
@@ -79,6 +80,15 @@ class Source:
     """What becomes of every file."""
 
 
+def without_content(source: Source) -> list[str]:
+    """Keys of images that are empty files or links to nothing, which will be rejects."""
+    if source.layout == "parquet":
+        return []
+    rows = source.index.filter(pc.less_equal(source.index["size"], 0))
+    keys: list[str] = rows["key"].to_pylist()
+    return keys
+
+
 def read_source(source: str, cache: str | None = None, outside: str | None = None) -> Source:
     """Index the raw images in a folder.
 
@@ -88,13 +98,17 @@ def read_source(source: str, cache: str | None = None, outside: str | None = Non
     Args:
         source: the folder.
         cache: another folder, for a cache of the index of archives.
-        outside: a folder that is not part of the source, even if it is inside.
+        outside: a folder whose content is not part of the source, even if it is in it; the
+            source may be in that folder.
 
     Raises:
         UserError: the source has none of the layouts, or is damaged, contradictory or not readable.
         OSError: the cache can't be written.
     """
     root = storage.absolute(source)
+    outside = storage.absolute(outside) if outside else None
+    if outside and root.startswith(f"{outside}/"):
+        outside = None
     try:
         layout, read = _recognise(root, outside)
         # The other layouts are not cached: to see whether a file has changed, they have to be

@@ -12,7 +12,7 @@ from alexnet.shards.codec import Encoding, encode
 from alexnet.shards.decode import Decoded, Rejection, decode
 from alexnet.shards.format import SPLITS
 from alexnet.sources import parquet_extract
-from alexnet.sources.read import Source, read_image
+from alexnet.sources.read import Source, read_image, without_content
 from pipelines.console.progress import duration
 from pipelines.preprocessing.source import check_account
 from pipelines.results import DryRunResult
@@ -45,11 +45,13 @@ def inspect(
         print(f"{label.wnid:<20}{train:>10,}{val:>10,}  {label.name}")
     shards = {split: -(-images[split] // settings.rows_per_shard) for split in SPLITS}
     total = images.total()
-    files = source.account.counts()
     check_account(settings, uri, source)
     sample = _measure_sample(source, encoding, settings.seed)
     if sample.rejects:
-        print(f"{len(sample.rejects)} of {sample.images} random images can't be read:")
+        print(
+            f"{len(sample.rejects)} of {sample.images} random images can't be read; with more than "
+            f"--max-reject-fraction {settings.max_reject_fraction} of all, the run would stop:"
+        )
         for line in sample.rejects[:LISTED_REJECTS]:
             print(f"  {line}")
     if len(sample.rejects) == sample.images:
@@ -57,6 +59,7 @@ def inspect(
             f"{uri}: none of {sample.images} random images can be read; the first is "
             f"{sample.rejects[0]}"
         )
+    files = source.account.counts(len(without_content(source)))
     size, seconds = sample.bytes_per_image, sample.seconds_per_image
     cores = os.cpu_count() or 1
     result = DryRunResult(
@@ -72,8 +75,9 @@ def inspect(
         files_used=files.used,
         files_ignored=sum(files.ignored.values()),
         ignored_by_rule=dict(files.ignored),
+        rejected=files.rejected,
         sampled=sample.images,
-        rejected=len(sample.rejects),
+        sample_rejected=len(sample.rejects),
     )
     print(
         f"{images['train']:,} train and {images['val']:,} val images would fill "

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -19,6 +18,7 @@ from pipelines.allocation import WorkerResources, request_in_words
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
+from pipelines.preprocessing.source import too_many
 from pipelines.preprocessing.worker import ShardWriter
 from pipelines.task_errors import raise_packed
 
@@ -55,8 +55,7 @@ class RejectCounter:
         """
         self.rejects.extend(result.rejects)
         count = len(self.rejects)
-        # The decimal number that was given: 0.29 * 100 is less than 29 in binary.
-        if count <= Fraction(str(self.max_fraction)) * self.images:
+        if not too_many(count, self.images, self.max_fraction):
             return
         log = stage_logger("preprocess")
         for reject in self.rejects[:LISTED_REJECTS]:

@@ -203,8 +203,9 @@ def test_the_json_line_of_a_dry_run() -> None:
         "files_used": 54,
         "files_ignored": 6,
         "ignored_by_rule": {"macOS": 6},
+        "rejected": 0,
         "sampled": 52,
-        "rejected": 1,
+        "sample_rejected": 1,
     }
     expected = {"stage": "preprocess", "dry_run": True} | values
     value = DryRunResult(**values).to_json()  # type: ignore[arg-type]

@@ -349,6 +349,8 @@ def test_a_workdir_inside_the_source_is_no_part_of_it(tmp_path: Path) -> None:
     assert source.account.counts().ignored == {"working folder": 1}
     assert source.account.error(str(tmp_path)) is None
     assert read_source(str(tmp_path)).account.error(str(tmp_path))
+    inside = read_source(str(tmp_path), outside=str(tmp_path.parent))
+    assert inside.account.error(str(tmp_path)), "the source is in the working folder"
 
 
 def test_special_files_and_unreadable_folders(
