@@ -29,7 +29,7 @@ from pipelines.preprocessing.dataset import (
 from pipelines.preprocessing.dry_run import inspect
 from pipelines.preprocessing.job import start_ray_early
 from pipelines.preprocessing.report import log_result
-from pipelines.preprocessing.source import check_md5, index_source, source_uri
+from pipelines.preprocessing.source import check_account, check_md5, index_source, source_uri
 from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome, finished_records
 from pipelines.results import PreprocessResult, VerifyResult
@@ -62,7 +62,8 @@ def command(settings: PreprocessCommandSettings) -> Summary:
         check_md5(source_uri(settings))
     if settings.dry_run:
         uri = source_uri(settings)
-        return inspect(settings, uri, read_source(uri), encoding_of(settings))
+        source = read_source(uri, outside=settings.workdir)
+        return inspect(settings, uri, source, encoding_of(settings))
     stage_settings = settings.part(PreprocessSettings)
     outcome = run(stage_settings)
     if not settings.verify:
@@ -78,6 +79,7 @@ def run(
     storage.make_folder(settings.workdir)
     uri = source_uri(settings)
     source = index_source(settings, uri)
+    check_account(settings, uri, source)
     line = describe(settings, {"rows_per_shard": settings.rows_per_shard})
     stage_logger("preprocess").info("%s", line)
     if not finished_records(Workdir(settings.workdir), "preprocess"):

@@ -113,7 +113,9 @@ class PreprocessSettings(StageSettings):
     """Settings of ``preprocess``."""
 
     source: PathOrUri | None = option(
-        None, "folder with the official archives, Kaggle's form or {train,val}/<class>/"
+        None,
+        "folder with the official archives, Kaggle's form, Parquet files, Tiny-ImageNet or "
+        "{train,val}/<class>/",
     )
     encoding: Literal["jpeg", "raw"] = option(
         "jpeg", "how 256x256 images are stored: JPEG, or 196,608 raw bytes", result=True
@@ -122,6 +124,9 @@ class PreprocessSettings(StageSettings):
     rows_per_shard: int = option(1024, "images in a shard", result=True, ge=1, le=65536)
     max_reject_fraction: float = option(
         0.01, "stop when a larger part of the images can't be read", ge=0, le=1
+    )
+    allow_leftover: bool = option(
+        False, "go on although files of the source are left over or missing"
     )
 
 

@@ -22,6 +22,7 @@ from alexnet.shards.manifest import Manifest, write_manifest
 from alexnet.shards.pixel_stats import PixelSums, compute_statistics, read_sums, write_statistics
 from alexnet.shards.plan import ShardTask, parts_folder
 from alexnet.shards.write import ShardResult, finished_result
+from alexnet.sources.account import Account
 from alexnet.sources.labels import Label
 
 # Threads that read results and hash shards: an object store answers slowly, and hashing releases
@@ -52,6 +53,7 @@ def finalize(
     settings: Mapping[str, Any],
     labels: tuple[Label, ...],
     origin: Mapping[str, str] | None = None,
+    account: Account | None = None,
 ) -> Manifest:
     """Write the rejects, the statistics and, last, the manifest; delete temporary files.
 
@@ -64,6 +66,7 @@ def finalize(
         settings: that the shards depend on.
         labels: of all classes.
         origin: digests of the source's files and of the code.
+        account: of the source's files.
 
     Raises:
         UserError: a split has no readable image.
@@ -81,6 +84,8 @@ def finalize(
                 f"{source}: none of the {rejected[split]} files of split {split} can be read as an "
                 f"image; the first, {first['key']}, is rejected as {first['reason']}"
             )
+    rows = sum(shard.rows for split in SPLITS for shard in shards[split])
+    assert account is None or account.images == rows + sum(rejected.values())
     sums = PixelSums.zero()
     for task in tasks:
         if task.split == "train":
@@ -100,6 +105,7 @@ def finalize(
         rejected=rejected,
         files={name: _sha256(storage.join(folder, name)) for name in EXTRA_FILES},
         origin=origin or {},
+        source_files=account.counts(sum(rejected.values())) if account else None,
     )
     write_manifest(manifest)
     storage.delete_folder(parts_folder(folder))

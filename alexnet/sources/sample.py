@@ -30,8 +30,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from alexnet import storage
+from alexnet.sources.archives import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
 from alexnet.sources.labels import Label
-from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """Names of the classes, in the order of their indices."""

@@ -93,6 +93,7 @@ def _create_shards(
         settings=settings.results(),
         labels=source.labels,
         origin=origin,
+        account=source.account,
     )
     rate = sum(task.rows for task in made) / seconds if made else 0.0
     return _result(manifest, made=len(made), kept=len(kept), images_per_second=rate), manifest
@@ -101,6 +102,8 @@ def _create_shards(
 def _result(
     manifest: Manifest, *, made: int = 0, kept: int = 0, images_per_second: float = 0.0
 ) -> PreprocessResult:
+    files = manifest.source_files
+    assert files, "data sets of an older version have another origin"
     return PreprocessResult(
         images=sum(manifest.rows(split) for split in SPLITS),
         train_images=manifest.rows("train"),
@@ -114,6 +117,10 @@ def _result(
         digest=manifest.plan_digest,
         shards=manifest.folder,
         content=manifest.content_digest(),
+        files_found=files.found,
+        files_used=files.used,
+        files_ignored=sum(files.ignored.values()),
+        ignored_by_rule=dict(files.ignored),
     )
 
 

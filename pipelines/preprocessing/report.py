@@ -54,6 +54,9 @@ def _log_source(run: Run, uri: str, source: Source) -> None:
         f"{source.layout}: {counts['train']:,} train, {counts['val']:,} val, "
         f"{len(source.labels):,} classes",
     )
+    rules = sorted(source.account.counts().ignored.items())
+    ignored = {"rule": [rule for rule, _ in rules], "files": [count for _, count in rules]}
+    run.log_table(pa.table(ignored), "ignored_files.json")
 
 
 def _log_shards(run: Run, manifest: Manifest) -> None:

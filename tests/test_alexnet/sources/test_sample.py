@@ -16,7 +16,8 @@ from torchvision.datasets import imagenet
 
 from alexnet import storage
 from alexnet.shards.decode import Decoded, decode
-from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_source
+from alexnet.sources.archives import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
+from alexnet.sources.read import Source, read_source
 from alexnet.sources.sample import WORDS, write_sample
 
 pytestmark = pytest.mark.slow
