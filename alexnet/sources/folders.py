@@ -62,7 +62,7 @@ def _check_classes(folder: str, level: Listing) -> None:
     """
     if not level.folders:
         names = [entry.file.path[len(folder) + 1 :] for entry in level.entries]
-        raise UserError(f"{folder}: {explain_unsorted(names)}")
+        raise UserError(f"{folder}: {explain_unsorted(folder, names)}")
     if len(level.folders) > 1:
         return
     only = storage.join(folder, level.folders[0])

@@ -75,7 +75,11 @@ def read_parquet(
             contradict each other.
     """
     if not files["val"]:
-        raise UserError(f"{root}: contains train-*.parquet but no validation-*.parquet; add them")
+        tests = [f.path for f in storage.list_files(root) if is_test_file(f.path[len(root) + 1 :])]
+        advice = "add them"
+        if tests:
+            advice = f"if the labels in {tests[0]} are known, rename it to validation-*.parquet"
+        raise UserError(f"{root}: contains train-*.parquet but no validation-*.parquet; {advice}")
     account = Account()
     account.add_missing("missing Parquet files", missing_parts(files))
     with ThreadPoolExecutor(_THREADS) as threads:

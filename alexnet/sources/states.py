@@ -14,6 +14,9 @@ from alexnet.sources.visible import list_folder
 _OTHER_NAMES = {"train": ("training",), "val": ("validation", "valid", "test")}
 """Names of the splits in other data sets, the best first."""
 
+_SEARCHED = 16
+"""Folders in which a data set is looked for: more are the classes of one."""
+
 
 def explain_folder(root: str) -> UserError:
     """The error for a folder without any of the layouts: what it is, then what to do."""
@@ -22,8 +25,8 @@ def explain_folder(root: str) -> UserError:
     folders = level.folders
     text = (
         _unsorted_folder(root, folders)
-        or _missing_archive(root, files)
         or _missing_split(folders)
+        or _missing_archive(root, files)
         or _inside(root, folders)
         or _of_a_split(root, folders)
         or _packed(files)
@@ -34,12 +37,16 @@ def explain_folder(root: str) -> UserError:
     return UserError(f"{root}: {text}")
 
 
-def explain_unsorted(names: Sequence[str]) -> str:
+def explain_unsorted(folder: str, names: Sequence[str]) -> str:
     """What a split without class folders is, and what to do.
 
     Args:
-        names: of the files in its folder.
+        folder: its path.
+        names: of the files in it.
     """
+    above, is_kaggle, _ = folder.partition(f"/{IMAGES}/")
+    if is_kaggle and storage.is_file(storage.join(above, MAPPING)):
+        return f"is a part of Kaggle's layout, whose classes are in {MAPPING}; give {above}"
     archives = [name for name in names if is_archive(name)]
     metadata = [name for name in names if re.fullmatch(r"metadata\.(parquet|csv|jsonl)", name)]
     if _STATE in names:
@@ -80,7 +87,7 @@ def _unsorted_folder(root: str, folders: Sequence[str]) -> str:
         names = [entry.file.path[len(folder) + 1 :] for entry in level.entries]
         known = (_STATE, "metadata.parquet", "metadata.csv", "metadata.jsonl")
         if not level.folders and set(names) & set(known):
-            return explain_unsorted(names)
+            return explain_unsorted(folder, names)
     return ""
 
 
@@ -111,10 +118,10 @@ def _missing_split(folders: Sequence[str]) -> str:
 
 def _inside(root: str, folders: Sequence[str]) -> str:
     """A data set in a folder one or two levels below."""
-    for name in folders:
+    for name in folders[:_SEARCHED]:
         path = storage.join(root, name)
         below = storage.list_folders(path)
-        for inner in [path, *(storage.join(path, name) for name in below)]:
+        for inner in [path, *(storage.join(path, name) for name in below[:_SEARCHED])]:
             if _holds_data_set(inner):
                 return f"contains no data set, but {inner[len(root) + 1 :]}/ does; give {inner}"
     return ""

@@ -76,11 +76,11 @@ def check_account(settings: PreprocessSettings, uri: str, source: Source) -> Non
     log = stage_logger("preprocess")
     for note in source.account.notes:
         log.info("%s", note)
+    empty = without_content(source)
+    log.info("%s", source.account.counts(len(empty)).in_words())
     error = source.account.error(uri)
     if error and not settings.allow_leftover:
         raise error
-    empty = without_content(source)
-    log.info("%s", source.account.counts(len(empty)).in_words())
     if error:
         log.info("--allow-leftover: %s", error)
     if too_many(len(empty), len(source.index), settings.max_reject_fraction):

@@ -362,8 +362,8 @@ def test_special_files_and_unreadable_folders(
     (tmp_path / "train/n02/closed").mkdir()
     scandir = os.scandir
 
-    def deny(path: str) -> object:
-        if path.endswith(("lost+found", "closed")):
+    def deny(path: str | bytes) -> object:
+        if os.fsdecode(path).endswith(("lost+found", "closed")):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 

@@ -64,6 +64,29 @@ def test_one_split_given_instead_of_the_data_set_is_named(tmp_path: Path) -> Non
     assert read_error(tmp_path / "train").endswith(f"is one split of a data set; give {tmp_path}")
 
 
+def test_a_part_of_kaggles_layout_given_instead_of_the_whole_is_named(tmp_path: Path) -> None:
+    write_kaggle(tmp_path)
+    message = read_error(tmp_path / "ILSVRC/Data/CLS-LOC")
+    assert message.endswith(f"whose classes are in LOC_synset_mapping.txt; give {tmp_path}")
+
+
+def test_a_test_split_instead_of_a_validation_split_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    (tmp_path / "data/validation-00000-of-00001.parquet").unlink()
+    assert "data/test-00000-of-00001.parquet are known, rename it to validation-" in read_error(
+        tmp_path
+    )
+
+
+def test_an_unpacked_training_set_beside_a_packed_validation_set_is_named(tmp_path: Path) -> None:
+    write_archives(tmp_path)
+    (tmp_path / TRAIN_ARCHIVE).unlink()
+    write_file(tmp_path / "train/n01/x.JPEG", b"x")
+    assert "contains train/ but no val/; add val/ with a folder for each class" in read_error(
+        tmp_path
+    )
+
+
 def test_classes_without_splits_are_named(tmp_path: Path) -> None:
     for wnid in ("cat", "dog"):
         write_file(tmp_path / wnid / "1.JPEG", b"x")
