@@ -49,6 +49,13 @@ def _lines_in_terminal() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_tracking_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own tracking store and experiment must not be used."""
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _ray_only_in_cluster_tests(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
 """One command line for all scripts: options from the settings' fields, errors in one line.
 
-Values come from, weakest first: a field's default, the preset, the file given with ``--config``,
-the command line. The last line on standard output is one JSON object with the result.
+Values come from, weakest first: a field's default, the preset, MLflow's variables, the file given
+with ``--config``, the command line. The last line on standard output is one JSON object with the
+result.
 Exit status: 0 done, 1 failed, 2 wrong settings or input, 130 ended by Ctrl-C, 143 by SIGTERM, 141
 if nobody reads standard output any more, as after ``| head``.
 """
@@ -41,6 +42,7 @@ from pipelines.console.redact import redacted, redacted_output, remember_secrets
 from pipelines.presets import PRESETS
 from pipelines.setting_types import is_switch
 from pipelines.settings import S
+from pipelines.tracking.environment import VARIABLES, settings_of_environment
 from pipelines.workdir import Workdir
 
 REMEDIES: Mapping[type[UserError], str] = {
@@ -155,21 +157,23 @@ def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> 
     from_file = read_config_file(config) if config else {}
     fields = {field.alias or name for name, field in kind.model_fields.items()}
     from_file = {key: value for key, value in from_file.items() if key in fields}
-    chosen = from_file | given
+    from_environment = {k: v for k, v in settings_of_environment().items() if k in fields}
+    chosen = from_environment | from_file | given
     for value in chosen.values():
         remember_secrets(value)
     preset = chosen.get("preset")
     if preset is None and (preset := _default_preset(fields, chosen)):
         chosen["preset"] = preset
     named = {key: value for key, value in _preset_values(preset).items() if key in fields}
-    origins = {key: os.path.basename(config or "") for key in from_file}
+    origins = {key: VARIABLES[key] for key in from_environment}
+    origins |= {key: os.path.basename(config or "") for key in from_file}
     origins |= {key: "--" + key.replace("_", "-") for key in given}
     try:
         return kind.model_validate(named | chosen).with_origins(origins)
     except ValidationError as error:
         where = {key: f"preset {preset}: {key}" for key in named}
-        where |= {key: f"{config}: {key}" for key in from_file}
-        raise UserError(_explain(error, where | {key: origins[key] for key in given})) from error
+        where |= origins | {key: f"{config}: {key}" for key in from_file if key not in given}
+        raise UserError(_explain(error, where)) from error
 
 
 def _default_preset(fields: Set[str], chosen: Mapping[str, Any]) -> str | None:

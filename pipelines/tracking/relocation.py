@@ -6,10 +6,13 @@ artifacts are read from and written to the present workdir only.
 """
 
 import contextlib
+import json
 import os
 import sqlite3
+from urllib.parse import unquote
 
 from pipelines.console.log import stage_logger
+from pipelines.tracking.location import artifact_location
 from pipelines.workdir import Workdir
 
 PATHS = (
@@ -40,9 +43,10 @@ def relocate_artifacts(workdir: Workdir, tag: tuple[str, str]) -> None:
         tables = database.execute("SELECT name FROM sqlite_master").fetchall()
         if not {("experiments",), ("experiment_tags",)} <= set(tables):
             return
+        new = artifact_location(workdir.artifacts)
         for (old,) in database.execute(ROOTS, tag).fetchall():
-            if old and _is_elsewhere(old, workdir.artifacts):
-                _rewrite(database, {table for (table,) in tables}, old, workdir.artifacts)
+            if old and _is_elsewhere(old, new):
+                _rewrite(database, {table for (table,) in tables}, old, new)
                 stage_logger("tracking").info(
                     "the workdir was moved or copied: artifacts are in %s, no longer in %s",
                     workdir.artifacts,
@@ -66,7 +70,8 @@ def _rewrite(database: sqlite3.Connection, tables: set[str], old: str, new: str)
                 f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                 (new, len(old) + 1, old, len(prefix), prefix),
             )
-    old_uri, new_uri = (f'"uri": "{os.path.dirname(path)}/' for path in (old, new))
+    folders = (os.path.dirname(unquote(path)) + "/" for path in (old, new))
+    old_uri, new_uri = (json.dumps({"uri": folder}, ensure_ascii=False)[:-2] for folder in folders)
     if "datasets" in tables:
         database.execute(
             "UPDATE datasets SET dataset_source = replace(dataset_source, ?, ?)",

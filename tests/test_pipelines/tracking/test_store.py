@@ -32,7 +32,9 @@ def test_a_new_store_is_created_in_the_workdir(tmp_path: Path) -> None:
     assert store.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert (tmp_path / "mlflow.db").is_file()
     assert store.client.get_experiment(store.experiment_id).name == "alexnet"
-    assert connect(Settings(workdir=str(tmp_path))) == store
+    again = connect(Settings(workdir=str(tmp_path)))
+    assert (again.uri, again.experiment_id) == (store.uri, store.experiment_id)
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_runs_are_stored_in_the_workdir(store: Store, tmp_path: Path) -> None:
