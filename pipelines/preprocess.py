@@ -79,9 +79,9 @@ def run(
     storage.make_folder(settings.workdir)
     uri = source_uri(settings)
     source = index_source(settings, uri)
-    check_account(settings, uri, source)
-    line = describe(settings, {"rows_per_shard": settings.rows_per_shard})
-    stage_logger("preprocess").info("%s", line)
+    log = stage_logger("preprocess")
+    check_account(settings, uri, source, lambda line: log.info("%s", line))
+    log.info("%s", describe(settings, {"rows_per_shard": settings.rows_per_shard}))
     if not finished_records(Workdir(settings.workdir), "preprocess"):
         start_ray_early()
     key = StageKey(

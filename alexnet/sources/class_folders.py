@@ -107,7 +107,7 @@ def class_parts(
     for wnid, content in classes.items():
         path = storage.join(folder, wnid)
         if all_nested and content.nested:
-            account.ignored[DOCUMENT] += len(content.direct.is_shared)
+            account.ignored[DOCUMENT] += len(content.direct.is_linked)
             indices = [index_by_wnid[wnid]] * len(content.nested)
             parts.append(file_part(keys_of(content.nested), indices, content.nested))
             continue

@@ -1,4 +1,7 @@
-"""Images that are single files, each real file once, by whatever links it is reached."""
+"""Images that are single files, each real file once, by whatever symbolic links it is reached.
+
+Two hard links are two files, as they are in archives.
+"""
 
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
@@ -18,8 +21,8 @@ class FilePart(NamedTuple):
     part: Part
     inodes: NDArray[np.uint64]
     """(rows, 2): device and number of each file; 0 where they are not known."""
-    is_shared: NDArray[np.bool_]
-    """(rows,): whether other names may lead to the file."""
+    is_linked: NDArray[np.bool_]
+    """(rows,): whether a symbolic link has led to the file."""
 
 
 def file_part(
@@ -28,7 +31,7 @@ def file_part(
     """The part of some files or links."""
     part = part_of_files(keys, classes, [entry.file for entry in entries])
     inodes = np.array([entry.inode or (0, 0) for entry in entries], np.uint64).reshape(-1, 2)
-    return FilePart(part, inodes, np.array([entry.is_shared for entry in entries], np.bool_))
+    return FilePart(part, inodes, np.array([entry.is_linked for entry in entries], np.bool_))
 
 
 def drop_repeated(parts: Sequence[FilePart], account: Account) -> list[Part]:
@@ -38,19 +41,19 @@ def drop_repeated(parts: Sequence[FilePart], account: Account) -> list[Part]:
     class and split is ignored; one in another class or split is left over, because only the user
     knows which is right.
     """
-    shared = {inode for part in parts for inode in _pairs(part, part.is_shared)}
-    if not shared:
+    linked = {inode for part in parts for inode in _pairs(part, part.is_linked)}
+    if not linked:
         return [part.part for part in parts]
     owner: dict[tuple[int, int], tuple[int, int]] = {}
     for number, part in enumerate(parts):
-        chosen = ~part.is_shared & _may_be(part, shared)
+        chosen = ~part.is_linked & _may_be(part, linked)
         for inode, label in zip(_pairs(part, chosen), _labels(part, chosen), strict=True):
             owner.setdefault(inode, (number, label))
     kept = []
     for number, part in enumerate(parts):
-        is_kept = np.ones(len(part.is_shared), np.bool_)
-        rows = np.flatnonzero(part.is_shared).tolist()
-        pairs, labels = _pairs(part, part.is_shared), _labels(part, part.is_shared)
+        is_kept = np.ones(len(part.is_linked), np.bool_)
+        rows = np.flatnonzero(part.is_linked).tolist()
+        pairs, labels = _pairs(part, part.is_linked), _labels(part, part.is_linked)
         for row, inode, label in zip(rows, pairs, labels, strict=True):
             if inode not in owner:
                 owner[inode] = number, label

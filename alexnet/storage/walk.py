@@ -26,8 +26,8 @@ class Entry(NamedTuple):
     kind: Kind = "file"
     inode: tuple[int, int] | None = None
     """Device and number of the file itself, on local disks."""
-    is_shared: bool = False
-    """Whether other names may lead to the same file: it is reached by a link, or has two names."""
+    is_linked: bool = False
+    """Whether it is reached by a symbolic link, so that another name may lead to the same file."""
 
 
 def walk(folder: str, *, recursive: bool = True) -> list[Entry]:
@@ -81,8 +81,7 @@ def _walk(
             no_file = File(path, NO_FILE, info.st_mtime_ns)
             if stat.S_ISREG(info.st_mode):
                 file = File(path, info.st_size, info.st_mtime_ns)
-                shared = linked or is_link or info.st_nlink > 1
-                entries.append(Entry(file, "file", inode, shared))
+                entries.append(Entry(file, "file", inode, linked or is_link))
             elif not stat.S_ISDIR(info.st_mode):
                 entries.append(Entry(no_file, "special"))
             elif inode in inside:

@@ -45,7 +45,7 @@ def inspect(
         print(f"{label.wnid:<20}{train:>10,}{val:>10,}  {label.name}")
     shards = {split: -(-images[split] // settings.rows_per_shard) for split in SPLITS}
     total = images.total()
-    check_account(settings, uri, source)
+    check_account(settings, uri, source, print)
     sample = _measure_sample(source, encoding, settings.seed)
     if sample.rejects:
         print(

@@ -1,6 +1,7 @@
 """The source of ``preprocess``: where it is, what it holds, and whether it was downloaded whole."""
 
 import posixpath
+from collections.abc import Callable
 from fractions import Fraction
 
 from alexnet import storage
@@ -66,23 +67,30 @@ def index_source(settings: PreprocessSettings, uri: str) -> Source:
         return read_source(uri, Workdir(settings.workdir).source_index, settings.workdir)
 
 
-def check_account(settings: PreprocessSettings, uri: str, source: Source) -> None:
+def check_account(
+    settings: PreprocessSettings, uri: str, source: Source, show: Callable[[str], object]
+) -> None:
     """Show what becomes of each file of the source, before any work.
+
+    Args:
+        settings: of the stage.
+        uri: of the source.
+        source: its index.
+        show: prints or logs a line.
 
     Raises:
         UnaccountedFilesError: files are left over or missing, and the settings don't allow that.
         UserError: more images have no content than may be rejected.
     """
-    log = stage_logger("preprocess")
     for note in source.account.notes:
-        log.info("%s", note)
+        show(note)
     empty = without_content(source)
-    log.info("%s", source.account.counts(len(empty)).in_words())
+    show(source.account.counts(len(empty)).in_words())
     error = source.account.error(uri)
     if error and not settings.allow_leftover:
         raise error
     if error:
-        log.info("--allow-leftover: %s", error)
+        show(f"--allow-leftover: {error}")
     if too_many(len(empty), len(source.index), settings.max_reject_fraction):
         raise UserError(
             f"{uri}: {len(empty):,} of {len(source.index):,} images are empty files or links to "

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -227,26 +226,24 @@ def test_batch_inference_lists_dangling_links(tmp_path: Path) -> None:
     ]
 
 
-def link(path: Path, target: Path) -> None:
-    path.symlink_to(target)
-
-
-def hard_link(path: Path, target: Path) -> None:
-    path.hardlink_to(target)
-
-
-@pytest.mark.parametrize("make", [link, hard_link])
-def test_a_file_counts_once_by_whatever_links_it_is_reached(
-    tmp_path: Path, make: Callable[[Path, Path], None]
-) -> None:
+def test_a_file_counts_once_by_whatever_links_it_is_reached(tmp_path: Path) -> None:
     write_folders(tmp_path)
     before = read_source(str(tmp_path)).index
-    make(tmp_path / "train/n01/a.JPEG", tmp_path / "train/n01/n01_1.JPEG")
+    (tmp_path / "train/n01/a.JPEG").symlink_to(tmp_path / "train/n01/n01_1.JPEG")
     (tmp_path / "train/n01/z.JPEG").symlink_to("n01_1.JPEG")
     source = check(tmp_path)
     assert len(source.index) == len(before)
     assert source.account.counts().ignored == {"another name of a used file": 2}
     assert source.account.error(str(tmp_path)) is None
+
+
+def test_hard_links_are_files_of_their_own(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    for place in ("train/n01", "train/n02", "val/n02"):
+        (tmp_path / place / "same.JPEG").hardlink_to(tmp_path / "train/n01/n01_1.JPEG")
+    source = check(tmp_path)
+    assert len(source.index) == 8 + 3
+    assert source.account.counts().ignored == {}
 
 
 @pytest.mark.parametrize("place", ["train/n02/x.JPEG", "val/n01/x.JPEG"])

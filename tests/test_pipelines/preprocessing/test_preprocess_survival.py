@@ -54,9 +54,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("raw")
     random_pixels = np.random.default_rng(0)
     originals = []
+    outside = tmp_path_factory.mktemp("originals")
     for number in range(8):
         coarse = Image.fromarray(random_pixels.integers(0, 256, (15, 20, 3), np.uint8))
-        path = root / f"{number}.JPEG"
+        path = outside / f"{number}.JPEG"
         coarse.resize((1600, 1200), Image.Resampling.BICUBIC).save(path, quality=90)
         originals.append(path)
     for number, original in zip(range(IMAGES), itertools.cycle(originals), strict=False):
