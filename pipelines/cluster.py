@@ -104,9 +104,11 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
             else "if it requires a token, which newer Ray versions do where ~/.ray/auth_token "
             "exists, `export RAY_AUTH_MODE=token`"
         )
+        # Its text as a string adds advice for other programs.
+        reason = error.message if isinstance(error, AuthenticationError) else one_line(error)
         raise UserError(
-            f"the Ray cluster at {address} can't be joined ({one_line(error)}); {remedy}, or "
-            f"{otherwise}"
+            f"the Ray cluster at {address} can't be joined ({' '.join(reason.split())}); {remedy}, "
+            f"or {otherwise}"
         ) from error
 
 
