@@ -67,7 +67,7 @@ def _walk(
         linked: whether a link has led here.
         above: device and number of each folder above.
     """
-    local = locate(folder)[1]
+    local = os.fsdecode(locate(folder)[1])
     info = os.stat(local)
     inside = above | {(info.st_dev, info.st_ino)}
     with os.scandir(local) as children:
