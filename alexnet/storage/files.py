@@ -155,10 +155,10 @@ def list_files(folder: str, *, recursive: bool = True) -> list[File]:
     return sorted(files)
 
 
-def _scan(folder: str) -> list[os.DirEntry[bytes]]:
+def _scan(folder: str) -> list[os.DirEntry[str]]:
     """The entries of a local folder; none if there is no such folder."""
     try:
-        with os.scandir(_local(folder)) as entries:
+        with os.scandir(os.fsdecode(_local(folder))) as entries:
             return list(entries)
     except FileNotFoundError:
         return []

@@ -9,6 +9,7 @@ import stat
 from typing import Literal, NamedTuple
 
 from alexnet.storage.files import File, is_remote, list_files, locate
+from alexnet.storage.names import path_text
 
 Kind = Literal["file", "dangling link", "loop", "special", "unreadable"]
 """A file; a link to something that does not exist; a link to a folder that contains it; a pipe, a
@@ -66,11 +67,12 @@ def _walk(
         linked: whether a link has led here.
         above: device and number of each folder above.
     """
-    info = os.stat(folder)
+    local = os.fsdecode(locate(folder)[1])
+    info = os.stat(local)
     inside = above | {(info.st_dev, info.st_ino)}
-    with os.scandir(folder) as children:
+    with os.scandir(local) as children:
         for child in children:
-            path, is_link = f"{folder}/{child.name}", child.is_symlink()
+            path, is_link = f"{folder}/{path_text(child.name)}", child.is_symlink()
             try:
                 info = child.stat()
             except OSError:

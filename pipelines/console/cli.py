@@ -104,8 +104,9 @@ def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoRet
         print(json.dumps(error.result.to_json()))
         _exit(1, f"{_program()}: failed: {error}")
     except PermissionError as error:
-        remedy = "have the permissions changed, or choose another --workdir"
-        _exit(2, f"{_program()}: {one_line(error)}; {remedy}")
+        place = error.filename or one_line(error)
+        remedy = "have the permissions changed, or give other folders"
+        _exit(2, f"{_program()}: {place}: permission denied; {remedy}")
     except OSError as error:  # A full disk, a lost drive: a traceback would not help.
         if isinstance(error, BrokenPipeError) and discard_if_closed(sys.stdout):
             sys.exit(OUTPUT_CLOSED)

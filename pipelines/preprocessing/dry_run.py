@@ -13,6 +13,7 @@ from alexnet.shards.decode import Decoded, Rejection, decode
 from alexnet.shards.format import SPLITS
 from alexnet.sources import parquet_extract
 from alexnet.sources.read import Source, read_image, without_content
+from pipelines.console.output import printable
 from pipelines.console.progress import duration
 from pipelines.preprocessing.source import check_account
 from pipelines.results import DryRunResult
@@ -38,11 +39,11 @@ def inspect(
     splits, labels = source.index["split"].to_pylist(), source.index["label"].to_pylist()
     counts = Counter(zip(splits, labels, strict=True))
     images = Counter(splits)
-    print(f"{uri}: {source.layout}")
+    print(printable(f"{uri}: {source.layout}"))
     print(f"{'class':<20}{'train':>10}{'val':>10}  name")
     for number, label in enumerate(source.labels):
         train, val = (counts[split, number] for split in SPLITS)
-        print(f"{label.wnid:<20}{train:>10,}{val:>10,}  {label.name}")
+        print(printable(f"{label.wnid:<20}{train:>10,}{val:>10,}  {label.name}"))
     shards = {split: -(-images[split] // settings.rows_per_shard) for split in SPLITS}
     total = images.total()
     check_account(settings, uri, source, print)
@@ -53,7 +54,7 @@ def inspect(
             f"--max-reject-fraction {settings.max_reject_fraction} of all, the run would stop:"
         )
         for line in sample.rejects[:LISTED_REJECTS]:
-            print(f"  {line}")
+            print(printable(f"  {line}"))
     if len(sample.rejects) == sample.images:
         raise UserError(
             f"{uri}: none of {sample.images} random images can be read; the first is "

@@ -80,7 +80,7 @@ def start_ray_early() -> None:
 
     def start() -> None:
         # ``make_shards`` will meet the same error, in the main thread.
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(Exception):
             cluster.connect()
 
     threading.Thread(target=start, name="start-ray", daemon=True).start()
