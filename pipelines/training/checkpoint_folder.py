@@ -5,6 +5,7 @@ not used: a killed process can leave it incomplete or naming folders that no lon
 another version of Ray does not read it. It is deleted before each start.
 """
 
+import os
 import re
 
 from ray.train import Checkpoint
@@ -38,7 +39,7 @@ def list_checkpoints(folder: str) -> list[str]:
 def open_checkpoint(path: str) -> Checkpoint:
     """A checkpoint as Ray Train handles it; ``as_directory`` makes it a local folder."""
     filesystem, inner = storage.locate(path)
-    return Checkpoint(inner, filesystem)
+    return Checkpoint(os.fsdecode(inner), filesystem)
 
 
 def forget_ray_list(folder: str) -> None:
