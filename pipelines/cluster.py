@@ -14,6 +14,7 @@ from ray.exceptions import AuthenticationError
 
 from alexnet.errors import UserError, one_line
 from pipelines.console.interrupt import restore_handlers, run_in_thread
+from pipelines.console.output import printable
 from pipelines.console.redact import redacted
 from pipelines.console.watchdog import Watchdog
 from pipelines.ray_address import ask_cluster, running_cluster, with_token
@@ -69,8 +70,8 @@ def started_here() -> bool:
 def _join_or_start() -> None:
     _STARTED.clear()
     address = running_cluster(find_bootstrap_address(None))
-    # Ray keeps the command line in its table of jobs, and shows it.
-    command_line = redacted(ray_utils.get_entrypoint_name())
+    # Ray keeps the command line in its table of jobs, and shows it. It must be UTF-8.
+    command_line = printable(redacted(ray_utils.get_entrypoint_name()))
     ray_utils.get_entrypoint_name = lambda: command_line
     # The workers' lines for the user come through ``console.worker_log``.
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}

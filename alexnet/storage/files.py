@@ -69,7 +69,7 @@ def join(base: str, *parts: str) -> str:
 def locate(path: str) -> tuple[fs.FileSystem, str | bytes]:
     """The file system of a path or URI, and the path inside that file system.
 
-    A local path is bytes there, which functions of Python take too.
+    A local path is bytes there if they are not UTF-8, which pyarrow and Python take too.
 
     Raises:
         UserError: the URI's scheme is unknown or its store can't be reached.
@@ -85,8 +85,12 @@ def locate(path: str) -> tuple[fs.FileSystem, str | bytes]:
         ) from error
 
 
-def _local(path: str) -> bytes:
-    return path_bytes(path.removeprefix("file://"))
+def _local(path: str) -> str | bytes:
+    inner = path_bytes(path.removeprefix("file://"))
+    try:
+        return inner.decode()
+    except UnicodeDecodeError:
+        return inner
 
 
 def exists(path: str) -> bool:

@@ -9,6 +9,7 @@ import functools
 import os
 import shlex
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -82,7 +83,13 @@ class Store:
     def load_model(self, uri: str) -> "nn.Module":
         """A logged model."""
         _select(self.uri)
-        return mlflow.pytorch.load_model(uri)  # type: ignore[no-any-return]
+        if "%25" not in self.uri:
+            return mlflow.pytorch.load_model(uri)  # type: ignore[no-any-return]
+        # MLflow decodes the path of a model once more than it should, so one with a percent sign
+        # is copied first.
+        with tempfile.TemporaryDirectory() as folder:
+            local = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+            return mlflow.pytorch.load_model(local)  # type: ignore[no-any-return]
 
     def model_info(self, uri: str) -> Any:
         """MLflow's ``ModelInfo`` of a logged model."""

@@ -179,6 +179,11 @@ def test_every_path_has_a_text_of_its_own(name: bytes) -> None:
         assert text == plain or "\\x" in plain
 
 
+def test_only_paths_that_are_not_utf8_are_bytes_in_their_file_system() -> None:
+    assert storage.locate("/é\n/a")[1] == "/é\n/a"
+    assert storage.locate("/\\xe9/a")[1] == b"/\xe9/a"
+
+
 def test_files_of_any_name_are_listed_read_and_written(tmp_path: Path) -> None:
     root = os.fsencode(tmp_path) + b"/\xfcber"
     for folder in HOSTILE_BYTES:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 import ray
+from ray._private import utils as ray_utils
 from ray.core.generated.gcs_service_pb2 import InternalKVGetReply
 from ray.exceptions import AuthenticationError
 
@@ -125,11 +126,15 @@ def test_a_cluster_that_can_not_be_joined_is_one_line_at_once(
 def test_a_cluster_of_the_same_versions_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[object] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_utils, "get_entrypoint_name", lambda: "train.py --source caf\udce9")
     monkeypatch.setattr(ray, "init", lambda **options: joined.append(options["address"]))
     with answering() as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         cluster.connect()
     assert joined == [address]
+    assert ray_utils.get_entrypoint_name() == r"train.py --source caf\udce9", (
+        "Ray stores it as UTF-8"
+    )
 
 
 def test_too_long_a_path_for_sockets_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,25 @@ def test_a_model_that_is_logged_again_replaces_the_first(store: Store) -> None:
     assert registry.get_model_info(store, uris[2]).run_id == run_id
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["50%20%", "a?b #c'"])
+def test_a_model_in_a_workdir_of_any_name_is_loaded(mlflow_workdir: str, name: str) -> None:
+    workdir = Path(mlflow_workdir) / name
+    workdir.mkdir()
+    (Path(mlflow_workdir) / "mlflow.db").rename(workdir / "mlflow.db")
+    store = connect(Settings(workdir=str(workdir)))
+    example, metadata = np.zeros((2, 224, 224, 3), np.uint8), {"classes": [["$a", "`"], ["|", "é"]]}
+    with active_run(store, open_run(store, "train", resume=None, parent=None)) as run:
+        uri = run.log_model(AlwaysTheFirst(), example, metadata)
+    version = registry.register(store, "alexnet", uri, {})
+    registry.set_alias(store, "alexnet", "champion", version)
+    info = registry.get_model_info(store, "models:/alexnet@champion")
+    assert info.classes == (("$a", "`"), ("|", "é"))
+    for model in (uri, info.uri, "models:/alexnet@champion"):
+        network = registry.load_classifier(store, model)
+        assert network(torch.zeros((2, 224, 224, 3), dtype=torch.uint8)).shape == (2, 2)
+
+
 def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
     uri = "http://user:secret@127.0.0.1:9/"
     with pytest.raises(UserError, match="does not answer") as caught:
