@@ -265,3 +265,6 @@ class BatchInferenceSettings(Settings):
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
     num_workers: Workers = option(1, "actors that hold the model; 1:4: as for training")
     batch_size: int = option(32, "images given to a model at once", ge=1)
+    exif_orientation: Literal["apply", "ignore"] = option(
+        "apply", "apply: photographs are turned upright; training takes pixels as stored"
+    )
