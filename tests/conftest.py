@@ -48,6 +48,11 @@ def _lines_in_terminal() -> None:
     show_in_terminal()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a cluster are the last, so that no other finds Ray started by a wider fixture."""
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
+
+
 @pytest.fixture(autouse=True)
 def _no_tracking_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's own tracking store and experiment must not be used."""
