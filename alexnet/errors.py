@@ -26,6 +26,10 @@ class SourceChangedError(UserError):
     """The source's images are no longer those that a data set was made of."""
 
 
+class UnaccountedFilesError(UserError):
+    """Files of a source would not be used, or files that belong to it are missing."""
+
+
 class InvalidModelError(UserError):
     """A model's outputs are no probabilities."""
 

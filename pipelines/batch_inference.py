@@ -85,6 +85,7 @@ def _predict(
         ray.data.from_arrow(_blocks(files, settings.batch_size))
         .map_batches(
             read_and_decode,
+            fn_kwargs={"upright": settings.exif_orientation == "apply"},
             batch_size=settings.batch_size,
             batch_format="pyarrow",
             num_cpus=min(1, resources.cpus),

@@ -16,7 +16,6 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from alexnet import predictions, storage
 from alexnet.errors import UserError
-from alexnet.predictions import Predictions
 from alexnet.provenance import code_version
 from alexnet.shards.format import write_table
 from alexnet.shards.manifest import Manifest
@@ -29,6 +28,7 @@ from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.datasets import locked_dataset
+from pipelines.decorations import Decorated
 from pipelines.inference.actors import Evaluator
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
@@ -106,11 +106,10 @@ def evaluate_models(
     models: list[registry.ModelInfo],
     run: Run,
     path: str,
-) -> EvaluateResult:
+) -> Decorated[EvaluateResult]:
     """Predict all validation images and write the predictions to ``path``."""
     content = manifest.content_digest("val")
     uris = [model.uri for model in models]
-    run.log_dataset("shards", content, manifest.folder, "validation", "val split")
     evaluations.tag(run, uris, content)
     table = predictions.merge(
         _predict(settings, manifest, uris, run),
@@ -123,10 +122,9 @@ def evaluate_models(
     evaluations.log_predictions(run, table)
     predicted = predictions.of_table(table)
     result = report.summarize(predicted, path)
-    _log_figures(run, manifest, predicted)
     for line in report.in_words(result):
         stage_logger("evaluate").info("%s", line)
-    return result
+    return Decorated(result, report.decorations(run, manifest, predicted))
 
 
 def _predict(
@@ -159,11 +157,6 @@ def _predict(
             tables.append(raise_errors(table))
             progress.add(len(table))
     return tables
-
-
-def _log_figures(run: Run, manifest: Manifest, predicted: Predictions) -> None:
-    report.log_errors(run, manifest, predicted)
-    report.log_examples(run, manifest, predicted)
 
 
 def main() -> NoReturn:

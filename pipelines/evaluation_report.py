@@ -1,13 +1,22 @@
 """What predictions say: errors with intervals, in words, as tables and as figures of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from alexnet.metrics import ErrorCounts, calibrate, confused_pairs, confusion, count_errors
+from alexnet.metrics import (
+    ConfusedPair,
+    ErrorCounts,
+    calibrate,
+    confused_pairs,
+    confusion,
+    count_errors,
+)
 from alexnet.plots import evaluation as plots
 from alexnet.plots import figures
 from alexnet.predictions import Predictions
@@ -15,6 +24,7 @@ from alexnet.shards.codec import read_images
 from alexnet.shards.format import read_row_group
 from alexnet.shards.manifest import Manifest
 from alexnet.significance import wilson_interval
+from pipelines.decorations import Decorations
 from pipelines.results import EvaluateResult
 from pipelines.tracking.run import Run
 
@@ -95,27 +105,47 @@ def in_words(result: EvaluateResult) -> list[str]:
     return lines
 
 
-def log_errors(run: Run, manifest: Manifest, predicted: Predictions) -> None:
-    """Log errors per class, confusions and calibration, as tables and figures."""
+def decorations(run: Run, manifest: Manifest, predicted: Predictions) -> Decorations:
+    """What is logged about an evaluation: errors per class, confusions, calibration, examples."""
     names = [label.name for label in manifest.labels]
     counts = confusion(predicted.labels, predicted.best[:, 0], len(names))
     pairs = confused_pairs(counts, PAIRS)
     calibration = calibrate(predicted.probabilities[:, 0], predicted.correct)
-    run.log_table(class_table(predicted, names, counts), "classes.json")
-    run.log_table(
-        pa.table(
-            {
-                "true": [names[pair.true] for pair in pairs],
-                "predicted": [names[pair.predicted] for pair in pairs],
-                "images": [pair.images for pair in pairs],
-                "of": [int(counts[pair.true].sum()) for pair in pairs],
-            }
+    logged: dict[str, Callable[[], pa.Table | Figure]] = {
+        "classes.json": lambda: class_table(predicted, names, counts),
+        "confused_pairs.json": lambda: _pair_table(pairs, names, counts),
+        "confusion_matrix.png": lambda: figures.confusion_matrix(counts, names),
+        "confused_pairs.png": lambda: plots.confused_pairs(pairs, counts.sum(axis=1), names),
+        "reliability.png": lambda: plots.reliability(calibration),
+        "predictions.png": lambda: _examples(manifest, predicted, names),
+    }
+
+    def log(name: str) -> None:
+        made = logged[name]()
+        if isinstance(made, pa.Table):
+            run.log_table(made, name)
+        else:
+            run.log_figure(made, name)
+
+    return {
+        "the validation images": lambda: run.log_dataset(
+            "shards", predicted.validation, manifest.folder, "validation", "val split"
         ),
-        "confused_pairs.json",
+        **{name: partial(log, name) for name in logged},
+    }
+
+
+def _pair_table(
+    pairs: Sequence[ConfusedPair], names: Sequence[str], counts: NDArray[np.int64]
+) -> pa.Table:
+    return pa.table(
+        {
+            "true": [names[pair.true] for pair in pairs],
+            "predicted": [names[pair.predicted] for pair in pairs],
+            "images": [pair.images for pair in pairs],
+            "of": [int(counts[pair.true].sum()) for pair in pairs],
+        }
     )
-    run.log_figure(figures.confusion_matrix(counts, names), "confusion_matrix.png")
-    run.log_figure(plots.confused_pairs(pairs, counts.sum(axis=1), names), "confused_pairs.png")
-    run.log_figure(plots.reliability(calibration), "reliability.png")
 
 
 def class_table(
@@ -151,20 +181,18 @@ def class_table(
     return pa.Table.from_pylist(sorted(rows, key=lambda row: -float(str(row["top1_error"]))))
 
 
-def log_examples(run: Run, manifest: Manifest, predicted: Predictions) -> None:
-    """Log a figure of the first images with their predictions."""
+def _examples(manifest: Manifest, predicted: Predictions, names: Sequence[str]) -> Figure:
+    """The first images with their predictions."""
     with ThreadPoolExecutor(2) as decoders:
         rows, images = read_images(manifest.row_groups("val")[0], ["key"], decoders)
     keys = rows["key"].to_pylist()[:PANEL_IMAGES]
-    names = [label.name for label in manifest.labels]
     position = {key: index for index, key in enumerate(predicted.keys)}
     shown = [position[key] for key in keys]
-    panel = figures.predictions_panel(
+    return figures.predictions_panel(
         images[:PANEL_IMAGES],
         [names[predicted.labels[index]] for index in shown],
         [ranking(predicted, names, index) for index in shown],
     )
-    run.log_figure(panel, "predictions.png")
 
 
 def ranking(predicted: Predictions, names: Sequence[str], index: int) -> list[tuple[str, float]]:

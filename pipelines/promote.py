@@ -21,6 +21,7 @@ from alexnet.predictions import Predictions
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
 from pipelines.decision import Decision, decide
+from pipelines.decorations import Decorated
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PromoteResult, RollbackResult
 from pipelines.settings import PromoteCommandSettings, PromoteSettings
@@ -56,7 +57,11 @@ def run(
     key = StageKey(
         stage="promote",
         settings=settings.results(),
-        inputs={"model": models[0], "evaluation": evaluation.key.digest},
+        inputs={
+            "model": models[0],
+            "evaluation": evaluation.key.digest,
+            "evaluation.run": evaluation.run_id,
+        },
         code=RULES_VERSION,
     )
     return run_stage(
@@ -72,29 +77,40 @@ def run(
 
 def _promote(
     settings: PromoteSettings, evaluation: StageOutcome[EvaluateResult], run: Run
-) -> PromoteResult:
+) -> Decorated[PromoteResult]:
     """Register the model, set the aliases."""
     store, name, evaluated = run.store, settings.registered_model, evaluation.result
     predicted = predictions.read(evaluated.predictions)
-    tags = {
+    version_tags = {
         "validation.content": evaluated.validation,
         "top1_error": str(evaluated.top1_error),
         EVALUATION_TAG: evaluation.run_id,
     }
     if evaluated.top5_error is not None:
-        tags["top5_error"] = str(evaluated.top5_error)
+        version_tags["top5_error"] = str(evaluated.top5_error)
     with promotion_lock(store, name):
-        version = registry.register(store, name, evaluated.models[0], tags)
+        version = registry.register(store, name, evaluated.models[0], version_tags)
         registry.set_alias(store, name, "candidate", version.version)
         decision = _decide_and_set(settings, store, version, predicted, evaluation.key.digest)
     verdict = f"{name} version {version.version} is {'' if decision.wins else 'not '}champion: "
     verdict += decision.reason
     stage_logger("promote").info("%s", verdict)
-    table = decision.table(version.version)
-    run.log_table(pa.table({"decision": list(table), "value": list(table.values())}), TABLE)
-    run.set_tags({"model.version": f"{name}/{version.version}", "verdict": verdict})
-    registry.describe(store, name, version.version, decision.markdown(version.version))
-    return _result(name, version.version, decision)
+    tags = {"model.version": f"{name}/{version.version}", "verdict": verdict}
+    return Decorated(
+        _result(name, version.version, decision),
+        {
+            TABLE: lambda: run.log_table(_table(decision, version.version), TABLE),
+            "the verdict": lambda: run.set_tags(tags),
+            "the description of the version": lambda: registry.describe(
+                store, name, version.version, decision.markdown(version.version)
+            ),
+        },
+    )
+
+
+def _table(decision: Decision, version: str) -> pa.Table:
+    table = decision.table(version)
+    return pa.table({"decision": list(table), "value": list(table.values())})
 
 
 def _decide_and_set(

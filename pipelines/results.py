@@ -57,6 +57,12 @@ class PreprocessResult(StageResult):
     """The data set's folder."""
     content: str
     """Content digest of the shards."""
+    files_found: int = 0
+    """In the source's folder and in its archives; the sum of used, rejected and ignored ones."""
+    files_used: int = 0
+    """In the shards, or read for labels, or archives and Parquet files that contain images."""
+    files_ignored: int = 0
+    ignored_by_rule: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +243,18 @@ class DryRunResult:
     source_bytes: int
     estimated_bytes: int
     estimated_seconds: float
+    files_found: int
+    """In the source's folder and in its archives; the sum of used, rejected and ignored ones."""
+    files_used: int
+    """Images and files with labels, archives and Parquet files."""
+    files_ignored: int
+    ignored_by_rule: dict[str, int]
+    rejected: int
+    """Empty files and links to nothing; what else can't be read is known only after decoding."""
+    sampled: int
+    """Images that were read for the estimate."""
+    sample_rejected: int
+    """How many of these can't be read."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields, ``stage`` first."""

@@ -13,6 +13,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from alexnet import storage
+from alexnet.storage.names import path_bytes
 
 
 def option(
@@ -41,8 +42,27 @@ def is_positional(field: FieldInfo) -> bool:
 Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["none", "sample", "imagenette", "ilsvrc2012"]
 
-PathOrUri = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
+
+def _absolute(value: Any) -> Any:
+    """Before validation, which refuses paths that are not UTF-8."""
+    return storage.absolute(value) if isinstance(value, str) and value else value
+
+
+PathOrUri = Annotated[str, Field(min_length=1), BeforeValidator(_absolute)]
 """A local path, made absolute because Ray's workers run elsewhere, or an s3:// or gs:// URI."""
+
+
+def _utf8(path: str) -> str:
+    if path_bytes(path) != path.encode():
+        raise ValueError(
+            "MLflow and Ray can't use a workdir whose name is not UTF-8; rename it or choose "
+            "another"
+        )
+    return path
+
+
+WorkdirPath = Annotated[PathOrUri, AfterValidator(_utf8)]
+"""As ``PathOrUri``, in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)

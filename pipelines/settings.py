@@ -26,6 +26,7 @@ from pipelines.setting_types import (
     Switch,
     TrackingUri,
     TwoEvaluations,
+    WorkdirPath,
     Workers,
     option,
 )
@@ -42,13 +43,13 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", populate_by_name=True, validate_default=True
     )
 
-    workdir: PathOrUri = option(
+    workdir: WorkdirPath = option(
         "work", "folder for shards, checkpoints, records and the tracking store"
     )
     tracking_uri: TrackingUri | None = option(
         None, "MLflow tracking store; by default an SQLite file in the workdir", repr=False
     )
-    experiment: str = option("alexnet", "MLflow experiment", min_length=1)
+    experiment: str = option("alexnet", "MLflow experiment", min_length=1, max_length=500)
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
@@ -110,7 +111,9 @@ class PreprocessSettings(StageSettings):
     """Settings of ``preprocess``."""
 
     source: PathOrUri | None = option(
-        None, "folder with the official archives, Kaggle's form or {train,val}/<class>/"
+        None,
+        "folder with the official archives, Kaggle's form, Parquet files, Tiny-ImageNet or "
+        "{train,val}/<class>/",
     )
     encoding: Literal["jpeg", "raw"] = option(
         "jpeg", "how 256x256 images are stored: JPEG, or 196,608 raw bytes", result=True
@@ -119,6 +122,9 @@ class PreprocessSettings(StageSettings):
     rows_per_shard: int = option(1024, "images in a shard", result=True, ge=1, le=65536)
     max_reject_fraction: float = option(
         0.01, "stop when a larger part of the images can't be read", ge=0, le=1
+    )
+    allow_leftover: bool = option(
+        False, "go on although files of the source are left over or missing"
     )
 
 
@@ -286,3 +292,6 @@ class BatchInferenceSettings(Settings):
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
     num_workers: Workers = option(1, "actors that hold the model; 1:4: as for training")
     batch_size: int = option(32, "images given to a model at once", ge=1)
+    exif_orientation: Literal["apply", "ignore"] = option(
+        "apply", "apply: photographs are turned upright; training takes pixels as stored"
+    )

@@ -72,6 +72,7 @@ def finalize_dataset(raw: Path, folder: Path, tasks: list[ShardTask]) -> Manifes
         layout=source.layout,
         settings={},
         labels=source.labels,
+        account=source.account,
     )
 
 

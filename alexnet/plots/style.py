@@ -4,6 +4,7 @@ The colours are from the palette of Okabe and Ito, which people with any common 
 blindness can distinguish.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -94,10 +96,26 @@ def picture_axes(axes: Axes) -> Axes:
     return axes
 
 
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """Code points that matplotlib's font can draw, bold ones too."""
+    fonts = [findfont(FontProperties(weight=weight)) for weight in ("normal", "bold")]
+    return frozenset.intersection(*(frozenset(get_font(font).get_charmap()) for font in fonts))
+
+
+def drawn_text(text: str) -> str:
+    """Text that is drawn as it is, on one line, for names and whatever else is not our own.
+
+    A dollar sign begins no formula, and a box stands for a character that the font does not have.
+    """
+    known = (c if c.isprintable() and ord(c) in _glyphs() else "□" for c in " ".join(text.split()))
+    return "".join(known).replace("$", r"\$")
+
+
 def short_name(name: str, limit: int = 22) -> str:
-    """A class name's first synonym, cut to at most ``limit`` characters."""
-    first = name.split(",")[0].strip()
-    return first if len(first) <= limit else first[: limit - 1].rstrip() + "…"
+    """A class name's first synonym as ``drawn_text``, cut to at most ``limit`` characters."""
+    first = next((part.strip() for part in name.split(",") if part.strip()), name)
+    return drawn_text(first if len(first) <= limit else first[: limit - 1].rstrip() + "…")
 
 
 def distinct_names(names: Sequence[str], limit: int = 22) -> list[str]:

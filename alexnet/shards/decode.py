@@ -1,14 +1,16 @@
 """Bytes of an image file → 256x256 RGB, or the reason for which it can't be decoded.
 
 The shorter side is resized to 256 pixels and the central square is kept, as in 2012; small images
-are enlarged and EXIF rotation is ignored. The result differs from that of torchvision's
-``Resize(256)`` and ``CenterCrop(256)`` on a Pillow image by at most 2 of 255.
+are enlarged. EXIF orientation is ignored, as in 2012, unless images are to be upright. The result
+differs from that of torchvision's ``Resize(256)`` and ``CenterCrop(256)`` on a Pillow image by at
+most 2 of 255.
 
 JPEG's reduced-size decoding is not used: it is faster only if the shorter side has 512 pixels or
 more, which is so for a few per cent of ILSVRC2012, and it changes their pixels by more than that.
 """
 
 import re
+import warnings
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -26,12 +28,19 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from alexnet.errors import one_line
 from alexnet.recipes import IMAGE_SIZE
+from alexnet.sources.content import explain_pointer
 
 MAX_PIXELS = 89_478_485
 """Pillow's limit, 360 MB in its memory; the largest image of ILSVRC2012 has 61 million pixels."""
 
 Reason = Literal[
-    "empty", "truncated", "not an image", "too many pixels", "unsupported", "unreadable"
+    "empty",
+    "truncated",
+    "not an image",
+    "not downloaded",
+    "too many pixels",
+    "unsupported",
+    "unreadable",
 ]
 
 
@@ -42,9 +51,9 @@ class Decoded:
     pixels: NDArray[np.uint8]
     """(256, 256, 3) RGB."""
     width: int
-    """Of the original image, in pixels."""
+    """Of the original image in pixels; with ``upright`` of the image after it was turned."""
     height: int
-    """Of the original image, in pixels."""
+    """As ``width``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,22 @@ _OTHER_IMAGE = re.compile(
 )
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded | Rejection:
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image upright, by the value of EXIF's tag ``Orientation``."""
+
+
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = False
+) -> Decoded | Rejection:
     """Decode and resize a JPEG, PNG, WEBP, GIF (its first image) or BMP file.
 
     Damaged data raises no exception. All kinds of pixels (grey, palette, CMYK, 16 bits, with alpha)
@@ -90,10 +114,14 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded | Rejection:
     Args:
         data: content of the file.
         max_pixels: the largest width times height; larger images are rejected by their header.
+        upright: turn the image as its EXIF orientation says, before it is resized; a damaged EXIF
+            block is ignored.
     """
     if not data:
         return Rejection("empty", "the file has no bytes")
     reader = next((reader for signature, reader in _READERS if signature.match(data)), None)
+    if reader is None and (pointer := explain_pointer(data)):
+        return Rejection("not downloaded", pointer)
     if reader is None:
         is_image = _OTHER_IMAGE.match(data)
         return Rejection(
@@ -104,14 +132,19 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded | Rejection:
     # decodes images.
     from alexnet.shards.resize import square_of_image
 
-    if reader is _Jpeg and (decoded := decode_ordinary_jpeg(data, max_pixels)):
+    as_stored = reader is _Jpeg and not (upright and _is_turned_jpeg(data))
+    if as_stored and (decoded := decode_ordinary_jpeg(data, max_pixels)):
         return decoded
     try:
         image = reader(BytesIO(data))
         width, height = image.size
         if width * height > max_pixels:
             return Rejection("too many pixels", f"{width}x{height}, the limit is {max_pixels}")
-        pixels = square_of_image(_to_rgb(image))
+        rgb = _to_rgb(image)
+        if upright and (turn := _turn(image)) is not None:
+            rgb = rgb.transpose(turn)
+        width, height = rgb.size
+        pixels = square_of_image(rgb)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return Rejection("too many pixels", one_line(error))
     except MemoryError:
@@ -138,6 +171,23 @@ def decode_ordinary_jpeg(data: bytes, max_pixels: int) -> Decoded | None:
     except ValueError:  # Also for what are only warnings: Pillow decides what can be decoded.
         return None
     return Decoded(square_of_pixels(pixels), width, height)
+
+
+def _is_turned_jpeg(data: bytes) -> bool:
+    try:
+        return _turn(_Jpeg(BytesIO(data))) is not None
+    except Exception:  # Pillow raises many types of errors on damaged files.
+        return False
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings an image upright; None if it is upright, or if its EXIF block is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # About damage in other tags.
+            return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # As above.
+        return None
 
 
 def render_reject(data: bytes) -> NDArray[np.uint8]:

@@ -75,11 +75,12 @@ class Evaluator:
 
 
 @errors_as_rows(DECODED_SCHEMA)
-def read_and_decode(files: pa.Table) -> pa.Table:
+def read_and_decode(files: pa.Table, *, upright: bool = True) -> pa.Table:
     """The task of ``batch_inference``: read and decode files.
 
     Args:
         files: ``path`` and ``size``.
+        upright: whether images are turned as their EXIF orientation says.
 
     Returns:
         ``DECODED_SCHEMA``.
@@ -88,7 +89,7 @@ def read_and_decode(files: pa.Table) -> pa.Table:
     reasons: list[str | None] = []
     for path, size in zip(files["path"].to_pylist(), files["size"].to_pylist(), strict=True):
         try:
-            decoded = decode(storage.read_range(path, 0, size))
+            decoded = decode(storage.read_range(path, 0, size), upright=upright)
         except (OSError, EOFError) as error:
             pixels.append(None)
             reasons.append(f"unreadable: {one_line(error)}")

@@ -24,7 +24,15 @@ from alexnet.shards.write import make_shard, read_result
 from alexnet.sources import parquet_extract
 from alexnet.sources.read import read_source
 from alexnet.storage import object_store
+from alexnet.training.checkpoint import verify_checkpoint
 from pipelines.tracking.server import connection_error
+from pipelines.training.checkpoint_folder import (
+    RAY_LIST,
+    forget_ray_list,
+    list_checkpoints,
+    open_checkpoint,
+    prune_checkpoints,
+)
 
 pytestmark = pytest.mark.slow
 """Two servers are started, and some tests wait for connections to time out."""
@@ -394,3 +402,22 @@ def test_a_google_uri_has_a_file_system_and_a_path() -> None:
     filesystem, inner = storage.locate("gs://anonymous@bucket/a b/c?d")
     assert filesystem.type_name == "gcs"
     assert inner == "bucket/a b/c?d"
+
+
+def test_checkpoints_in_a_store_are_listed_and_read(store: str, tmp_path: Path) -> None:
+    """An upload that was interrupted is passed over."""
+    folder = f"{store}/training/key"
+    for step in (3, 6):
+        state = b"{" if step == 6 else b'{"epoch_errors": {}, "files": {}, "step": 3}'
+        storage.write_bytes(f"{folder}/step_{step:09d}/train_state.json", state)
+    storage.write_bytes(f"{folder}/{RAY_LIST}", b'{"half')
+    paths = list_checkpoints(folder)
+    assert paths == [f"{folder}/step_000000006", f"{folder}/step_000000003"]
+    prune_checkpoints(folder)
+    forget_ray_list(folder)
+    assert not storage.exists(f"{folder}/{RAY_LIST}")
+    assert list_checkpoints(folder) == paths
+    with open_checkpoint(paths[0]).as_directory() as local, pytest.raises(UserError):
+        verify_checkpoint(local)
+    with open_checkpoint(paths[1]).as_directory() as local:
+        assert verify_checkpoint(local).step == 3

@@ -85,8 +85,8 @@ def test_what_a_run_shows(dataset: Manifest, mlflow_workdir: str, tmp_path: Path
     store = connect(Settings(workdir=mlflow_workdir))
     run_id = open_run(store, "evaluate", resume=None, parent=None)
     with active_run(store, run_id) as run:
-        report.log_errors(run, dataset, of_table(table))
-        report.log_examples(run, dataset, of_table(table))
+        for decorate in report.decorations(run, dataset, of_table(table)).values():
+            decorate()
     files = {file.path for file in store.client.list_artifacts(run_id)}
     assert files == {
         "classes.json",

@@ -33,6 +33,10 @@ PREPROCESS = PreprocessResult(
     digest="0123456789abcdef",
     shards="/work/shards/0123456789abcdef",
     content="0123abcd",
+    files_found=60,
+    files_used=53,
+    files_ignored=6,
+    ignored_by_rule={"macOS": 6},
 )
 TRAIN = TrainResult(
     images=78,
@@ -82,6 +86,10 @@ KEYS = {
         "digest",
         "shards",
         "content",
+        "files_found",
+        "files_used",
+        "files_ignored",
+        "ignored_by_rule",
     ],
     "train": [
         "stage",
@@ -148,6 +156,9 @@ METRICS = {
         "shards_kept": 2.0,
         "images_per_second": 20.5,
         "bytes": 123456.0,
+        "files_found": 60.0,
+        "files_used": 53.0,
+        "files_ignored": 6.0,
     },
     "train": {"images": 78.0, "epochs": 2.0, "steps": 10.0},
     "evaluate": {
@@ -235,6 +246,13 @@ def test_the_json_line_of_a_dry_run() -> None:
         "source_bytes": 1000,
         "estimated_bytes": 2000,
         "estimated_seconds": 0.25,
+        "files_found": 60,
+        "files_used": 54,
+        "files_ignored": 6,
+        "ignored_by_rule": {"macOS": 6},
+        "rejected": 0,
+        "sampled": 52,
+        "sample_rejected": 1,
     }
     expected = {"stage": "preprocess", "dry_run": True} | values
     value = DryRunResult(**values).to_json()  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from ray.cluster_utils import Cluster
 from ray_clusters import cluster_of
 
@@ -186,7 +187,7 @@ def use_shards(workdir: Path, name: str) -> None:
         bytes=1,
         digest=name,
         shards=str(workdir / name),
-        content=name,
+        content=read_manifest(str(workdir / name)).content_digest(),
     )
     key = StageKey(stage="preprocess", settings={}, inputs={"source": name}, code="")
     finish(Workdir(str(workdir)), start(Workdir(str(workdir)), key, lambda _: "run"), 1.0, result)
@@ -248,3 +249,18 @@ def test_errors_in_batch_inference_are_one_line(
     line = error_of(batch_inference.main, *command, evaluated.good)
     assert line.startswith(f"prog: {evaluated.good}: no AlexNet model can be loaded from there")
     assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_photographs_are_turned_upright_unless_that_is_off(tmp_path: Path, upright: bool) -> None:
+    left_is_white = np.zeros((256, 256, 3), np.uint8)
+    left_is_white[:, :128] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was held so that the image must be turned clockwise.
+    path = tmp_path / "photograph.png"
+    Image.fromarray(left_is_white).save(path, exif=exif)
+    files = pa.table({"path": [str(path)], "size": [path.stat().st_size]})
+    decoded = raise_errors(read_and_decode(files, upright=upright))
+    pixels = np.frombuffer(decoded["pixels"][0].as_py(), np.uint8).reshape(256, 256, 3)
+    expected = np.rot90(left_is_white, -1) if upright else left_is_white
+    assert np.array_equal(pixels, expected)

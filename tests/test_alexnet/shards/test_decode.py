@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from alexnet.recipes import IMAGE_SIZE
@@ -56,8 +56,8 @@ def pixels_of(data: bytes) -> NDArray[np.int64]:
     return decoded.pixels.astype(np.int64)
 
 
-def rejection(data: bytes, **options: int) -> Rejection:
-    result = decode(data, **options)
+def rejection(data: bytes, max_pixels: int = MAX_PIXELS) -> Rejection:
+    result = decode(data, max_pixels=max_pixels)
     assert isinstance(result, Rejection)
     assert "\n" not in result.detail
     return result
@@ -321,3 +321,34 @@ def test_ordinary_jpegs_decode_to_pillows_pixels() -> None:
             with Image.open(path) as image:
                 expected = square_of_image(image.convert("RGB"))
             np.testing.assert_array_equal(decoded.pixels, expected, err_msg=str(path))
+
+
+@pytest.mark.parametrize("size", [(60, 40), (300, 1000), (1800, 1500), (1300, 260)])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_photographs_are_upright_on_request(
+    orientation: int, file_format: str, size: tuple[int, int]
+) -> None:
+    """0 and 9 are no orientations."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(gradient(*size), file_format, exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB"))
+    decoded, stored = decode(data, upright=True), decode(data)
+    assert isinstance(decoded, Decoded)
+    assert isinstance(stored, Decoded)
+    assert (decoded.width, decoded.height) == turned.size
+    np.testing.assert_array_equal(decoded.pixels, square_of_image(turned))
+    assert (stored.width, stored.height) == size
+    without = decode(saved(gradient(*size), file_format))
+    assert isinstance(without, Decoded)
+    np.testing.assert_array_equal(stored.pixels, without.pixels)
+
+
+@settings(max_examples=60)
+@given(exif=st.binary(max_size=80), byte_order=st.sampled_from([b"", b"II*\0", b"MM\0*"]))
+def test_a_damaged_exif_block_is_ignored(exif: bytes, byte_order: bytes) -> None:
+    data = saved(gradient(), "JPEG", exif=b"Exif\0\0" + byte_order + exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(decode(data, upright=True), Decoded)

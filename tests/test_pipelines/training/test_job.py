@@ -1,7 +1,6 @@
 """The Ray Train job's resources over lost nodes and repeated commands; Ray is replaced."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,11 +31,10 @@ class FakeRay:
                 workers = scaling_config.num_workers
                 fake.attempts.append((workers, scaling_config.resources_per_worker))
 
-            def fit(self) -> Any:
+            def fit(self) -> None:
                 if fake.losses:
                     fake.nodes = fake.losses.pop(0)
                     raise TrainingFailedError("a node was lost")
-                return SimpleNamespace(best_checkpoints=[], checkpoint=SimpleNamespace(path="x"))
 
         class Lines:
             def __enter__(self) -> str:
@@ -46,6 +44,7 @@ class FakeRay:
 
         monkeypatch.setattr(job, "TorchTrainer", Trainer)
         monkeypatch.setattr(job, "worker_log", lambda *_: Lines())
+        monkeypatch.setattr(job, "list_checkpoints", lambda _: ["step_000000001"])
         monkeypatch.setattr(cluster, "connect", lambda: None)
         monkeypatch.setattr(cluster, "started_here", lambda: True)
         monkeypatch.setattr(ray, "nodes", self.as_ray_lists_them)
