@@ -30,8 +30,16 @@ class InputsChangedError(UserError):
     """The inputs of an output that was begun are no longer those that were listed."""
 
 
+class UnaccountedFilesError(UserError):
+    """Files of a source would not be used, or files that belong to it are missing."""
+
+
 class InvalidModelError(UserError):
     """A model's outputs are no probabilities."""
+
+
+class InvalidPredictionsError(UserError):
+    """A file of predictions is missing or damaged."""
 
 
 class UnwritableFolderError(UserError):

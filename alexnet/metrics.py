@@ -1,4 +1,4 @@
-"""Top-k errors, averages of views and of models, and the confusion matrix."""
+"""Top-k errors, averages of views and of models, the confusion matrix, calibration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOP_K = 5
+CALIBRATION_BINS = 15
 
 
 def top_labels(probabilities: NDArray[np.float32], k: int = TOP_K) -> NDArray[np.int64]:
@@ -90,3 +91,62 @@ def confusion(
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusedPair:
+    """A class and another one that its images are classified as."""
+
+    true: int
+    predicted: int
+    images: int
+    """Images of the class ``true`` that are classified as ``predicted``."""
+
+
+def confused_pairs(counts: NDArray[np.int64], most: int) -> list[ConfusedPair]:
+    """The ``most`` largest counts outside the diagonal of a confusion matrix, largest first."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [ConfusedPair(int(t), int(p), int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How often predictions are right, by their probability: bins of equal width from 0 to 1."""
+
+    images: NDArray[np.int64]
+    """(bins,)."""
+    confidence: NDArray[np.float64]
+    """(bins,): mean probability of the best label, NaN in an empty bin."""
+    accuracy: NDArray[np.float64]
+    """(bins,): fraction of the images whose best label is right, NaN in an empty bin."""
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error (ECE), a fraction.
+
+        The mean of |accuracy - confidence| over the bins, weighted with their images.
+        """
+        gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+        return float((gaps * self.images).sum() / self.images.sum())
+
+
+def calibrate(
+    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> Calibration:
+    """Group predictions by their probability; a bin contains its upper end.
+
+    Args:
+        confidence: (N,), the probability of each image's best label.
+        correct: (N,), whether it is right.
+        bins: number of bins.
+    """
+    number = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    images = np.bincount(number, minlength=bins)
+    count = np.where(images, images, np.nan)
+    return Calibration(
+        images,
+        np.bincount(number, confidence, bins) / count,
+        np.bincount(number, correct, bins) / count,
+    )

@@ -9,6 +9,7 @@ same command keeps the finished parts; files that were added to a folder become 
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,7 +28,9 @@ from pipelines import stages
 from pipelines.console.cli import run_script
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
+from pipelines.console.redact import shortened
 from pipelines.console.watchdog import Watchdog
+from pipelines.decorations import run_decorations
 from pipelines.inference import origin as origins
 from pipelines.inference import report
 from pipelines.inference.job import make_parts
@@ -77,7 +80,7 @@ def _complete(
     """Make the parts that are missing, then the manifest."""
     log = stage_logger("batch_inference")
     output = settings.output
-    listed = _list(settings)
+    listed, ignored = _list(settings)
     options = _part_options(settings, models, origin)
     kept = _finished(listed, options)
     missing = [part for part in listed if part.number not in kept]
@@ -86,7 +89,11 @@ def _complete(
     with active_run(store, run_id) as run:
         run.log_params(settings.model_dump(exclude={"tracking_uri"}))
         run.set_tags(
-            {"stage": "batch_inference", "models": " ".join(model.uri for model in models)}
+            {
+                "stage": "batch_inference",
+                "models": " ".join(model.uri for model in models),
+                "predictions": output,
+            }
         )
         if kept:
             log.info("%d of %d parts exist from an earlier run", len(kept), len(listed))
@@ -98,14 +105,14 @@ def _complete(
         by_number = kept | {part.number: part for part in made}
         results = [by_number[part.number] for part in listed]
         totals = report.add_up(results)
-        page = report.write_page(output, results, origin) if settings.html else None
         report.write_manifest(output, origin, results, totals)
         names = [name for _, name in models[0].classes]
-        report.log_result(run, output, origin, results, totals, names)
+        page = _write_page(output, results, origin) if settings.html else None
         predicted = sum(part.rows for part in made)
         result = BatchInferenceResult(
             images=totals.images,
             rejected=totals.rejected,
+            files_ignored=ignored,
             seconds=round(time.monotonic() - started, 1),
             images_per_second=round(predicted / seconds, 1) if made else 0.0,
             parts_made=len(made),
@@ -114,8 +121,28 @@ def _complete(
             page=page,
             model=" ".join(model.uri for model in models),
         )
-        run.log_metrics(result.metrics())
+        run_decorations(
+            "batch_inference",
+            {
+                "the metrics": lambda: run.log_metrics(result.metrics()),
+                **report.decorations(run, output, origin, results, totals, names),
+            },
+        )
     return result
+
+
+def _write_page(output: str, results: Sequence[PartResult], origin: Origin) -> str | None:
+    """Write the page, and say why if it can't be written: the predictions are complete without."""
+    try:
+        return report.write_page(output, results, origin)
+    except Exception as error:
+        stage_logger("batch_inference").warning(
+            "the page could not be written (%s); the predictions are complete, and the same "
+            "command tries again",
+            shortened(error, 200),
+            exc_info=True,
+        )
+        return None
 
 
 def _check_models(settings: BatchInferenceSettings, models: Sequence[ModelInfo]) -> None:
@@ -154,10 +181,10 @@ def _origin(settings: BatchInferenceSettings, store: Store, models: Sequence[Mod
     )
 
 
-def _list(settings: BatchInferenceSettings) -> list[ListedPart]:
-    """The parts of the listing, with those for new items."""
+def _list(settings: BatchInferenceSettings) -> tuple[list[ListedPart], int]:
+    """The parts of the listing, with those for new items, and the number of ignored files."""
     log = stage_logger("batch_inference")
-    count = 0
+    count, ignored = 0, Counter[str]()
 
     def counted(items: Iterable[Item]) -> Iterator[Item]:
         nonlocal count
@@ -166,12 +193,19 @@ def _list(settings: BatchInferenceSettings) -> list[ListedPart]:
             yield item
 
     with Watchdog("batch_inference", lambda: f"listing images, {count:,} so far"):
-        items = counted(list_items(settings.images))
-        listed, added = update_listing(settings.output, items, settings.rows_per_part)
+        items = counted(list_items(settings.images, ignored))
+        listed, added = update_listing(settings.output, items, settings.rows_per_part, ignored)
     rows = sum(part.rows for part in listed)
     new = sum(part.rows for part in listed[len(listed) - added :])
-    log.info("%s images listed, %s of them new", f"{rows:,}", f"{new:,}")
-    return listed
+    rules = ", ".join(f"{rule} {count:,}" for rule, count in sorted(ignored.items()))
+    log.info(
+        "%s files listed, %s of them new; %s ignored%s",
+        f"{rows:,}",
+        f"{new:,}",
+        f"{ignored.total():,}",
+        f" ({rules})" if rules else "",
+    )
+    return listed, ignored.total()
 
 
 def _finished(listed: Sequence[ListedPart], options: PartOptions) -> dict[int, PartResult]:

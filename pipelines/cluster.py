@@ -3,8 +3,9 @@
 import logging
 import os
 import secrets
-import socket
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray._private import utils as ray_utils
@@ -13,8 +14,10 @@ from ray.exceptions import AuthenticationError
 
 from alexnet.errors import UserError, one_line
 from pipelines.console.interrupt import restore_handlers, run_in_thread
+from pipelines.console.output import printable
 from pipelines.console.redact import redacted
 from pipelines.console.watchdog import Watchdog
+from pipelines.ray_address import ask_cluster, running_cluster, with_token
 
 GIB = 2**30
 
@@ -48,7 +51,8 @@ def connect() -> None:
     a gigabyte and some seconds; ``ray start --head`` starts one with a dashboard.
 
     Raises:
-        UserError: RAY_ADDRESS names a cluster that does not answer or refuses the connection.
+        UserError: the cluster to join does not answer or refuses the connection, or none can be
+            started here.
     """
     with _CONNECTING, Watchdog("ray", lambda: "waiting for Ray to start or to answer"):
         if not ray.is_initialized():
@@ -65,34 +69,57 @@ def started_here() -> bool:
 
 def _join_or_start() -> None:
     _STARTED.clear()
-    address = _running_cluster()
+    address = running_cluster(find_bootstrap_address(None))
+    # Ray keeps the command line in its table of jobs, and shows it. It must be UTF-8.
+    command_line = printable(redacted(ray_utils.get_entrypoint_name()))
+    ray_utils.get_entrypoint_name = lambda: command_line
     # The workers' lines for the user come through ``console.worker_log``.
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    # Ray keeps the command line in its table of jobs, and shows it.
-    command_line = redacted(ray_utils.get_entrypoint_name())
-    ray_utils.get_entrypoint_name = lambda: command_line
     if address:
-        try:
-            ray.init(address=address, **quiet)
-        except RuntimeError as error:
-            if "Version mismatch" not in str(error):
-                raise
-            raise UserError(
-                f"the Ray cluster at {address} can't be joined ({one_line(error)}); install the "
-                "same versions on all machines, or stop that cluster"
-            ) from error
-        except (ConnectionError, AuthenticationError) as error:
-            raise UserError(
-                f"the Ray cluster at {address} can't be joined ({one_line(error)}); if it "
-                "requires a token, which newer Ray versions do where ~/.ray/auth_token exists, "
-                "`export RAY_AUTH_MODE=token`"
-            ) from error
+        _join(address, quiet)
     else:
-        # Otherwise Ray writes a token to the home directory; then a later `ray start --head`
-        # requires it and a plain `ray job submit` is refused.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # This machine is not preemptible, and watching for preemption takes one more process.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        _start(quiet)
+        _STARTED.set()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _join(address: str, quiet: Mapping[str, Any]) -> None:
+    if os.environ.get("RAY_ADDRESS"):
+        otherwise = "unset RAY_ADDRESS"
+    else:
+        otherwise = "`export RAY_ADDRESS=local` to start another cluster here"
+    try:
+        ask_cluster(address)
+        ray.init(address=address, **quiet)
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"the Ray cluster at {address} can't be joined ({one_line(error)}); install the same "
+            f"versions on all machines, stop that cluster with `ray stop`, or {otherwise}"
+        ) from error
+    except (ConnectionError, AuthenticationError) as error:
+        remedy = (
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token must be the token with which it was started"
+            if with_token()
+            else "if it requires a token, which newer Ray versions do where ~/.ray/auth_token "
+            "exists, `export RAY_AUTH_MODE=token`"
+        )
+        # Its text as a string adds advice for other programs.
+        reason = error.message if isinstance(error, AuthenticationError) else one_line(error)
+        raise UserError(
+            f"the Ray cluster at {address} can't be joined ({' '.join(reason.split())}); {remedy}, "
+            f"or {otherwise}"
+        ) from error
+
+
+def _start(quiet: Mapping[str, Any]) -> None:
+    # Otherwise Ray writes a token to the home directory; then a later `ray start --head` requires
+    # it and a plain `ray job submit` is refused.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # This machine is not preemptible, and watching for preemption takes one more process.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
         ray.init(
             address="local",
             include_dashboard=False,
@@ -100,39 +127,10 @@ def _join_or_start() -> None:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
-        _STARTED.set()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _running_cluster() -> str | None:
-    """The address of a running cluster, if there is one.
-
-    Ray itself would wait for minutes for a cluster that died without ``ray stop``.
-    """
-    named = os.environ.get("RAY_ADDRESS")
-    if named:
-        if named in ("auto", "local"):
-            return named
-        host, _, port = named.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UserError(
-                f"RAY_ADDRESS={named}: not the host and port of a Ray cluster, such as "
-                "10.0.0.5:6379; correct or unset RAY_ADDRESS"
-            )
-        if not _answers(named):
-            raise UserError(
-                f"RAY_ADDRESS={named}: no Ray cluster answers there; start one with "
-                "`ray start --head` or unset RAY_ADDRESS"
-            )
-        return named
-    started = find_bootstrap_address(None)
-    return started if started and _answers(started) else None
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        if "AF_UNIX path length" not in str(error):
+            raise
+        raise UserError(
+            f"Ray can't start: the paths of its sockets are too long ({one_line(error)}); "
+            "`export RAY_TMPDIR=/tmp`, or another folder with a short path"
+        ) from error

@@ -28,7 +28,7 @@ def locked_dataset(
     """
     workdir = Workdir(settings.workdir)
     result = (preprocessed or newest(workdir, PreprocessResult, stage)).result
-    with shared_lock(workdir, Workdir.shards_lock(result.digest), stage):
+    with shared_lock(workdir, Workdir.shards_lock(result.shards), stage):
         manifest = read_manifest(result.shards)
         if manifest.content_digest() != result.content:
             raise UserError(

@@ -1,30 +1,26 @@
 """A trained model → its errors on every validation image, centre view and ten views.
 
-Several models are averaged, as the paper's five and seven networks were.
+Errors have intervals of 95 % (Wilson). Several models are averaged, as the paper's five and seven
+networks were.
 
     python pipelines/evaluate.py --workdir /data/work
     python pipelines/evaluate.py --workdir /data/work --model models:/alexnet/1 models:/alexnet/2
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import NoReturn
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from alexnet import storage
+from alexnet import predictions, storage
 from alexnet.errors import UserError
-from alexnet.metrics import ErrorCounts, confusion, count_errors
-from alexnet.plots import figures
 from alexnet.provenance import code_version
-from alexnet.shards.codec import read_images
 from alexnet.shards.format import write_table
 from alexnet.shards.manifest import Manifest
 from pipelines import cluster, stages
+from pipelines import evaluation_report as report
 from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.cli import run_script
@@ -32,22 +28,20 @@ from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.datasets import locked_dataset
+from pipelines.decorations import Decorated
 from pipelines.inference.actors import Evaluator
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
 from pipelines.settings import EvaluateSettings
 from pipelines.stages import Parent, run_stage
 from pipelines.task_errors import raise_errors
-from pipelines.tracking import registry
+from pipelines.tracking import evaluations, registry
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
 from pipelines.workdir import Workdir
 
-CODE = ("pipelines.inference.actors", "alexnet.metrics")
+CODE = ("pipelines.inference.actors", "pipelines.evaluation_report", "alexnet.predictions")
 """Entry modules of the code that decides what the errors are."""
-
-PANEL_IMAGES = 8
-"""Images in the figure of predictions."""
 
 
 def run(
@@ -112,43 +106,31 @@ def evaluate_models(
     models: list[registry.ModelInfo],
     run: Run,
     path: str,
-) -> EvaluateResult:
+) -> Decorated[EvaluateResult]:
     """Predict all validation images and write the predictions to ``path``."""
     content = manifest.content_digest("val")
     uris = [model.uri for model in models]
-    run.log_dataset("shards", content, manifest.folder, "validation", "val split")
-    run.set_tags({"validation.content": content, "models": " ".join(uris)})
-    predictions = _predict(settings, manifest, uris, run)
-    assert len(predictions) == manifest.rows("val")
-    assert len(predictions["key"].unique()) == len(predictions)
-    write_table(path, predictions)
-    centre, ten = _errors(predictions, "centre_labels"), _errors(predictions, "labels")
-    result = EvaluateResult(
-        images=ten.images,
-        top1_error=round(ten.top1_error, 3),
-        top5_error=round(ten.top5_error, 3),
-        centre_top1_error=round(centre.top1_error, 3),
-        centre_top5_error=round(centre.top5_error, 3),
-        top1_accuracy=round(100 - ten.top1_error, 3),
+    evaluations.tag(run, uris, content)
+    table = predictions.merge(
+        _predict(settings, manifest, uris, run),
+        manifest.rows("val"),
+        wnids=[label.wnid for label in manifest.labels],
         models=uris,
         validation=content,
-        predictions=path,
     )
-    _log_figures(run, manifest, predictions)
-    stage_logger("evaluate").info(
-        "%s images, error %.2f %% top-1 and %.2f %% top-5 with ten views "
-        "(%.2f %% and %.2f %% with the centre view)",
-        f"{ten.images:,}",
-        ten.top1_error,
-        ten.top5_error,
-        centre.top1_error,
-        centre.top5_error,
-    )
-    return result
+    write_table(path, table)
+    evaluations.log_predictions(run, table)
+    predicted = predictions.of_table(table)
+    result = report.summarize(predicted, path)
+    for line in report.in_words(result):
+        stage_logger("evaluate").info("%s", line)
+    return Decorated(result, report.decorations(run, manifest, predicted))
 
 
-def _predict(settings: EvaluateSettings, manifest: Manifest, uris: list[str], run: Run) -> pa.Table:
-    """The predictions for all validation row groups, by a pool of Ray actors; sorted by key."""
+def _predict(
+    settings: EvaluateSettings, manifest: Manifest, uris: list[str], run: Run
+) -> list[pa.Table]:
+    """The predictions for all validation row groups, by a pool of Ray actors."""
     cluster.connect()
     resources = actor_resources(settings.num_workers, settings.device)
     DataContext.get_current().enable_progress_bars = False
@@ -174,32 +156,7 @@ def _predict(settings: EvaluateSettings, manifest: Manifest, uris: list[str], ru
         for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(raise_errors(table))
             progress.add(len(table))
-    return pa.concat_tables(tables).sort_by("key")
-
-
-def _errors(predictions: pa.Table, column: str) -> ErrorCounts:
-    """The errors of the best labels in one column."""
-    best_labels = np.stack(predictions[column].to_numpy())
-    return count_errors(best_labels, predictions["label"].to_numpy())
-
-
-def _log_figures(run: Run, manifest: Manifest, predictions: pa.Table) -> None:
-    names = [label.name for label in manifest.labels]
-    labels = predictions["label"].to_numpy()
-    best = np.stack(predictions["labels"].to_numpy())
-    counts = confusion(labels, best[:, 0], len(names))
-    run.log_figure(figures.confusion_matrix(counts, names), "confusion_matrix.png")
-    with ThreadPoolExecutor(2) as decoders:
-        rows, images = read_images(manifest.row_groups("val")[0], ["key"], decoders)
-    keys = rows["key"][:PANEL_IMAGES]
-    shown = predictions.take(pc.index_in(keys, predictions["key"])).to_pylist()
-    best_names = [
-        [(names[k], p) for k, p in zip(row["labels"], row["probabilities"], strict=True)]
-        for row in shown
-    ]
-    true_names = [names[row["label"]] for row in shown]
-    panel = figures.predictions_panel(images[:PANEL_IMAGES], true_names, best_names)
-    run.log_figure(panel, "predictions.png")
+    return tables
 
 
 def main() -> NoReturn:

@@ -20,7 +20,16 @@ from pipelines.console.cli import run_script
 from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
-from pipelines.records import StageKey, StageOutcome, StageRecord, finish, start
+from pipelines.decorations import Decorations, run_decorations
+from pipelines.records import (
+    StageKey,
+    StageOutcome,
+    StageRecord,
+    finish,
+    next_attempt,
+    read_record,
+    start,
+)
 from pipelines.results import FullRunResult, StageResult
 from pipelines.settings import (
     EvaluateSettings,
@@ -100,17 +109,35 @@ class _ParentRun:
         self.workdir = Workdir(settings.workdir)
         self.opened: tuple[Run, StageRecord] | None = None
         self._settings = settings
+        source = settings.source
+        self._key = StageKey(
+            stage="full_run",
+            settings=settings.results(),
+            inputs={
+                "source": self.workdir.relative(source) if source else settings.preset or "",
+                "stages": " ".join(_chosen(settings)),
+            },
+            code="",
+        )
+        unfinished = read_record(self.workdir, self._key)
+        self.is_unfinished = unfinished is not None and not unfinished.finished
+        self._attempt = next_attempt(unfinished, force=settings.force)
+
+    @property
+    def forced_by(self) -> str | None:
+        """The ID of the ``--force`` that the stages belong to; None without one."""
+        return self._attempt.forced_by
 
     def run_id(self) -> str:
         """The run's id."""
         if self.opened is None:
             store = connect(self._settings)
-            key = StageKey(stage="full_run", settings=self._settings.results(), inputs={}, code="")
             with postponed_interrupts():
                 record = start(
                     self.workdir,
-                    key,
+                    self._key,
                     lambda unfinished: open_run(store, "full_run", resume=unfinished, parent=None),
+                    self._attempt,
                 )
                 self.opened = Run(store, record.run_id), record
         return self.opened[0].run_id
@@ -121,12 +148,14 @@ def _parent_run(settings: FullRunSettings, outcomes: Outcomes) -> Iterator[Paren
     """The run that the stages' runs are nested in.
 
     Nothing is recorded if no stage requests it: if all are skipped. A full run that did not
-    finish is resumed.
+    finish is resumed, and finished even if all stages are skipped now.
     """
     parent = _ParentRun(settings)
     started = time.monotonic()
     try:
-        yield parent.run_id
+        yield parent
+        if parent.is_unfinished:
+            parent.run_id()
     except BaseException as error:
         if parent.opened:
             run, _ = parent.opened
@@ -135,12 +164,20 @@ def _parent_run(settings: FullRunSettings, outcomes: Outcomes) -> Iterator[Paren
     if parent.opened:
         run, record = parent.opened
         with require_server(run.store.uri):
-            run.log_params(settings.model_dump(exclude={"tracking_uri", "force", "only", "from_"}))
-            run.set_tags({f"run.{name}": outcome.run_id for name, outcome in outcomes.items()})
-            run.log_metrics(_summary(outcomes))
-            run.set_description(_description(outcomes))
+            run_decorations("full_run", _decorations(run, settings, outcomes))
         close_run(run.store, run.run_id, None)
         finish(parent.workdir, record, time.monotonic() - started, None)
+
+
+def _decorations(run: Run, settings: FullRunSettings, outcomes: Outcomes) -> Decorations:
+    excluded = {"tracking_uri", "force", "only", "from_"}
+    tags = {f"run.{name}": outcome.run_id for name, outcome in outcomes.items()}
+    return {
+        "the parameters": lambda: run.log_params(settings.model_dump(exclude=excluded)),
+        "the tags": lambda: run.set_tags(tags),
+        "the metrics": lambda: run.log_metrics(_summary(outcomes)),
+        "the description": lambda: run.set_description(_description(outcomes)),
+    }
 
 
 SUMMARY_METRICS: Mapping[StageName, tuple[str, ...]] = {
@@ -153,10 +190,11 @@ SUMMARY_METRICS: Mapping[StageName, tuple[str, ...]] = {
 
 def _summary(outcomes: Outcomes) -> dict[str, float]:
     return {
-        field: float(getattr(outcomes[name].result, field))
+        field: float(value)
         for name, fields in SUMMARY_METRICS.items()
         if name in outcomes
         for field in fields
+        if (value := getattr(outcomes[name].result, field)) is not None
     }
 
 

@@ -18,16 +18,18 @@ from alexnet.sources.read import read_source
 from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
+from pipelines.decorations import Decorated
 from pipelines.preprocessing.dataset import (
     create_dataset,
+    dataset_folder,
     encoding_of,
     holds_content,
     verify_dataset,
 )
 from pipelines.preprocessing.dry_run import inspect
 from pipelines.preprocessing.job import start_ray_early
-from pipelines.preprocessing.report import log_result, log_source
-from pipelines.preprocessing.source import check_md5, index_source, source_uri
+from pipelines.preprocessing.report import log_result
+from pipelines.preprocessing.source import check_account, check_md5, index_source, source_uri
 from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome, finished_records
 from pipelines.results import PreprocessResult, VerifyResult
@@ -60,7 +62,8 @@ def command(settings: PreprocessCommandSettings) -> Summary:
         check_md5(source_uri(settings))
     if settings.dry_run:
         uri = source_uri(settings)
-        return inspect(settings, uri, read_source(uri), encoding_of(settings))
+        source = read_source(uri, outside=settings.workdir)
+        return inspect(settings, uri, source, encoding_of(settings))
     stage_settings = settings.part(PreprocessSettings)
     outcome = run(stage_settings)
     if not settings.verify:
@@ -76,23 +79,26 @@ def run(
     storage.make_folder(settings.workdir)
     uri = source_uri(settings)
     source = index_source(settings, uri)
-    line = describe(settings, {"rows_per_shard": settings.rows_per_shard})
-    stage_logger("preprocess").info("%s", line)
+    log = stage_logger("preprocess")
+    check_account(settings, uri, source, lambda line: log.info("%s", line))
+    log.info("%s", describe(settings, {"rows_per_shard": settings.rows_per_shard}))
     if not finished_records(Workdir(settings.workdir), "preprocess"):
         start_ray_early()
     key = StageKey(
         stage="preprocess",
         settings=settings.results(),
-        inputs={"source": uri, "files": source.source_fingerprint[:16]},
+        inputs={
+            "source": Workdir(settings.workdir).relative(uri),
+            "files": source.source_fingerprint[:16],
+        },
         code=code_version(CODE, boundary=stages.BOUNDARY),
     )
 
-    def work(run: Run) -> PreprocessResult:
-        log_source(run, uri, source)
+    folder = dataset_folder(settings, source)
+
+    def work(run: Run) -> Decorated[PreprocessResult]:
         result, manifest = create_dataset(settings, uri, source, key.code)
-        run.set_tags({"shards.digest": result.digest})
-        log_result(run, manifest, source)
-        return result
+        return Decorated(result, {"the data set": lambda: log_result(run, uri, manifest, source)})
 
     return run_stage(
         settings,
@@ -102,6 +108,8 @@ def run(
         parent=parent,
         usable=lambda result: holds_content(result.shards, result.content),
         work=work,
+        discard=lambda: storage.delete_folder(folder),
+        writes=Workdir.shards_lock(folder),
     )
 
 

@@ -7,6 +7,7 @@ can be computed again.
 import hashlib
 import json
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Generic, TypeVar
@@ -71,6 +72,10 @@ class StageRecord:
     """The stage's duration."""
     result: Mapping[str, Any] | None = None
     """The fields of the stage's ``StageResult``."""
+    forced_by: str | None = None
+    """The ID of the ``--force`` that started the stage anew; None without one."""
+    discard: bool = False
+    """What earlier runs of the stage have left must be deleted before the stage resumes."""
 
     def outcome(self, kind: type[R], workdir: Workdir) -> "StageOutcome[R] | None":
         """The outcome of a finished stage that is not run again; None if it can't be read.
@@ -98,17 +103,64 @@ class StageRecord:
         )
 
 
-def start(workdir: Workdir, key: StageKey, new_run: Callable[[str | None], str]) -> StageRecord:
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How a stage is started if it has to run."""
+
+    forced_by: str | None = None
+    """The ID of the ``--force`` that the stage belongs to; None without one."""
+    anew: bool = False
+    """Whether earlier results and unfinished work don't count."""
+
+
+WITHOUT_FORCE = Attempt()
+
+
+def next_attempt(old: StageRecord | None, *, force: bool, full_run: str | None = None) -> Attempt:
+    """How a stage is started: ``--force`` resumes what a killed ``--force`` has started.
+
+    Args:
+        old: the record of the stage's key.
+        force: whether the command has ``--force``.
+        full_run: the ID of the ``--force`` of the full run that the stage is part of.
+    """
+    belongs = old is not None and (not old.finished or old.forced_by == full_run)
+    forced_by = old.forced_by if old and belongs else None
+    if force and not forced_by:
+        return Attempt(full_run or uuid.uuid4().hex, anew=True)
+    return Attempt(full_run if force and full_run else forced_by)
+
+
+def start(
+    workdir: Workdir,
+    key: StageKey,
+    new_run: Callable[[str | None], str],
+    attempt: Attempt = WITHOUT_FORCE,
+) -> StageRecord:
     """Record that a stage has started.
 
     Args:
         workdir: that holds the records.
         key: of the stage.
         new_run: opens the MLflow run; it is given the id of an unfinished run to resume, or None.
+        attempt: from ``next_attempt``.
     """
     old = read_record(workdir, key)
-    run_id = new_run(old.run_id if old and not old.finished else None)
-    record = StageRecord(key=key, run_id=run_id, started=time.time())
+    unfinished = old if old and not old.finished and not attempt.anew else None
+    record = StageRecord(
+        key=key,
+        run_id=new_run(unfinished.run_id if unfinished else None),
+        started=time.time(),
+        forced_by=attempt.forced_by,
+        discard=attempt.anew or (unfinished is not None and unfinished.discard),
+    )
+    _write(workdir, record)
+    return record
+
+
+def discarded(workdir: Workdir, record: StageRecord) -> StageRecord:
+    """Record that what earlier runs have left is deleted: from now on the stage can be resumed."""
+    record = replace(record, discard=False)
     _write(workdir, record)
     return record
 
@@ -139,27 +191,33 @@ def finished_records(workdir: Workdir, stage: str) -> list[StageRecord]:
     return sorted(finished, key=lambda record: record.finished or 0)
 
 
-def newest(workdir: Workdir, kind: type[R], stage: str) -> StageOutcome[R]:
+def newest(workdir: Workdir, kind: type[R], stage: str, key: str | None = None) -> StageOutcome[R]:
     """The outcome of the run of an earlier stage that finished last, for a stage run alone.
 
     Args:
         workdir: that holds the records.
         kind: of the earlier stage's result.
         stage: that needs it; it logs which outcome it uses.
+        key: digest of the only stage key to use; by default any.
 
     Raises:
         UserError: the earlier stage has not finished in this workdir yet.
     """
     for record in reversed(finished_records(workdir, kind.stage)):
-        if outcome := record.outcome(kind, workdir):
+        if key in (None, record.key.digest) and (outcome := record.outcome(kind, workdir)):
             done = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.finished))
             stage_logger(stage).info(
-                "using the newest result of %s: %s, finished on %s",
+                "using the %s of %s: %s, finished on %s",
+                "result" if key else "newest result",
                 kind.stage,
                 record.key.digest,
                 done,
             )
             return outcome
+    if key:
+        raise UserError(
+            f"{workdir.path}: {kind.stage} {key} has not finished here; give another key"
+        )
     raise UserError(
         f"{workdir.path}: {kind.stage} has not finished here; run pipelines/{kind.stage}.py first"
     )

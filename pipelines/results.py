@@ -57,6 +57,12 @@ class PreprocessResult(StageResult):
     """The data set's folder."""
     content: str
     """Content digest of the shards."""
+    files_found: int = 0
+    """In the source's folder and in its archives; the sum of used, rejected and ignored ones."""
+    files_used: int = 0
+    """In the shards, or read for labels, or archives and Parquet files that contain images."""
+    files_ignored: int = 0
+    ignored_by_rule: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +99,22 @@ class EvaluateResult(StageResult):
     images: int
     top1_error: float
     """Ten views."""
-    top5_error: float
+    top1_error_low: float
+    """The ends of the error's interval of 95 %."""
+    top1_error_high: float
+    top5_error: float | None
+    """None with five classes or fewer, and so are its interval and those of the centre view."""
+    top5_error_low: float | None
+    top5_error_high: float | None
     centre_top1_error: float
-    centre_top5_error: float
+    centre_top1_error_low: float
+    centre_top1_error_high: float
+    centre_top5_error: float | None
+    centre_top5_error_low: float | None
+    centre_top5_error_high: float | None
     top1_accuracy: float
+    calibration_error: float
+    """Expected calibration error of ten views, percentage points."""
     models: list[str]
     """MLflow's URIs."""
     validation: str
@@ -120,6 +138,75 @@ class PromoteResult(StageResult):
     """``models:/<name>/<version>``."""
     champion_version: str | None
     """The version that has the alias ``champion`` now."""
+    compared_with: str | None = None
+    """The version that had the alias before."""
+    comparable: bool = True
+    """False if that version has no predictions for the same validation images."""
+    both_right: int | None = None
+    """Images that both versions classify correctly; None, like the following, without a
+    comparison."""
+    only_version_right: int | None = None
+    only_champion_right: int | None = None
+    both_wrong: int | None = None
+    error_reduction: float | None = None
+    """Percentage points of top-1 error; positive if this version is better."""
+    error_reduction_low: float | None = None
+    """The ends of its interval of 95 %."""
+    error_reduction_high: float | None = None
+    mcnemar_p: float | None = None
+    """p-value of the two-sided exact test of McNemar."""
+    chance_p: float | None = None
+    """p-value of the test against chance; None if there was a champion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackResult:
+    """The alias ``champion`` is the earlier version's again."""
+
+    registered_model: str
+    champion_version: str
+    rolled_back: str
+    """The version that had the alias."""
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "promote"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareResult:
+    """Two models on the same validation images, with ten views."""
+
+    first: str
+    second: str
+    images: int
+    first_error: float
+    """Top-1, per cent."""
+    second_error: float
+    error_reduction: float
+    """Percentage points; positive if the second model is better."""
+    error_reduction_low: float
+    """The ends of its interval of 95 %."""
+    error_reduction_high: float
+    mcnemar_p: float
+    """p-value of the two-sided exact test of McNemar."""
+    both_right: int
+    only_first_right: int
+    only_second_right: int
+    both_wrong: int
+    right_to_wrong: list[str]
+    """Keys of the images that only the first model classifies correctly."""
+    wrong_to_right: list[str]
+    """Keys of the images that only the second model classifies correctly."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "compare"} | asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers, as metrics of the MLflow run."""
+        return _numbers(asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +215,8 @@ class BatchInferenceResult:
 
     images: int
     rejected: int
+    files_ignored: int
+    """By a named rule, or because they are listed already."""
     seconds: float
     images_per_second: float
     """Of the images that this run predicted; 0 if there are none."""
@@ -163,6 +252,18 @@ class DryRunResult:
     source_bytes: int
     estimated_bytes: int
     estimated_seconds: float
+    files_found: int
+    """In the source's folder and in its archives; the sum of used, rejected and ignored ones."""
+    files_used: int
+    """Images and files with labels, archives and Parquet files."""
+    files_ignored: int
+    ignored_by_rule: dict[str, int]
+    rejected: int
+    """Empty files and links to nothing; what else can't be read is known only after decoding."""
+    sampled: int
+    """Images that were read for the estimate."""
+    sample_rejected: int
+    """How many of these can't be read."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields, ``stage`` first."""

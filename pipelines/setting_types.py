@@ -1,4 +1,4 @@
-"""Types of the values of settings: what is accepted, and what it is converted to.
+"""How settings are declared, and types of their values: what is accepted and converted to what.
 
 Command lines give text, configuration files also give numbers, lists, and true for ``on``.
 """
@@ -9,16 +9,61 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from alexnet import storage
+from alexnet.storage.names import path_bytes
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    result: bool = False,
+    positional: bool = False,
+    **bounds: Any,
+) -> Any:
+    """A setting with its default and help text.
+
+    ``result``: part of a stage's identity. ``positional``: on the command line without an option's
+    name; the value is a list.
+    """
+    extra: JsonDict = {"result": result, "positional": positional}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def is_positional(field: FieldInfo) -> bool:
+    """Whether a setting is given without an option's name."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("positional"))
+
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bf16"]
 PresetName = Literal["none", "sample", "imagenette", "ilsvrc2012"]
 
-PathOrUri = Annotated[str, Field(min_length=1), AfterValidator(storage.absolute)]
+
+def _absolute(value: Any) -> Any:
+    """Before validation, which refuses paths that are not UTF-8."""
+    return storage.absolute(value) if isinstance(value, str) and value else value
+
+
+PathOrUri = Annotated[str, Field(min_length=1), BeforeValidator(_absolute)]
 """A local path, made absolute because Ray's workers run elsewhere, or an s3:// or gs:// URI."""
+
+
+def _utf8(path: str) -> str:
+    if path_bytes(path) != path.encode():
+        raise ValueError(
+            "MLflow and Ray can't use a workdir whose name is not UTF-8; rename it or choose "
+            "another"
+        )
+    return path
+
+
+WorkdirPath = Annotated[PathOrUri, AfterValidator(_utf8)]
+"""As ``PathOrUri``, in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +189,16 @@ def _registrable(name: str) -> str:
 
 
 RegisteredName = Annotated[str, AfterValidator(_registrable)]
+
+StageKeyText = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+"""A stage key: 16 hexadecimal digits."""
+
+
+def _two(value: list[str]) -> list[str]:
+    if len(value) != 2:
+        raise ValueError("give exactly two")
+    return value
+
+
+TwoEvaluations = Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_two)]
+"""Names of two evaluations."""

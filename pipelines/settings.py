@@ -23,19 +23,18 @@ from pipelines.setting_types import (
     Precision,
     PresetName,
     RegisteredName,
+    StageKeyText,
     Switch,
     TrackingUri,
+    TwoEvaluations,
+    WorkdirPath,
     Workers,
+    option,
 )
 
 S = TypeVar("S", bound="Settings")
 
 StageName = Literal["preprocess", "train", "evaluate", "promote"]
-
-
-def option(default: Any, description: str, *, result: bool = False, **bounds: Any) -> Any:
-    """A setting with its default and help text; ``result``: part of a stage's identity."""
-    return Field(default, description=description, json_schema_extra={"result": result}, **bounds)
 
 
 class Settings(BaseModel):
@@ -45,13 +44,13 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", populate_by_name=True, validate_default=True
     )
 
-    workdir: PathOrUri = option(
+    workdir: WorkdirPath = option(
         "work", "folder for shards, checkpoints, records and the tracking store"
     )
     tracking_uri: TrackingUri | None = option(
         None, "MLflow tracking store; by default an SQLite file in the workdir", repr=False
     )
-    experiment: str = option("alexnet", "MLflow experiment", min_length=1)
+    experiment: str = option("alexnet", "MLflow experiment", min_length=1, max_length=500)
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
@@ -113,7 +112,9 @@ class PreprocessSettings(StageSettings):
     """Settings of ``preprocess``."""
 
     source: PathOrUri | None = option(
-        None, "folder with the official archives, Kaggle's form or {train,val}/<class>/"
+        None,
+        "folder with the official archives, Kaggle's form, Parquet files, Tiny-ImageNet or "
+        "{train,val}/<class>/",
     )
     encoding: Literal["jpeg", "raw"] = option(
         "jpeg", "how 256x256 images are stored: JPEG, or 196,608 raw bytes", result=True
@@ -122,6 +123,9 @@ class PreprocessSettings(StageSettings):
     rows_per_shard: int = option(1024, "images in a shard", result=True, ge=1, le=65536)
     max_reject_fraction: float = option(
         0.01, "stop when a larger part of the images can't be read", ge=0, le=1
+    )
+    allow_leftover: bool = option(
+        False, "go on although files of the source are left over or missing"
     )
 
 
@@ -232,6 +236,25 @@ class PromoteSettings(StageSettings):
     champion: Literal["better", "always", "never"] = option(
         "better", "when the alias champion moves to this model", result=True
     )
+    margin: float = option(
+        0.0, "percentage points by which the error must be lower", result=True, ge=0, lt=100
+    )
+    significance: float = option(
+        0.05, "McNemar's p must be below this for a lower error to count", result=True, gt=0, le=1
+    )
+
+
+class PromoteCommandSettings(PromoteSettings):
+    """Settings of ``promote`` run by itself."""
+
+    evaluation: StageKeyText | None = option(
+        None, "key of the evaluation to promote, its folder in the workdir; by default the newest"
+    )
+    rollback: str | None = option(
+        None,
+        "the reason why the alias champion returns to the version before; nothing is promoted",
+        min_length=1,
+    )
 
 
 class FullRunSettings(PreprocessSettings, TrainSettings, EvaluateSettings, PromoteSettings):
@@ -247,6 +270,16 @@ class FullRunSettings(PreprocessSettings, TrainSettings, EvaluateSettings, Promo
         if self.only and self.from_:
             raise ValueError("--only and --from exclude each other")
         return self
+
+
+class CompareSettings(Settings):
+    """Settings of ``compare``."""
+
+    evaluations: TwoEvaluations = option(
+        ...,
+        "two evaluated models: MLflow URIs, keys of evaluations, or files of predictions",
+        positional=True,
+    )
 
 
 class BatchInferenceSettings(Settings):

@@ -1,25 +1,32 @@
 """Which stages have finished, and why a stage must run again.
 
 A stage is identified by its settings, the digests of its inputs and the version of the code that
-computes its result. When it ends, a record of these and of its result is written to the workdir.
+computes its result. When its work is done, a record of these and of its result is written to the
+workdir; only then pictures and metrics are logged.
 A stage whose record exists is skipped; otherwise the newest record of the stage tells what has
 changed. A record of a stage that started and did not finish holds the MLflow run to resume.
+
+``--force`` runs a stage anew, in a new MLflow run. If it is killed, the same command resumes it,
+with ``--force`` or without.
 """
 
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
+from pipelines.decorations import Decorated, Decorations, run_decorations
 from pipelines.records import (
     StageKey,
     StageOutcome,
+    discarded,
     finish,
     finished_records,
+    next_attempt,
     read_record,
     start,
 )
@@ -27,7 +34,7 @@ from pipelines.results import StageResult
 from pipelines.setting_types import on_or_off
 from pipelines.settings import StageSettings
 from pipelines.tracking import server
-from pipelines.tracking.run import Run, active_run, open_run, run_exists
+from pipelines.tracking.run import Run, active_run, code_span, open_run, run_status
 from pipelines.tracking.store import Store
 from pipelines.workdir import Workdir
 
@@ -41,10 +48,22 @@ BOUNDARY = (
 """Code that changes no result: a stage's code version leaves it out. What the settings decide is
 in the stage's key by value."""
 
-Parent = Callable[[], str]
-"""Returns the id of the full run's MLflow run, and creates that run at the first call."""
-
 R = TypeVar("R", bound=StageResult)
+
+
+class Parent(Protocol):
+    """The full run that a stage is part of."""
+
+    @property
+    def forced_by(self) -> str | None:
+        """The ID of its ``--force``; None without one."""
+
+    def run_id(self) -> str:
+        """The id of its MLflow run, which is created at the first call."""
+
+
+def _nothing() -> None:
+    """A stage whose unfinished work is not kept has nothing to discard."""
 
 
 def find_reusable(
@@ -85,7 +104,9 @@ def run_stage(
     *,
     parent: Parent | None,
     usable: Callable[[R], bool],
-    work: Callable[[Run], R],
+    work: Callable[[Run], R | Decorated[R]],
+    discard: Callable[[], None] = _nothing,
+    writes: str | None = None,
 ) -> StageOutcome[R]:
     """Do a stage's work inside an MLflow run, unless it has been done.
 
@@ -96,40 +117,67 @@ def run_stage(
         kind: of the result.
         parent: the full run, if this stage is part of one.
         usable: whether the result of an earlier run still exists and is the same.
-        work: computes the result.
+        work: computes the result, and resumes what an interrupted run has left; ``Decorated`` with
+            what is logged about it afterwards.
+        discard: deletes what earlier runs have left, for ``--force``.
+        writes: the name of the lock of what the stage writes and other stages read.
     """
     workdir, log = Workdir(settings.workdir), stage_logger(key.stage)
     with exclusive_lock(workdir, key.stage, key.stage):
-        earlier, reason = find_reusable(workdir, key, kind, force=settings.force, usable=usable)
-        if earlier and run_exists(store, earlier.run_id):
+        attempt = next_attempt(
+            read_record(workdir, key),
+            force=settings.force,
+            full_run=parent.forced_by if parent else None,
+        )
+        earlier, reason = find_reusable(workdir, key, kind, force=attempt.anew, usable=usable)
+        status = run_status(store, earlier.run_id) if earlier else None
+        if earlier and status:
+            if status != "FINISHED":  # Its command ended after its result was recorded.
+                with active_run(store, earlier.run_id) as run:
+                    run_decorations(key.stage, _summary(run, earlier.result, earlier.seconds))
             log.info("skipped, %s", reason)
             return earlier
         if earlier:
             reason = "its MLflow run no longer exists"
         log.info("running, %s", reason)
-        server.wait_for(store.uri)
-        parent_id = parent() if parent else None
-        with contextlib.ExitStack() as stack:
-            with postponed_interrupts():
-                record = start(
-                    workdir,
-                    key,
-                    lambda unfinished: open_run(
-                        store, key.stage, resume=unfinished, parent=parent_id
-                    ),
+        with exclusive_lock(workdir, writes, key.stage) if writes else contextlib.nullcontext():
+            server.wait_for(store.uri)
+            parent_id = parent.run_id() if parent else None
+            with contextlib.ExitStack() as stack:
+                with postponed_interrupts():
+                    record = start(
+                        workdir,
+                        key,
+                        lambda unfinished: open_run(
+                            store, key.stage, resume=unfinished, parent=parent_id
+                        ),
+                        attempt,
+                    )
+                    run = stack.enter_context(active_run(store, record.run_id))
+                run.log_params(settings.model_dump(exclude={"tracking_uri", "force"}))
+                run.set_tags({"stage": key.stage, "stage.key": key.digest, "stage.reason": reason})
+                if record.discard:
+                    discard()
+                    record = discarded(workdir, record)
+                done = work(run)
+                result, decorations = (
+                    (done.result, done.decorations) if isinstance(done, Decorated) else (done, {})
                 )
-                run = stack.enter_context(active_run(store, record.run_id))
-            run.log_params(settings.model_dump(exclude={"tracking_uri", "force"}))
-            run.set_tags({"stage": key.stage, "stage.key": key.digest, "stage.reason": reason})
-            result = work(run)
-            seconds = round(time.time() - record.started, 1)
-            run.log_metrics(result.metrics() | {"seconds": seconds})
-            run.set_description(_description(result))
-        finish(workdir, record, seconds, result)
+                seconds = round(time.time() - record.started, 1)
+                finish(workdir, record, seconds, result)
+                server.wait_for(store.uri)
+                run_decorations(key.stage, {**_summary(run, result, seconds), **decorations})
         log.info("done in %s", duration(seconds))
         return StageOutcome(
             key=key, result=result, seconds=seconds, run_id=record.run_id, skipped=False
         )
+
+
+def _summary(run: Run, result: StageResult, seconds: float) -> Decorations:
+    return {
+        "the metrics": lambda: run.log_metrics(result.metrics() | {"seconds": seconds}),
+        "the description": lambda: run.set_description(_description(result)),
+    }
 
 
 def _description(result: StageResult) -> str:
@@ -138,7 +186,7 @@ def _description(result: StageResult) -> str:
     for name, value in result.to_json().items():
         text = f"{value:,}" if type(value) in (int, float) else value
         text = ", ".join(text) if isinstance(text, list) else str(text)
-        words.append(f"{name.replace('_', ' ')} `{text}`")
+        words.append(f"{name.replace('_', ' ')} {code_span(text)}")
     return " · ".join(words)
 
 

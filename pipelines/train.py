@@ -8,13 +8,11 @@ again.
     python pipelines/train.py --check-devices --device cuda
 """
 
-import posixpath
 from dataclasses import asdict
 from typing import NoReturn
 
 import numpy as np
 import torch
-from ray.train import Result
 
 from alexnet import storage
 from alexnet.model.classifier import CropClassifier
@@ -31,6 +29,7 @@ from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
 from pipelines.datasets import locked_dataset
+from pipelines.decorations import Decorated
 from pipelines.preprocessing.source import is_sample
 from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome
@@ -42,6 +41,7 @@ from pipelines.tracking.metric_writer import MetricWriter
 from pipelines.tracking.run import MetricStore, Run
 from pipelines.tracking.store import connect
 from pipelines.training import device_check
+from pipelines.training.checkpoint_folder import open_checkpoint
 from pipelines.training.job import train_to_the_end
 from pipelines.training.recipe import resolve_recipe, with_recipe_numbers
 from pipelines.workdir import Workdir
@@ -90,9 +90,8 @@ def _run(
         code=code_version(CODE, boundary=stages.BOUNDARY),
     )
 
-    def work(run: Run) -> TrainResult:
-        _log_inputs(run, recipe, manifest)
-        result = train_to_the_end(
+    def work(run: Run) -> Decorated[TrainResult]:
+        checkpoint = train_to_the_end(
             settings,
             recipe,
             shards=manifest.folder,
@@ -100,7 +99,7 @@ def _run(
             run_id=run.run_id,
             name=key.digest,
         )
-        return log_model_and_curves(settings, recipe, manifest, run, key.digest, result)
+        return log_model_and_curves(settings, recipe, manifest, run, checkpoint)
 
     return run_stage(
         settings,
@@ -110,6 +109,9 @@ def _run(
         parent=parent,
         usable=lambda result: registry.model_exists(store, result.model),
         work=work,
+        discard=lambda: storage.delete_folder(
+            storage.join(Workdir(settings.workdir).checkpoints, key.digest)
+        ),
     )
 
 
@@ -122,9 +124,8 @@ def _numbers(settings: TrainSettings, recipe: Recipe) -> str:
     return describe(settings, values, default=f"recipe {recipe.name}")
 
 
-def _log_inputs(run: Run, recipe: Recipe, manifest: Manifest) -> None:
+def _log_inputs(run: Run, manifest: Manifest) -> None:
     content = manifest.content_digest()
-    run.log_json(asdict(recipe), "recipe.json")
     run.log_dataset("shards", content, manifest.folder, "training", manifest.plan_digest)
     run.set_tags({"shards.digest": manifest.plan_digest, "shards.content": content})
 
@@ -134,14 +135,11 @@ def log_model_and_curves(
     recipe: Recipe,
     manifest: Manifest,
     run: Run,
-    name: str,
-    result: Result,
-) -> TrainResult:
-    """Log the model of the last checkpoint, the pending metrics and the figures."""
-    checkpoint = result.checkpoint
-    assert checkpoint
+    checkpoint: str,
+) -> Decorated[TrainResult]:
+    """Log the last metrics of the curves and the model of the last checkpoint."""
     server.wait_for(run.store.uri)
-    with checkpoint.as_directory() as folder:
+    with open_checkpoint(checkpoint).as_directory() as folder:
         network = AlexNet(recipe, len(manifest.labels))
         state = load_train_state(folder)
         load_weights(folder, network, averaged=settings.ema is not None)
@@ -149,13 +147,8 @@ def log_model_and_curves(
     if pending := writer.flush(FLUSH_TIMEOUT_S):
         stage_logger("train").info("%d metrics could not be written to MLflow", pending)
     model = _log_model(run, network, recipe, manifest)
-    run.log_figure(figures.learning_curves(state.history), "learning_curves.png")
-    weights = network.state_dict()
-    kernels = [weights[f"towers.{i}.conv1.weight"].numpy() for i in range(recipe.towers)]
-    run.log_figure(figures.first_layer_kernels(kernels), "first_layer_kernels.png")
     last = state.history[-1]
-    checkpoints = storage.join(Workdir(settings.workdir).checkpoints, name)
-    return TrainResult(
+    result = TrainResult(
         images=state.epoch * manifest.rows("train"),
         epochs=state.epoch,
         steps=state.step,
@@ -163,8 +156,23 @@ def log_model_and_curves(
         train_loss=round(last["train_loss"], 4),
         val_top1_error=round(last["val_top1_error"], 3),
         val_top5_error=round(last["val_top5_error"], 3),
-        checkpoint=storage.join(checkpoints, posixpath.basename(checkpoint.path)),
+        checkpoint=checkpoint,
         model=model,
+    )
+    weights = network.state_dict()
+    kernels = [weights[f"towers.{i}.conv1.weight"].numpy() for i in range(recipe.towers)]
+    return Decorated(
+        result,
+        {
+            "the shards": lambda: _log_inputs(run, manifest),
+            "recipe.json": lambda: run.log_json(asdict(recipe), "recipe.json"),
+            "learning_curves.png": lambda: run.log_figure(
+                figures.learning_curves(state.history), "learning_curves.png"
+            ),
+            "first_layer_kernels.png": lambda: run.log_figure(
+                figures.first_layer_kernels(kernels), "first_layer_kernels.png"
+            ),
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """The layout of a workdir: every name of a file or folder in it, once."""
 
+import posixpath
 from dataclasses import dataclass
 
 from alexnet import storage
@@ -60,9 +61,9 @@ class Workdir:
         return storage.join(self.path, "shards", plan_digest)
 
     @staticmethod
-    def shards_lock(plan_digest: str) -> str:
+    def shards_lock(folder: str) -> str:
         """The name of a data set's lock."""
-        return f"shards-{plan_digest}"
+        return f"shards-{posixpath.basename(folder)}"
 
     def predictions(self, key: str) -> str:
         """An evaluation's predictions."""

@@ -48,6 +48,18 @@ def _lines_in_terminal() -> None:
     show_in_terminal()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a cluster are the last, so that no other finds Ray started by a wider fixture."""
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
+
+
+@pytest.fixture(autouse=True)
+def _no_tracking_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own tracking store and experiment must not be used."""
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture(autouse=True)
 def _ray_only_in_cluster_tests(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -83,7 +95,7 @@ def dataset(raw_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Manif
 
 
 @pytest.fixture(scope="session")
-def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables without runs; creating them takes seconds."""
     from mlflow import MlflowClient
 
@@ -93,7 +105,7 @@ def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mlflow_workdir(_empty_database: Path, tmp_path: Path) -> str:
+def mlflow_workdir(empty_database: Path, tmp_path: Path) -> str:
     """``tmp_path`` as a workdir whose tracking store exists and is empty."""
-    shutil.copy(_empty_database, tmp_path)
+    shutil.copy(empty_database, tmp_path)
     return str(tmp_path)

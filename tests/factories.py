@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from alexnet import predictions
 from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.codec import Encoding
@@ -21,6 +24,7 @@ from alexnet.sources.read import read_source
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.loop import TrainContext
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
+from pipelines.results import EvaluateResult
 
 CLASSES = ("n01", "n02", "n03", "n04")
 TRAIN, VAL = 10, 3
@@ -68,6 +72,7 @@ def finalize_dataset(raw: Path, folder: Path, tasks: list[ShardTask]) -> Manifes
         layout=source.layout,
         settings={},
         labels=source.labels,
+        account=source.account,
     )
 
 
@@ -128,3 +133,62 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape
     actual, expected = actual.detach().double(), expected.detach().double()
     return float((actual - expected).norm() / expected.norm())
+
+
+def predictions_table(
+    labels: Sequence[int],
+    predicted: Sequence[int],
+    *,
+    classes: int = 3,
+    keys: Sequence[str] | None = None,
+    model: str = "models:/m-1",
+    validation: str = "same",
+    confidence: float = 0.6,
+) -> pa.Table:
+    """Predictions whose best labels are given; the others follow in the order of the labels."""
+    best = [
+        [first, *(k for k in range(classes) if k != first)][: min(5, classes)]
+        for first in predicted
+    ]
+    rest = (1 - confidence) / max(classes - 1, 1)
+    table = pa.table(
+        {
+            "key": list(keys or [f"val/{index:05}.JPEG" for index in range(len(labels))]),
+            "label": list(labels),
+            "labels": best,
+            "probabilities": [[confidence] + [rest] * (len(row) - 1) for row in best],
+            "centre_labels": best,
+        }
+    )
+    return predictions.merge(
+        [table.cast(predictions.SCHEMA)],
+        len(labels),
+        wnids=[f"n{k:08}" for k in range(classes)],
+        models=[model],
+        validation=validation,
+    )
+
+
+def evaluate_result(**changes: Any) -> EvaluateResult:
+    """The result of an evaluation, with some fields changed."""
+    values: dict[str, Any] = {
+        "images": 12,
+        "top1_error": 16.667,
+        "top1_error_low": 4.697,
+        "top1_error_high": 44.803,
+        "top5_error": 0.0,
+        "top5_error_low": 0.0,
+        "top5_error_high": 24.249,
+        "centre_top1_error": 25.0,
+        "centre_top1_error_low": 8.894,
+        "centre_top1_error_high": 53.23,
+        "centre_top5_error": 8.333,
+        "centre_top5_error_low": 1.487,
+        "centre_top5_error_high": 35.388,
+        "top1_accuracy": 83.333,
+        "calibration_error": 3.25,
+        "models": ["models:/m-1"],
+        "validation": "same",
+        "predictions": "/work/evaluations/abc/predictions.parquet",
+    }
+    return EvaluateResult(**values | changes)

@@ -15,8 +15,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from alexnet.errors import UserError
+from alexnet.sources.archives import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
 from alexnet.sources.labels import Label
-from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_image, read_source
+from alexnet.sources.read import Source, read_image, read_source
 
 
 class DataSet(NamedTuple):
@@ -176,11 +177,30 @@ def write_parquet_file(
     pq.write_table(table, path, row_group_size=2)
 
 
+def write_tiny_imagenet(root: Path, data: DataSet = TEXT_DATA_SET) -> None:
+    """Validation images in one folder, training images in a folder inside each class."""
+    for wnid, contents in data.train.items():
+        write_file(root / "train" / wnid / f"{wnid}_boxes.txt", "boxes")
+        (root / "train" / wnid / "images").mkdir()
+        for name, content in contents.items():
+            write_file(root / "train" / wnid / "images" / name, content)
+    lines = [f"{name}.JPEG\t{wnid}\t0\t1\t2\t3\n" for name, wnid in data.val_wnids.items()]
+    write_file(root / "val/val_annotations.txt", "".join(lines))
+    (root / "val/images").mkdir()
+    for name, content in data.val.items():
+        write_file(root / "val/images" / f"{name}.JPEG", content)
+    write_file(root / "test/images/test_0.JPEG", b"not in the index")
+    write_file(root / "wnids.txt", "".join(f"{wnid}\n" for wnid, _ in reversed(data.labels)))
+    words = "".join(f"{wnid}\t{name}\n" for wnid, name in data.labels)
+    write_file(root / "words.txt", "n00\tentity\n" + words)
+
+
 WRITERS: dict[str, Callable[..., None]] = {
     "archives": write_archives,
     "kaggle": write_kaggle,
     "folders": write_folders,
     "parquet": write_parquet,
+    "tiny-imagenet": write_tiny_imagenet,
 }
 
 

@@ -3,8 +3,8 @@
 ==================  ===============================================================================
 input               items
 ==================  ===============================================================================
-folder              the visible files at any depth, sorted; ``.tar`` and ``.parquet`` files in it
-                    are expanded like those that are named
+folder              the files at any depth, sorted, but those of ``sources.ignored``; ``.tar`` and
+                    ``.parquet`` files in it are expanded like those that are named
 data set            a folder with a manifest of shards: its images, train before val
 glob                what matches; a folder that matches is searched; ``**`` is any folders
 ``.tar``            its members, those of tars inside it too; nothing is unpacked
@@ -22,6 +22,7 @@ import itertools
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,11 +32,10 @@ from alexnet import storage
 from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError, one_line
 from alexnet.inference.items import Item
 from alexnet.inference.lists import open_parquet, paths_in_list, strings_in_parquet
+from alexnet.inference.walk import UNKNOWN, Found, find_file, walk
 from alexnet.shards.format import SPLITS
 from alexnet.shards.manifest import manifest_path, read_manifest
 from alexnet.sources.tar import NO_TARGET, list_range
-from alexnet.sources.visible import is_visible
-from alexnet.sources.walk import UNKNOWN, Found, find_file, walk
 from alexnet.storage.names import path_bytes
 
 _GLOB = re.compile(r"[*?\[]")
@@ -45,35 +45,40 @@ _LOOK_UP_THREADS = 16
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
 
-def list_items(inputs: Sequence[str]) -> Iterator[Item]:
+def list_items(inputs: Sequence[str], ignored: Counter[str] | None = None) -> Iterator[Item]:
     """The items of some inputs, in order; items that two inputs share come twice.
+
+    Args:
+        inputs: see above.
+        ignored: the number of files that are ignored is added, by rule.
 
     Raises:
         UserError: an input is missing, damaged or empty, or is a list without paths.
     """
+    ignored = Counter() if ignored is None else ignored
     for path in inputs:
-        items = _list_input(path)
+        items = _list_input(path, ignored)
         first = next(items, None)
         if first is None:
             raise UserError(f"{path}: contains no files; give another path")
         yield from itertools.chain([first], items)
 
 
-def _list_input(path: str) -> Iterator[Item]:
+def _list_input(path: str, ignored: Counter[str]) -> Iterator[Item]:
     if storage.is_folder(path):
-        return _from_folder(path)
+        return _from_folder(path, ignored)
     if not storage.is_file(path):
         if root := glob_root(path):
-            return _from_glob(path, root)
+            return _from_glob(path, root, ignored)
         raise UserError(f"{path}: no such file or folder; correct the path")
     found = find_file(path)
     suffix = _suffix(path)
     if (paths := paths_in_list(path)) is not None:
-        return _from_paths(path, paths)
+        return _from_paths(path, paths, ignored)
     if suffix in _COMPRESSED:
         raise UserError(f"{path}: is compressed, so nothing in it can be read in place; unpack it")
     expand = _EXPANSIONS.get(suffix)
-    return expand(found) if expand else iter([_whole(found)])
+    return expand(found, ignored) if expand else iter([_whole(found)])
 
 
 def _suffix(path: str) -> str:
@@ -86,7 +91,7 @@ def _whole(found: Found) -> Item:
     )
 
 
-def _from_folder(root: str) -> Iterator[Item]:
+def _from_folder(root: str, ignored: Counter[str]) -> Iterator[Item]:
     if storage.is_file(manifest_path(root)):
         try:
             manifest = read_manifest(root)
@@ -94,20 +99,20 @@ def _from_folder(root: str) -> Iterator[Item]:
             pass  # A file of this name that has nothing to do with shards.
         else:
             for shard in (shard for split in SPLITS for shard in manifest.shards[split]):
-                yield from _from_parquet(find_file(storage.join(root, shard.file)))
+                yield from _from_parquet(find_file(storage.join(root, shard.file)), ignored)
             return
-    for found in walk(root):
-        yield from _expand(found)
+    for found in walk(root, ignored):
+        yield from _expand(found, ignored)
 
 
-def _expand(found: Found) -> Iterator[Item]:
+def _expand(found: Found, ignored: Counter[str]) -> Iterator[Item]:
     """The items of a file that an input contains."""
     expand = _EXPANSIONS.get(_suffix(found.path))
     if expand is None or found.problem:
         yield _whole(found)
         return
     try:
-        yield from expand(found)
+        yield from expand(found, ignored)
     except (UserError, OSError) as error:
         problem = one_line(error).removeprefix(f"{found.path}: ")
         yield _whole(found)._replace(problem=f"unreadable: {problem}")
@@ -121,12 +126,12 @@ def glob_root(path: str) -> str | None:
     return path[: match.start()].rpartition("/")[0] or "/"
 
 
-def _from_glob(pattern: str, root: str) -> Iterator[Item]:
+def _from_glob(pattern: str, root: str, ignored: Counter[str]) -> Iterator[Item]:
     matches = _glob_regex(pattern).fullmatch
     if storage.is_folder(root):
-        for found in walk(root):
+        for found in walk(root, ignored):
             if matches(found.path):
-                yield from _expand(found)
+                yield from _expand(found, ignored)
 
 
 def _glob_regex(pattern: str) -> re.Pattern[str]:
@@ -147,7 +152,7 @@ def _glob_regex(pattern: str) -> re.Pattern[str]:
     return re.compile(f"{''.join(translated)}(?:/.*)?", re.DOTALL)
 
 
-def _from_paths(list_path: str, paths: Iterator[str]) -> Iterator[Item]:
+def _from_paths(list_path: str, paths: Iterator[str], ignored: Counter[str]) -> Iterator[Item]:
     folder = posixpath.dirname(list_path)
 
     def absolute(path: str) -> str:
@@ -157,10 +162,10 @@ def _from_paths(list_path: str, paths: Iterator[str]) -> Iterator[Item]:
         while chunk := [absolute(path) for path in itertools.islice(paths, _BATCH_ROWS)]:
             for found in threads.map(_find_listed, chunk):
                 if not storage.is_remote(found.path) and os.path.isdir(path_bytes(found.path)):
-                    for below in walk(found.path):
-                        yield from _expand(below)
+                    for below in walk(found.path, ignored):
+                        yield from _expand(below, ignored)
                 else:
-                    yield from _expand(found)
+                    yield from _expand(found, ignored)
 
 
 def _find_listed(path: str) -> Found:
@@ -170,7 +175,7 @@ def _find_listed(path: str) -> Found:
         return Found(path, path, UNKNOWN, 0, f"unreadable: {one_line(error)}")
 
 
-def _from_parquet(found: Found) -> Iterator[Item]:
+def _from_parquet(found: Found, _: Counter[str]) -> Iterator[Item]:
     """The rows of a Parquet file that contains images."""
     with storage.open_input(found.path) as file:
         parquet = open_parquet(file, found.path)
@@ -194,15 +199,14 @@ def _from_parquet(found: Found) -> Iterator[Item]:
         yield Item(path, found.path, found.real, UNKNOWN, found.modified_ns, row=row)
 
 
-def _from_tar(found: Found) -> Iterator[Item]:
+def _from_tar(found: Found, ignored: Counter[str]) -> Iterator[Item]:
     """The members of an archive and of the archives inside it."""
     with storage.open_input(found.path) as file:
 
         def members(path: str, offset: int, size: int | None) -> Iterator[Item]:
             listed = list_range(file, path, offset, size)
-            for name, start, length in zip(*listed, strict=True):
-                if not is_visible(name):
-                    continue
+            ignored.update(listed.ignored)
+            for name, start, length in zip(*listed.members, strict=True):
                 item = Item(
                     f"{path}/{name}",
                     found.path,
@@ -224,7 +228,7 @@ def _from_tar(found: Found) -> Iterator[Item]:
         yield from members(found.path, 0, None)
 
 
-_EXPANSIONS: dict[str, Callable[[Found], Iterator[Item]]] = {
+_EXPANSIONS: dict[str, Callable[[Found, Counter[str]], Iterator[Item]]] = {
     ".tar": _from_tar,
     ".parquet": _from_parquet,
 }

@@ -11,6 +11,7 @@ and files that were added to a folder later are predicted without the others.
 import hashlib
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from alexnet import storage
 from alexnet.errors import InputsChangedError, UserError, one_line
 from alexnet.inference.items import SCHEMA, Hashes, Item, ListedItem, from_table, hashes, to_table
 from alexnet.inference.known import HashSet, positions
+from alexnet.sources.account import SAME_FILE
 
 _CHUNK = 4096
 """Items that are compared with the stored listing at once."""
@@ -62,11 +64,20 @@ def read_items(output: str, number: int) -> tuple[list[ListedItem], str]:
 
 
 def update_listing(
-    output: str, items: Iterable[Item], rows_per_part: int
+    output: str,
+    items: Iterable[Item],
+    rows_per_part: int,
+    ignored: Counter[str] | None = None,
 ) -> tuple[list[ListedPart], int]:
     """Compare inputs with the stored listing, if there is one, and add parts for new items.
 
     An item that occurs twice, such as a file that two links lead to, is listed once.
+
+    Args:
+        output: the folder.
+        items: of the inputs.
+        rows_per_part: rows of each part but the last.
+        ignored: the number of further occurrences is added as ``SAME_FILE``.
 
     Returns:
         All parts, and the number of those that are new.
@@ -85,6 +96,8 @@ def update_listing(
             added.append(_write(output, len(stored) + len(added), chunk))
         if problem := comparison.difference(output, stored):
             raise InputsChangedError(problem)
+        if ignored is not None and comparison.repeated:
+            ignored[SAME_FILE] += comparison.repeated
     except UserError:
         for part in reversed(added):
             storage.delete_file(_path(output, part.number))
@@ -103,6 +116,8 @@ class _Comparison:
         self._new = HashSet()
         self._changed = 0
         self._first_changed = ""
+        self.repeated = 0
+        """Items that occurred before, so far."""
 
     def new_items(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items that are not stored, each once."""
@@ -110,14 +125,19 @@ class _Comparison:
         while chunk := list(itertools.islice(items, _CHUNK)):
             keys, versions = hashes(chunk)
             same = positions(self._versions, versions)
-            self._unseen[same[same >= 0]] = False
-            changed = (same < 0) & (positions(self._keys, keys) >= 0)
+            is_stored = same >= 0
+            seen_before = np.zeros(len(chunk), bool)
+            seen_before[is_stored] = ~self._unseen[same[is_stored]]
+            self._unseen[same[is_stored]] = False
+            changed = ~is_stored & (positions(self._keys, keys) >= 0)
             if changed.any():
                 self._changed += int(changed.sum())
                 self._first_changed = self._first_changed or chunk[int(changed.argmax())].path
             first = np.zeros(len(chunk), bool)
             first[np.unique(keys, return_index=True)[1]] = True
-            new = first & (same < 0) & ~changed & ~self._new.contains(keys)
+            seen_before |= ~first | self._new.contains(keys)
+            self.repeated += int((seen_before & ~changed).sum())
+            new = ~seen_before & ~is_stored & ~changed
             self._new.add(keys[new])
             yield from itertools.compress(chunk, new)
 

@@ -4,6 +4,7 @@ The colours are from the palette of Okabe and Ito, which people with any common 
 blindness can distinguish.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +15,13 @@ from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
+
+from alexnet.metrics import confused_pairs
 
 Array = NDArray[Any]
 
@@ -92,10 +96,26 @@ def picture_axes(axes: Axes) -> Axes:
     return axes
 
 
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """Code points that matplotlib's font can draw, bold ones too."""
+    fonts = [findfont(FontProperties(weight=weight)) for weight in ("normal", "bold")]
+    return frozenset.intersection(*(frozenset(get_font(font).get_charmap()) for font in fonts))
+
+
+def drawn_text(text: str) -> str:
+    """Text that is drawn as it is, on one line, for names and whatever else is not our own.
+
+    A dollar sign begins no formula, and a box stands for a character that the font does not have.
+    """
+    known = (c if c.isprintable() and ord(c) in _glyphs() else "□" for c in " ".join(text.split()))
+    return "".join(known).replace("$", r"\$")
+
+
 def short_name(name: str, limit: int = 22) -> str:
-    """A class name's first synonym, cut to at most ``limit`` characters."""
-    first = name.split(",")[0].strip()
-    return first if len(first) <= limit else first[: limit - 1].rstrip() + "…"
+    """A class name's first synonym as ``drawn_text``, cut to at most ``limit`` characters."""
+    first = next((part.strip() for part in name.split(",") if part.strip()), name)
+    return drawn_text(first if len(first) <= limit else first[: limit - 1].rstrip() + "…")
 
 
 def distinct_names(names: Sequence[str], limit: int = 22) -> list[str]:
@@ -236,13 +256,10 @@ def most_confused(counts: Array, names: Sequence[str], pairs: int = 5) -> str:
         names: a name per class.
         pairs: maximum number of counts.
     """
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:pairs]
     confusions = [
-        f"{names[true]} classified as {names[predicted]}: {wrong[true, predicted]:,} of "
-        f"{counts[true].sum():,}"
-        for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[true, predicted] > 0
+        f"{names[pair.true]} classified as {names[pair.predicted]}: {pair.images:,} of "
+        f"{counts[pair.true].sum():,}"
+        for pair in confused_pairs(counts, pairs)
     ]
     if not confusions:
         return "No image is classified wrongly."

@@ -28,12 +28,19 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from alexnet.errors import one_line
 from alexnet.recipes import IMAGE_SIZE
+from alexnet.sources.content import explain_pointer
 
 MAX_PIXELS = 89_478_485
 """Pillow's limit, 360 MB in its memory; the largest image of ILSVRC2012 has 61 million pixels."""
 
 Reason = Literal[
-    "empty", "truncated", "not an image", "too many pixels", "unsupported", "unreadable"
+    "empty",
+    "truncated",
+    "not an image",
+    "not downloaded",
+    "too many pixels",
+    "unsupported",
+    "unreadable",
 ]
 
 
@@ -113,6 +120,8 @@ def decode(
     if not data:
         return Rejection("empty", "the file has no bytes")
     reader = next((reader for signature, reader in _READERS if signature.match(data)), None)
+    if reader is None and (pointer := explain_pointer(data)):
+        return Rejection("not downloaded", pointer)
     if reader is None:
         is_image = _OTHER_IMAGE.match(data)
         return Rejection(

@@ -22,6 +22,7 @@ from alexnet.shards.manifest import Manifest, write_manifest
 from alexnet.shards.pixel_stats import PixelSums, compute_statistics, read_sums, write_statistics
 from alexnet.shards.plan import ShardTask, parts_folder
 from alexnet.shards.write import ShardResult, finished_result
+from alexnet.sources.account import Account
 from alexnet.sources.labels import Label
 
 # Threads that read results and hash shards: an object store answers slowly, and hashing releases
@@ -52,6 +53,7 @@ def finalize(
     settings: Mapping[str, Any],
     labels: tuple[Label, ...],
     origin: Mapping[str, str] | None = None,
+    account: Account | None = None,
 ) -> Manifest:
     """Write the rejects, the statistics and, last, the manifest; delete temporary files.
 
@@ -64,6 +66,7 @@ def finalize(
         settings: that the shards depend on.
         labels: of all classes.
         origin: digests of the source's files and of the code.
+        account: of the source's files.
 
     Raises:
         UserError: a split has no readable image.
@@ -81,6 +84,8 @@ def finalize(
                 f"{source}: none of the {rejected[split]} files of split {split} can be read as an "
                 f"image; the first, {first['key']}, is rejected as {first['reason']}"
             )
+    rows = sum(shard.rows for split in SPLITS for shard in shards[split])
+    assert account is None or account.images == rows + sum(rejected.values())
     sums = PixelSums.zero()
     for task in tasks:
         if task.split == "train":
@@ -100,6 +105,7 @@ def finalize(
         rejected=rejected,
         files={name: _sha256(storage.join(folder, name)) for name in EXTRA_FILES},
         origin=origin or {},
+        source_files=account.counts(sum(rejected.values())) if account else None,
     )
     write_manifest(manifest)
     storage.delete_folder(parts_folder(folder))
@@ -113,6 +119,19 @@ def _delete_temporary_files(folder: str, shards: Mapping[str, Sequence[Shard]]) 
         for file in storage.list_files(storage.join(folder, split)):
             if file.path not in shard_paths:
                 storage.delete_file(file.path)
+
+
+def missing_files(manifest: Manifest) -> list[str]:
+    """Names of files that are missing, and of shards that don't have their size; reads no file."""
+    listed = storage.list_files(manifest.folder)
+    sizes = {file.path: file.size for file in listed}
+
+    def size_of(name: str) -> int:
+        return sizes.get(storage.join(manifest.folder, name), -1)
+
+    shards = [shard for split in SPLITS for shard in manifest.shards[split]]
+    missing = [name for name in manifest.files if size_of(name) < 0]
+    return missing + [shard.file for shard in shards if size_of(shard.file) != shard.bytes]
 
 
 def corrupt_shards(manifest: Manifest) -> list[Shard]:

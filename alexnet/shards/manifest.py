@@ -6,7 +6,7 @@ It is written last: a folder with a manifest is complete.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from alexnet import storage
@@ -20,6 +20,7 @@ from alexnet.shards.format import (
     RowGroup,
     Shard,
 )
+from alexnet.sources.account import FileCounts
 from alexnet.sources.labels import Label
 
 MANIFEST = "manifest.json"
@@ -46,6 +47,8 @@ class Manifest:
     """sha256 of each of ``EXTRA_FILES``."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Digests of the source's files and of the code; empty if they are not known."""
+    source_files: FileCounts | None = None
+    """What became of each file of the source; None if it is not known."""
 
     @property
     def rejects_path(self) -> str:
@@ -99,6 +102,7 @@ def write_manifest(manifest: Manifest) -> None:
         "rejected": dict(manifest.rejected),
         "files": dict(manifest.files),
         "origin": dict(manifest.origin),
+        "source_files": asdict(manifest.source_files) if manifest.source_files else None,
         "row_group_rows": ROW_GROUP_ROWS,
         "labels": [{"wnid": label.wnid, "name": label.name} for label in manifest.labels],
         "shards": {
@@ -139,6 +143,7 @@ def read_manifest(folder: str) -> Manifest:
             rejected=value["rejected"],
             files=value["files"],
             origin=value.get("origin", {}),
+            source_files=FileCounts(**counts) if (counts := value.get("source_files")) else None,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptDatasetError(

@@ -93,7 +93,10 @@ def finished_result(
     """
     if size_of(task.result_path) < 0:
         return None
-    result = read_result(task)
+    try:
+        result = read_result(task)
+    except (ValueError, KeyError, TypeError):  # Damaged.
+        return None
     if result.shard.rows and size_of(task.shard_path) != result.shard.bytes:
         return None
     return result

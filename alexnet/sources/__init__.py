@@ -1,1 +1,1 @@
-"""Raw images in any of four layouts → one index of keys, labels and byte ranges."""
+"""Raw images in any of five layouts → one index of keys, labels and byte ranges."""

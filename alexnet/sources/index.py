@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from alexnet import storage
 from alexnet.errors import UserError
+from alexnet.sources.account import Account, first_names
 from alexnet.sources.labels import Label
 from alexnet.sources.tar import NO_TARGET, Members
 from alexnet.storage import File
@@ -57,6 +58,17 @@ class Part(NamedTuple):
     """sha256 of the names, sizes and times of modification of the files in ``path``."""
 
 
+class Contents(NamedTuple):
+    """What the reader of a layout returns."""
+
+    labels: tuple[Label, ...]
+    parts: list[Part]
+    label_files: list[File]
+    """Files that contain labels and no images."""
+    account: Account
+    """``images`` is set when the parts are merged."""
+
+
 def read_row(row: Mapping[str, Any]) -> bytes:
     """The bytes of an image that is a byte range.
 
@@ -69,7 +81,7 @@ def read_row(row: Mapping[str, Any]) -> bytes:
         EOFError: it ends before the image ends.
     """
     if row["size"] == NO_TARGET:
-        raise FileNotFoundError("a link to something that is not a file in the archive")
+        raise FileNotFoundError("it leads to a file that does not exist")
     return storage.read_range(row["path"], row["offset"], row["size"])
 
 
@@ -129,6 +141,27 @@ def merge(parts: Sequence[Part], labels: Sequence[Label]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
+def match_classes(
+    path: str, classes: Iterable[str], expected: Iterable[str], label_file: str
+) -> None:
+    """Check that a file or folder has exactly the classes of the file with the labels.
+
+    Raises:
+        UserError: a class is missing or unknown.
+    """
+    missing, unknown = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
+    if missing:
+        raise UserError(
+            f"{path}: lacks {first_names(missing)}, which {label_file} has (they do not match); "
+            "copy or unpack it again if that was interrupted, or use files of one data set"
+        )
+    if unknown:
+        raise UserError(
+            f"{path}: contains {first_names(unknown)}, which {label_file} does not have (they do "
+            "not match); use files of one data set, or move out what is no class"
+        )
+
+
 def check_splits(root: str, index: pa.Table, *, sizes_known: bool) -> None:
     """Check that each split has a file that may be an image.
 
@@ -144,9 +177,14 @@ def check_splits(root: str, index: pa.Table, *, sizes_known: bool) -> None:
         sizes = index.filter(pc.equal(index["split"], split))["size"]
         if not len(sizes) or (sizes_known and pc.max(sizes).as_py() <= 0):
             found = ", only empty files" if len(sizes) or not sizes_known else ""
-            raise UserError(
-                f"{root}: contains no images of the split {split}{found}; add or download them"
-            )
+            remedy = "add or download them"
+            if len(sizes) and pc.max(sizes).as_py() == NO_TARGET:
+                found = f", only {len(sizes):,} links to nothing"
+                remedy = (
+                    "restore what they lead to (after git-annex or DVC: get or pull; in a copy, "
+                    "copy the files themselves)"
+                )
+            raise UserError(f"{root}: contains no images of the split {split}{found}; {remedy}")
 
 
 def source_fingerprint(parts: Iterable[Part], label_files: Iterable[File]) -> str:

@@ -9,7 +9,9 @@ import hashlib
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 
 from alexnet import storage
 from alexnet.provenance import code_version
+from alexnet.sources.account import Account
 from alexnet.sources.labels import Label
 from alexnet.storage import File
 
@@ -28,11 +31,15 @@ _ORIGIN, _CONTENT = b"origin", b"content"
 
 
 class Indexed(NamedTuple):
-    """Index and labels of some archives; ``read.Source`` describes the fields."""
+    """Index and labels of some archives; ``read.Source`` describes the fields.
+
+    The account leaves out what is beside the archives, which can change while they do not.
+    """
 
     index: pa.Table
     labels: tuple[Label, ...]
     source_fingerprint: str
+    account: Account
 
 
 def load(folder: str, archives: Sequence[File]) -> Indexed | None:
@@ -49,7 +56,10 @@ def load(folder: str, archives: Sequence[File]) -> Indexed | None:
         if metadata[_ORIGIN] == _origin(archives):
             content = json.loads(metadata[_CONTENT])
             labels = tuple(Label(*label) for label in content["labels"])
-            return Indexed(table.replace_schema_metadata(None), labels, content["fingerprint"])
+            account = Account(**content["account"])
+            account.ignored = Counter(account.ignored)
+            index = table.replace_schema_metadata(None)
+            return Indexed(index, labels, content["fingerprint"], account)
     return None
 
 
@@ -59,7 +69,13 @@ def save(folder: str, archives: Sequence[File], indexed: Indexed) -> None:
     Raises:
         OSError: the folder can't be written.
     """
-    content = json.dumps({"labels": indexed.labels, "fingerprint": indexed.source_fingerprint})
+    content = json.dumps(
+        {
+            "labels": indexed.labels,
+            "fingerprint": indexed.source_fingerprint,
+            "account": {f.name: getattr(indexed.account, f.name) for f in fields(Account)},
+        }
+    )
     metadata = {_ORIGIN: _origin(archives), _CONTENT: content}
     buffer = pa.BufferOutputStream()
     pq.write_table(indexed.index.replace_schema_metadata(metadata), buffer)

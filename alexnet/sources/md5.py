@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
-from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
+from alexnet.sources.archives import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
 
 OFFICIAL: Mapping[str, str] = {
     TRAIN_ARCHIVE: "1d675b47d978889d74fa0da5fadfb00e",

@@ -1,10 +1,9 @@
 """Data sets in the layout of the Hugging Face Hub: Parquet files that contain the images.
 
-A training file is named ``train-*.parquet`` or is in a folder ``train/``; for validation the word
-is ``validation``, ``valid`` or ``val``. Files of any other split (``test``, whose labels are all
--1) are ignored. The column ``image`` is a struct with ``bytes`` and optionally ``path``, or it is
-the bytes; the column ``label`` contains integers or strings. Only ``label`` and ``path`` are read
-here.
+``parquet_files`` finds the files. The test split, whose labels are all -1, is ignored. The column
+``image`` is a struct with ``bytes`` and optionally ``path``, or it is the bytes; where ``bytes`` is
+null, ``path`` is a file. The column ``label`` contains integers or strings. Only ``label`` and
+``path`` are read here.
 
 The index of a class is its number in the column, if the files' metadata names the classes
 (``ClassLabel``); otherwise its position in the sorted list of all values. Its WordNet ID is
@@ -20,7 +19,7 @@ The index of a class is its number in the column, if the files' metadata names t
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,13 +31,13 @@ import pyarrow.parquet as pq
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
-from alexnet.sources.index import Part, part_of_parquet
+from alexnet.sources.account import BESIDE, TEST, Account, count_beside, why_unused
+from alexnet.sources.content import explain_file
+from alexnet.sources.index import Contents, Part, part_of_parquet
 from alexnet.sources.labels import Label, name_of_wnid
-from alexnet.sources.visible import visible_files
+from alexnet.sources.parquet_extract import find_local
+from alexnet.sources.parquet_files import SPLIT_NAMES, is_test_file, missing_parts
 from alexnet.storage import File
-
-SPLIT_NAMES = {"train": ("train",), "val": ("validation", "valid", "val")}
-"""Names of each split in data sets of the Hub."""
 
 # Files are opened in parallel: on a network drive or in an object store each one takes time.
 _THREADS = 16
@@ -57,48 +56,54 @@ class _FileLabels(NamedTuple):
     """string, one per row: the image's name; null where the file has none."""
     names: tuple[str, ...] | None
     """Names of the classes by number; None if the metadata has none."""
+    local: list[str]
+    """``path`` of the images whose ``bytes`` are null."""
 
 
-def find(root: str) -> dict[str, list[File]] | None:
-    """The Parquet files of each split in a folder or its ``data/``; None without training files."""
-    for folder in (root, storage.join(root, "data")):
-        files = storage.list_files(folder, recursive=False)
-        files_by_split = {
-            split: _with_name(files, folder, names)
-            or [file for name in names for file in _parquet_files(storage.join(folder, name))]
-            for split, names in SPLIT_NAMES.items()
-        }
-        if files_by_split["train"]:
-            return files_by_split
-    return None
-
-
-def _with_name(files: Sequence[File], folder: str, names: Iterable[str]) -> list[File]:
-    pattern = re.compile(rf"({'|'.join(names)})(-.*)?\.parquet")
-    return [file for file in files if pattern.fullmatch(file.path[len(folder) + 1 :])]
-
-
-def _parquet_files(folder: str) -> list[File]:
-    files = visible_files(folder, recursive=False)
-    return [file for file in files if file.path.endswith(".parquet")]
-
-
-def read(files: Mapping[str, Sequence[File]]) -> tuple[tuple[Label, ...], list[Part]]:
+def read_parquet(
+    root: str, files: Mapping[str, Sequence[File]], outside: str | None = None
+) -> Contents:
     """Labels and index of some files; the index names a file and a row for each image.
 
     Args:
+        root: the source.
         files: Parquet files by split.
+        outside: a folder that is not part of the source, even if it is inside.
 
     Raises:
         UserError: a file can't be read, lacks a column or has a label without a class, or files
             contradict each other.
     """
+    if not files["val"]:
+        tests = [f.path for f in storage.list_files(root) if is_test_file(f.path[len(root) + 1 :])]
+        advice = "add them"
+        if tests:
+            advice = f"if the labels in {tests[0]} are known, rename it to validation-*.parquet"
+        raise UserError(f"{root}: contains train-*.parquet but no validation-*.parquet; {advice}")
+    account = Account()
+    account.add_missing("missing Parquet files", missing_parts(files))
     with ThreadPoolExecutor(_THREADS) as threads:
         read_files = {split: list(threads.map(_read_labels, files[split])) for split in SPLIT_NAMES}
-    values, names = _classes([*read_files["train"], *read_files["val"]])
+        contents = [content for split in SPLIT_NAMES for content in read_files[split]]
+        named = [(content.file.path, name) for content in contents for name in content.local]
+        local = dict(zip(named, threads.map(lambda names: find_local(*names), named), strict=True))
+    values, names = _classes(contents)
     wnids = _wnids(names, values, read_files["train"])
     labels = tuple(Label(wnid, name_of_wnid(name)) for wnid, name in zip(wnids, names, strict=True))
-    return labels, [_part(split, read_files[split], values, wnids) for split in SPLIT_NAMES]
+    parts = [_part(split, read_files[split], values, wnids) for split in SPLIT_NAMES]
+
+    absent = [name for (_, name), file in local.items() if file is None]
+    account.add_missing("missing files that Parquet files name instead of images", absent)
+    local_files = sorted({file for file in local.values() if file})
+    paths = {file.path for file in [*local_files, *(content.file for content in contents)]}
+    for entry in count_beside(account, root, (), outside=outside):
+        if entry.file.path in paths:
+            account.others += 1
+        elif is_test_file(entry.file.path[len(root) + 1 :]):
+            account.ignored[TEST] += 1
+        else:
+            account.add_unused(why_unused(entry, BESIDE), [entry.file.path])
+    return Contents(labels, parts, local_files, account)
 
 
 def _read_labels(file: File) -> _FileLabels:
@@ -109,8 +114,11 @@ def _read_labels(file: File) -> _FileLabels:
             has_path = _check_columns(file, schema)
             columns = ["label", "image.path"] if has_path else ["label"]
             table = parquet.read(columns, use_threads=False)
+            is_null = _is_null(parquet) if has_path else None
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
+        if what := explain_file(file.path):
+            raise UserError(f"{file.path}: is {what}") from error
         raise UserError(
             f"{file.path}: not a readable Parquet file ({one_line(error)}); download it again"
         ) from error
@@ -125,7 +133,29 @@ def _read_labels(file: File) -> _FileLabels:
         paths = pc.struct_field(table["image"].combine_chunks(), "path").cast(pa.string())
     else:
         paths = pa.nulls(len(table), pa.string())
-    return _FileLabels(file, labels, paths, _names_in_metadata(file, schema))
+    local = [] if is_null is None else paths.filter(is_null).drop_null().to_pylist()
+    return _FileLabels(file, labels, paths, _names_in_metadata(file, schema), local)
+
+
+def _is_null(parquet: pq.ParquetFile) -> pa.Array | None:
+    """Which images' ``bytes`` are null; None if the file's statistics say that none is."""
+    metadata = parquet.metadata
+    if parquet.schema_arrow.field("image").type.field("bytes").type == pa.null():
+        return pa.repeat(True, metadata.num_rows)
+    columns = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
+    column = columns.index("image.bytes")
+    masks, some = [], False
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        statistics = group.column(column).statistics
+        nulls = statistics.null_count if statistics and statistics.has_null_count else 0
+        some |= nulls > 0
+        if nulls in (0, group.num_rows):
+            masks.append(pa.repeat(nulls > 0, group.num_rows))
+        else:
+            images = parquet.read_row_group(number, ["image.bytes"], use_threads=False)["image"]
+            masks.append(pc.struct_field(images.combine_chunks(), "bytes").is_null())
+    return pa.chunked_array(masks, pa.bool_()).combine_chunks() if some else None
 
 
 def _check_columns(file: File, schema: pa.Schema) -> bool:
@@ -146,7 +176,8 @@ def _check_columns(file: File, schema: pa.Schema) -> bool:
     if not (pa.types.is_integer(label) or label in (pa.string(), pa.large_string())):
         raise UserError(f"{file.path}: column label is {label}; it must be integers or strings")
     fields = {f.name: f.type for f in image} if pa.types.is_struct(image) else {"bytes": image}
-    if fields.get("bytes") not in (pa.binary(), pa.large_binary()):
+    is_named = "path" in fields and fields.get("bytes") == pa.null()
+    if not is_named and fields.get("bytes") not in (pa.binary(), pa.large_binary()):
         raise UserError(
             f"{file.path}: column image is {image}; it must be the images' bytes, or a struct of "
             "bytes and path"

@@ -5,9 +5,10 @@ images would read every row group a hundred times. So each Parquet file is read 
 to end, and its images are written one after the other into segments: plain files that are small
 enough to be held in memory, because an object store takes a file only as a whole. A table in the
 same folder has the byte range of each row's image. It is written last: if it exists, all images of
-the Parquet file are extracted.
+the Parquet file are extracted. An image that is only named, by ``path``, is read from that file.
 """
 
+import contextlib
 import hashlib
 import posixpath
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.sources.index import SCHEMA
+from alexnet.sources.tar import NO_TARGET
 
 SEGMENT_BYTES = 64 * 2**20
 """A segment ends with the first image that makes it as large as this."""
@@ -41,7 +43,8 @@ def parquet_files(index: pa.Table) -> list[str]:
 def extract_images(path: str, folder: str) -> int:
     """Copy a Parquet file's images into segments in a folder, unless that is already done.
 
-    An image that is null becomes a range of 0 bytes.
+    An image that is null becomes a range of 0 bytes, one whose file is missing one of
+    ``NO_TARGET``.
 
     Returns:
         The number of bytes copied.
@@ -58,11 +61,15 @@ def extract_images(path: str, folder: str) -> int:
     copied = 0
     for number, images in enumerate(_segments(_read(path))):
         segment = f"{name}-{number:05d}.bin"
-        storage.write_bytes(storage.join(folder, segment), b"".join(images))
-        sizes = np.array([len(image) for image in images], np.int64)
-        columns = [pa.repeat(segment, len(images)), np.cumsum(sizes) - sizes, sizes]
+        contents = [image or b"" for image in images]
+        storage.write_bytes(storage.join(folder, segment), b"".join(contents))
+        lengths = np.array([len(content) for content in contents], np.int64)
+        is_missing = np.array([image is None for image in images])
+        offsets = np.where(is_missing, 0, np.cumsum(lengths) - lengths)
+        sizes = np.where(is_missing, NO_TARGET, lengths)
+        columns = [pa.repeat(segment, len(images)), offsets, sizes]
         ranges.append(pa.table([pa.array(column) for column in columns], schema=_RANGES))
-        copied += int(sizes.sum())
+        copied += int(lengths.sum())
     with storage.atomic_output(ranges_path) as file:
         pq.write_table(pa.concat_tables([_RANGES.empty_table(), *ranges]), file)
     return copied
@@ -107,17 +114,36 @@ def read_image(path: str, row: int) -> bytes:
 
     Raises:
         UserError: the file can't be read.
+        FileNotFoundError: it only names the image, and there is no such file.
     """
-    return bytes(next(_read(path, start=row)))
+    image = next(_read(path, start=row))
+    if image is None:
+        raise FileNotFoundError(f"{path}: row {row} names a file that does not exist")
+    return bytes(image)
 
 
-def _segments(images: Iterator[pa.Buffer]) -> Iterator[list[pa.Buffer]]:
+def find_local(parquet: str, name: str) -> storage.File | None:
+    """The file of an image that a Parquet file only names; None if there is none.
+
+    Args:
+        parquet: path of the Parquet file.
+        name: an absolute path, or one relative to the Parquet file's folder or the one above it.
+    """
+    folder = parquet.rpartition("/")[0]
+    for base in (folder, folder.rpartition("/")[0]):
+        path = name if storage.is_remote(name) else storage.join(base, name)
+        with contextlib.suppress(OSError, UserError, ValueError):
+            return storage.stat(path)
+    return None
+
+
+def _segments(images: Iterator[pa.Buffer | None]) -> Iterator[list[pa.Buffer | None]]:
     """The images of each segment."""
-    segment: list[pa.Buffer] = []
+    segment: list[pa.Buffer | None] = []
     size = 0
     for image in images:
         segment.append(image)
-        size += len(image)
+        size += len(image or b"")
         if size >= SEGMENT_BYTES:
             yield segment
             segment, size = [], 0
@@ -125,14 +151,19 @@ def _segments(images: Iterator[pa.Buffer]) -> Iterator[list[pa.Buffer]]:
         yield segment
 
 
-def _read(path: str, start: int = 0) -> Iterator[pa.Buffer]:
-    """The images' bytes, starting at a row; a row group is never in memory as a whole."""
+def _read(path: str, start: int = 0) -> Iterator[pa.Buffer | None]:
+    """The images' bytes, starting at a row; a row group is never in memory as a whole.
+
+    None stands for an image whose file is missing.
+    """
     try:
         with storage.open_input(path) as opened:
             file = pq.ParquetFile(
                 opened, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
             )
-            is_struct = pa.types.is_struct(file.schema_arrow.field("image").type)
+            kind = file.schema_arrow.field("image").type
+            is_struct = pa.types.is_struct(kind)
+            is_named = is_struct and kind.get_field_index("path") >= 0
             groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
             ends = np.cumsum(groups, dtype=np.int64)
             first = int(np.searchsorted(ends, start, side="right"))
@@ -140,19 +171,28 @@ def _read(path: str, start: int = 0) -> Iterator[pa.Buffer]:
             for batch in file.iter_batches(
                 _BATCH_ROWS,
                 row_groups=range(first, len(groups)),
-                columns=["image.bytes" if is_struct else "image"],
+                columns=["image"] if is_named or not is_struct else ["image.bytes"],
                 use_threads=False,
             ):
                 images = batch.column("image")
+                names = pc.struct_field(images, "path") if is_named else pa.nulls(len(images))
                 if is_struct:
                     images = pc.struct_field(images, "bytes")
-                for image in images[skip:]:
-                    yield image.as_buffer() or pa.py_buffer(b"")
+                for image, name in zip(images[skip:], names[skip:], strict=True):
+                    if image.is_valid or not name.is_valid:
+                        yield image.as_buffer() or pa.py_buffer(b"")
+                    else:
+                        yield _read_local(path, name.as_py())
                 skip = max(0, skip - len(images))
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path}: its images can't be read ({one_line(error)}); download it again"
         ) from error
+
+
+def _read_local(parquet: str, name: str) -> pa.Buffer | None:
+    file = find_local(parquet, name)
+    return pa.py_buffer(storage.read_bytes(file.path)) if file else None
 
 
 def _name(path: str) -> str:

@@ -16,8 +16,10 @@ official archives. So the whole workflow runs offline and executes the same code
 The bytes of the three files depend only on this module and the versions of its libraries.
 """
 
+import contextlib
 import gzip
 import io
+import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple
@@ -28,8 +30,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from alexnet import storage
+from alexnet.sources.archives import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
 from alexnet.sources.labels import Label
-from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """Names of the classes, in the order of their indices."""
@@ -52,8 +54,8 @@ _META_FIELDS = (
 _TRUNCATED = "n00000009_truncated.JPEG"
 
 _SEED = 2012
-# Time of modification of every archive member, a day in June 2012: a constant, so that the bytes
-# of the archives are always the same.
+# Time of modification of every archive and its members, a day in June 2012: a constant, so that
+# the bytes of the archives are always the same.
 _TIME = 1_340_000_000
 
 
@@ -72,6 +74,7 @@ def write_sample(folder: str) -> None:
         storage.join(folder, name) for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT)
     )
     if all(storage.is_file(path) for path in (train, val, devkit)):
+        _set_times(train, val, devkit)
         return
     storage.make_folder(folder)
     # The import takes a second, so it is done only here.
@@ -92,6 +95,18 @@ def write_sample(folder: str) -> None:
     ):
         train_counts = np.bincount(targets[in_train])
         _write_tar(compressed, _devkit_files(train_counts.tolist(), targets[in_val].tolist()))
+    _set_times(train, val, devkit)
+
+
+def _set_times(*paths: str) -> None:
+    """Set the files' times of modification to a constant, where they are local files.
+
+    The source's fingerprint depends on these times, and a copy of the sample is the same source.
+    """
+    for path in paths:
+        if not storage.is_remote(path) and storage.stat(path).modified_ns != _TIME * 10**9:
+            with contextlib.suppress(PermissionError):
+                os.utime(path, (_TIME, _TIME))
 
 
 def _class_archives(

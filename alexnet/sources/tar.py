@@ -6,6 +6,8 @@ function reads an image from any kind of source.
 
 A link, hard or symbolic, is the byte range of the file in the same archive that it leads to.
 
+Members with a name of ``ignored`` are not listed but counted.
+
 Headers are not trusted: only plain files and links are listed, nothing outside the archive is read,
 and a member must end before its archive ends, so that a wrong size can't cause a read of more bytes
 than the archive has.
@@ -13,6 +15,7 @@ than the archive has.
 
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, NamedTuple, cast
@@ -21,6 +24,10 @@ import pyarrow as pa
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
+from alexnet.sources.account import SAME_FILE
+from alexnet.sources.content import HEAD_BYTES, explain_content
+from alexnet.sources.ignored import ignoring_rule
+from alexnet.sources.visible import SPECIAL
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -45,7 +52,24 @@ class Members(NamedTuple):
     """Bytes, or ``NO_TARGET``."""
 
 
-def list_members(path: str) -> Members:
+class Listed(NamedTuple):
+    """What is in one archive."""
+
+    members: Members
+    ignored: Counter[str]
+    """Number of other members by the rule that ignores them; folders do not count."""
+
+
+class Nested(NamedTuple):
+    """What is in the inner archives of an archive."""
+
+    members: dict[str, Members]
+    """By the inner archive's name; offsets are in the outer archive."""
+    ignored: Counter[str]
+    """As in ``Listed``, of the outer and all inner archives."""
+
+
+def list_members(path: str) -> Listed:
     """Files of an archive in its order; a name is the last part of the member's path.
 
     Raises:
@@ -57,8 +81,8 @@ def list_members(path: str) -> Members:
         return _list(path, _Range(file, 0, file.size()))
 
 
-def list_nested(path: str) -> dict[str, Members]:
-    """Files of each inner archive of an archive, by its name, with offsets in the outer archive.
+def list_nested(path: str) -> Nested:
+    """Files of each inner archive of an archive.
 
     Raises:
         UserError: an archive is compressed, damaged or truncated, contains a sparse file or one
@@ -69,22 +93,26 @@ def list_nested(path: str) -> dict[str, Members]:
     count = _THREADS_REMOTE if storage.is_remote(path) else _THREADS_LOCAL
     with storage.open_input(path) as file, ThreadPoolExecutor(count) as threads:
 
-        def list_inner(name: str, offset: int, size: int) -> Members:
+        def list_inner(name: str, offset: int, size: int) -> Listed:
             if size == NO_TARGET:
                 raise UserError(
                     f"{path}: {name} is a link to a file that the archive does not contain; "
-                    "download it again"
+                    "pack it with the files that links lead to"
                 )
             return _list(f"{path}: {name}", _Range(file, offset, size))
 
-        outer = _list(path, _Range(file, 0, file.size()))
+        outer, ignored = _list(path, _Range(file, 0, file.size()))
         if len(set(outer.names)) < len(outer.names):
             repeated = next(name for name in outer.names if outer.names.count(name) > 1)
             raise UserError(f"{path}: contains {repeated} twice; remove one of them")
-        return dict(zip(outer.names, threads.map(list_inner, *outer), strict=True))
+        members = {}
+        for name, inner in zip(outer.names, threads.map(list_inner, *outer), strict=True):
+            members[name] = inner.members
+            ignored.update(inner.ignored)
+        return Nested(members, ignored)
 
 
-def list_range(file: pa.NativeFile, name: str, offset: int = 0, size: int | None = None) -> Members:
+def list_range(file: pa.NativeFile, name: str, offset: int = 0, size: int | None = None) -> Listed:
     """Files of an archive that is a range of an open file; a name is the member's whole path.
 
     Args:
@@ -140,7 +168,7 @@ class _Range:
         return data
 
 
-def _list(name: str, archive: _Range, *, whole_paths: bool = False) -> Members:
+def _list(name: str, archive: _Range, *, whole_paths: bool = False) -> Listed:
     """The files of the archive in a range, with offsets in the whole file.
 
     Args:
@@ -148,16 +176,24 @@ def _list(name: str, archive: _Range, *, whole_paths: bool = False) -> Members:
         archive: the range.
         whole_paths: whether names are the members' paths, or the last parts of these.
     """
-    members = Members([], [], [])
+    members, ignored = Members([], [], []), Counter[str]()
     positions: dict[str, int] = {}
     targets: dict[str, str] = {}
     try:
         for member in _walk(archive):
             path = posixpath.normpath(member.name.lstrip("/"))
+            if rule := ignoring_rule([p for p in path.split("/") if p not in (".", "..")]):
+                ignored[rule] += 1
+                continue
+            if not (member.isreg() or member.islnk() or member.issym()):
+                ignored[SPECIAL] += 1
+                continue
             if not member.isreg():
                 target = _target(member)
                 if target == path in positions:
-                    continue  # A file that is given to ``tar`` twice is stored as a link to itself.
+                    # A file that is given to ``tar`` twice is stored as a link to itself.
+                    ignored[SAME_FILE] += 1
+                    continue
                 targets[path] = target
             positions[path] = len(members.names)
             members.names.append(path if whole_paths else _last_part(member.name))
@@ -166,13 +202,16 @@ def _list(name: str, archive: _Range, *, whole_paths: bool = False) -> Members:
     except OSError:
         raise
     except Exception as error:  # tarfile raises many types of errors on a damaged header.
+        archive.seek(0)
+        if what := explain_content(archive.read(HEAD_BYTES)):
+            raise UserError(f"{name}: is {what}") from error
         raise UserError(
-            f"{name}: damaged, truncated or compressed archive ({one_line(error)}); "
-            "download it again, as an uncompressed tar"
+            f"{name}: damaged or truncated archive ({one_line(error)}); compare its size and its "
+            "md5 sum with the published ones and download it again if they differ"
         ) from error
     for path in targets:
         _follow(path, targets, positions, members)
-    return members
+    return Listed(members, ignored)
 
 
 def _target(member: tarfile.TarInfo) -> str:
@@ -214,7 +253,7 @@ def _last_part(name: str) -> str:
 
 
 def _walk(source: _Range) -> Iterator[tarfile.TarInfo]:
-    """The files and links of an archive; ``tarfile`` would not detect that its end is missing.
+    """All members but folders; ``tarfile`` would not notice that its end is missing.
 
     Raises:
         tarfile.TarError: the archive is damaged or truncated or contains a sparse file.
@@ -230,7 +269,7 @@ def _walk(source: _Range) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError(f"{member.name} is a sparse file, which is not supported")
             if member.size < 0:
                 raise tarfile.ReadError(f"{member.name} has a negative size")
-            if not (member.isreg() or member.islnk() or member.issym()):
+            if member.isdir():
                 continue
             if member.isreg() and member.offset_data + member.size > source.size:
                 raise tarfile.ReadError(f"truncated archive: {member.name} ends after the archive")

@@ -25,8 +25,11 @@ from alexnet.storage.files import (
     write_json,
 )
 from alexnet.storage.ranges import read_range
+from alexnet.storage.walk import NO_FILE, Entry, walk
 
 __all__ = [
+    "NO_FILE",
+    "Entry",
     "File",
     "absolute",
     "atomic_output",
@@ -48,6 +51,7 @@ __all__ = [
     "sha256",
     "size",
     "stat",
+    "walk",
     "write_bytes",
     "write_json",
 ]

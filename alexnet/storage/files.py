@@ -1,8 +1,9 @@
 """Files on local disk, ``s3://`` and ``gs://``, through pyarrow's file systems.
 
 Every path here is a string: an absolute local path or a URI (``object_store`` describes the
-connection). Writes are atomic: a local file is written under a temporary name and renamed, an
-object store publishes an object when its stream closes.
+connection). Local paths that are not UTF-8 have the form of ``names.path_text``. Writes are atomic:
+a local file is written under a temporary name and renamed, an object store publishes an object when
+its stream closes.
 """
 
 import contextlib
@@ -11,8 +12,10 @@ import io
 import json
 import os
 import posixpath
+import re
 import uuid
 from collections.abc import Iterator
+from stat import S_ISREG
 from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
@@ -20,9 +23,11 @@ from pyarrow import fs
 
 from alexnet.errors import UnwritableFolderError, UserError, one_line
 from alexnet.storage import object_store
-from alexnet.storage.names import path_bytes
+from alexnet.storage.names import path_bytes, path_text
 
 _HASH_CHUNK_BYTES = 2**23
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""How Python shows a byte that is not UTF-8."""
 
 
 class File(NamedTuple):
@@ -39,7 +44,11 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The path, independent of the working directory; a URI loses only slashes at its end.
+    r"""The path, independent of the working directory; a URI loses only slashes at its end.
+
+    A local path may be given as the operating system gives it or as text, so that what is printed
+    can be given again. ``a\xe9`` is a name with a backslash if it exists, otherwise the text of one
+    that is not UTF-8.
 
     Raises:
         UserError: a URI contains a query, a user, a password or a port.
@@ -47,7 +56,9 @@ def absolute(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if is_remote(text):
         return object_store.check_uri(text)
-    return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+    local = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+    is_given_as_text = not _SURROGATE.search(local) and not os.path.lexists(local)
+    return local if is_given_as_text else path_text(local)
 
 
 def join(base: str, *parts: str) -> str:
@@ -55,14 +66,16 @@ def join(base: str, *parts: str) -> str:
     return posixpath.join(base, *parts)
 
 
-def locate(path: str) -> tuple[fs.FileSystem, str]:
+def locate(path: str) -> tuple[fs.FileSystem, str | bytes]:
     """The file system of a path or URI, and the path inside that file system.
+
+    A local path is bytes there if they are not UTF-8, which pyarrow and Python take too.
 
     Raises:
         UserError: the URI's scheme is unknown or its store can't be reached.
     """
     if not is_remote(path):
-        return fs.LocalFileSystem(), path.removeprefix("file://")
+        return fs.LocalFileSystem(), _local(path)
     try:
         return object_store.open_store(path)
     except (ValueError, OSError) as error:
@@ -70,6 +83,14 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
             f"{path}: can't be opened ({one_line(error)}); use a local path, s3:// or gs://, with "
             "credentials in the environment"
         ) from error
+
+
+def _local(path: str) -> str | bytes:
+    inner = path_bytes(path.removeprefix("file://"))
+    try:
+        return inner.decode()
+    except UnicodeDecodeError:
+        return inner
 
 
 def exists(path: str) -> bool:
@@ -126,26 +147,52 @@ def _info(path: str) -> fs.FileInfo:
 
 def list_files(folder: str, *, recursive: bool = True) -> list[File]:
     """Every file below a folder, sorted by path; each path starts with ``folder`` as given."""
+    if not is_remote(folder):
+        return sorted(_list_local(folder, recursive=recursive))
     filesystem, inner = locate(folder)
     selector = fs.FileSelector(inner, allow_not_found=True, recursive=recursive)
-    root = inner.rstrip("/")
     files = [
-        File(join(folder, info.path[len(root) + 1 :]), info.size, info.mtime_ns or 0)
+        File(join(folder, info.path[len(inner) + 1 :]), info.size, info.mtime_ns or 0)
         for info in filesystem.get_file_info(selector)
         if info.type == fs.FileType.File
     ]
     return sorted(files)
 
 
+def _scan(folder: str) -> list[os.DirEntry[str]]:
+    """The entries of a local folder; none if there is no such folder."""
+    try:
+        with os.scandir(os.fsdecode(_local(folder))) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _list_local(folder: str, *, recursive: bool) -> Iterator[File]:
+    """Every file below a local folder; pyarrow can't list names that are not UTF-8."""
+    for entry in _scan(folder):
+        path = join(folder, path_text(entry.name))
+        try:
+            info = entry.stat()
+        except OSError:  # A link that leads to nothing.
+            continue
+        if S_ISREG(info.st_mode):
+            yield File(path, info.st_size, info.st_mtime_ns)
+        elif recursive and entry.is_dir():
+            yield from _list_local(path, recursive=True)
+
+
 def list_folders(folder: str) -> list[str]:
     """Names of the folders directly below a folder, sorted."""
+    if not is_remote(folder):
+        return sorted(path_text(entry.name) for entry in _scan(folder) if entry.is_dir())
     filesystem, inner = locate(folder)
     # Google's store has no folders; they appear only in the names of the files below them.
     recursive = filesystem.type_name == "gcs"
     selector = fs.FileSelector(inner, allow_not_found=True, recursive=recursive)
     names = set()
     for info in filesystem.get_file_info(selector):
-        name, slash, _ = info.path[len(inner.rstrip("/")) + 1 :].partition("/")
+        name, slash, _ = info.path[len(inner) + 1 :].partition("/")
         if slash or info.type == fs.FileType.Directory:
             names.add(name)
     return sorted(names)
@@ -213,14 +260,15 @@ def atomic_output(path: str) -> Iterator[IO[bytes]]:
         with filesystem.open_output_stream(inner, compression=None) as stream:
             stream.write(buffer.getbuffer())
         return
-    os.makedirs(os.path.dirname(inner), exist_ok=True)
-    temporary = f"{inner}.{uuid.uuid4().hex}.tmp"
+    final = os.fsdecode(inner)
+    os.makedirs(os.path.dirname(final), exist_ok=True)
+    temporary = f"{final}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, inner)
+        os.replace(temporary, final)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)

@@ -124,8 +124,7 @@ def load_checkpoint(
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
-    state, files = _read_train_state(folder)
-    _verify(folder, files)
+    state = verify_checkpoint(folder)
     load_weights(folder, model)
     velocity = _read_matching(folder, VELOCITY_FILE, model)
     for name, parameter in model.named_parameters():
@@ -134,6 +133,24 @@ def load_checkpoint(
         stored = _read_matching(folder, AVERAGE_FILE, model)
         for name, tensor in average.items():
             tensor.copy_(stored[name])
+    return state
+
+
+def verify_checkpoint(folder: str) -> TrainState:
+    """Compare all files of a local checkpoint with their sha256; returns its progress.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    state, files = _read_train_state(folder)
+    for name, sha256 in files.items():
+        path = os.path.join(folder, name)
+        try:
+            actual = storage.sha256(path)
+        except OSError as error:
+            raise _damaged(path, one_line(error)) from error
+        if actual != sha256:
+            raise _damaged(path, "its bytes are not those that were written")
     return state
 
 
@@ -204,19 +221,8 @@ def _read_train_state(folder: str) -> tuple[TrainState, dict[str, str]]:
         files = fields.pop("files")
         fields["epoch_errors"] = LossAndErrors(**fields["epoch_errors"])
         return TrainState(**fields), files
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, one_line(error)) from error
-
-
-def _verify(folder: str, files: Mapping[str, str]) -> None:
-    for name, sha256 in files.items():
-        path = os.path.join(folder, name)
-        try:
-            actual = storage.sha256(path)
-        except OSError as error:
-            raise _damaged(path, one_line(error)) from error
-        if actual != sha256:
-            raise _damaged(path, "its bytes are not those that were written")
 
 
 def _read_matching(folder: str, name: str, model: AlexNet) -> dict[str, Tensor]:

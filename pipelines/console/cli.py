@@ -1,8 +1,10 @@
 """One command line for all scripts: options from the settings' fields, errors in one line.
 
-Values come from, weakest first: a field's default, the preset, the file given with ``--config``,
-the command line. The last line on standard output is one JSON object with the result.
-Exit status: 0 done, 1 failed, 2 wrong settings or input, 130 ended by Ctrl-C, 143 by SIGTERM.
+Values come from, weakest first: a field's default, the preset, MLflow's variables, the file given
+with ``--config``, the command line. The last line on standard output is one JSON object with the
+result.
+Exit status: 0 done, 1 failed, 2 wrong settings or input, 130 ended by Ctrl-C, 143 by SIGTERM, 141
+if nobody reads standard output any more, as after ``| head``.
 """
 
 import argparse
@@ -26,8 +28,10 @@ from alexnet.errors import (
     DownloadError,
     InputsChangedError,
     InvalidModelError,
+    InvalidPredictionsError,
     MissingDatasetError,
     SourceChangedError,
+    UnaccountedFilesError,
     UnwritableFolderError,
     UserError,
     one_line,
@@ -35,10 +39,12 @@ from alexnet.errors import (
 from pipelines.console import interrupt
 from pipelines.console.config_file import read_config_file
 from pipelines.console.log import current_log_file, log_file, show_in_terminal
+from pipelines.console.output import OUTPUT_CLOSED, discard_if_closed, printable, take_any_text
 from pipelines.console.redact import redacted, redacted_output, remember_secrets, shortened
 from pipelines.presets import PRESETS
-from pipelines.setting_types import is_switch
+from pipelines.setting_types import is_positional, is_switch
 from pipelines.settings import S
+from pipelines.tracking.environment import VARIABLES, settings_of_environment
 from pipelines.workdir import Workdir
 
 REMEDIES: Mapping[type[UserError], str] = {
@@ -47,7 +53,9 @@ REMEDIES: Mapping[type[UserError], str] = {
     CorruptDatasetError: "run pipelines/preprocess.py --force to make the data set again",
     SourceChangedError: "run pipelines/preprocess.py --force to make the data set again",
     InputsChangedError: "restore them, give another --output, or give --force to begin anew",
+    UnaccountedFilesError: "or give --allow-leftover to go on without them",
     InvalidModelError: "give another --model, or train again with a lower --learning-rate",
+    InvalidPredictionsError: "run pipelines/evaluate.py --force, which predicts all images again",
     UnwritableFolderError: "choose another --workdir",
     DownloadError: "unpack imagenette2.tgz yourself and give its folder as --source",
 }
@@ -78,6 +86,7 @@ class CheckFailedError(Exception):
 def run_script(kind: type[S], work: Callable[[S], Summary], description: str | None) -> NoReturn:
     """Run a command: read its settings, do the work, print the result, exit."""
     assert description
+    take_any_text(sys.stdout, sys.stderr)
     show_in_terminal()
     with interrupt.signals_as_exceptions():
         _run(kind, work, description)
@@ -101,12 +110,20 @@ def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoRet
     except CheckFailedError as error:
         print(json.dumps(error.result.to_json()))
         _exit(1, f"{_program()}: failed: {error}")
+    except PermissionError as error:
+        place = error.filename or one_line(error)
+        remedy = "have the permissions changed, or give other folders"
+        _exit(2, f"{_program()}: {place}: permission denied; {remedy}")
     except OSError as error:  # A full disk, a lost drive: a traceback would not help.
+        if isinstance(error, BrokenPipeError) and discard_if_closed(sys.stdout):
+            sys.exit(OUTPUT_CLOSED)
         _exit(1, f"{_program()}: failed: {one_line(error)}")
     except Exception as error:
         print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
         _exit(1, f"{_program()}: failed: {shortened(error, 500)}")
     sys.stderr.flush()
+    if discard_if_closed(sys.stdout):
+        sys.exit(OUTPUT_CLOSED)
     print(json.dumps(result.to_json()), flush=True)
     # Ray's threads may still report a lost node; nothing may follow the last line.
     sys.stdout = sys.stderr
@@ -148,21 +165,30 @@ def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> 
     from_file = read_config_file(config) if config else {}
     fields = {field.alias or name for name, field in kind.model_fields.items()}
     from_file = {key: value for key, value in from_file.items() if key in fields}
-    chosen = from_file | given
+    from_environment = {k: v for k, v in settings_of_environment().items() if k in fields}
+    chosen = from_environment | from_file | given
     for value in chosen.values():
         remember_secrets(value)
     preset = chosen.get("preset")
     if preset is None and (preset := _default_preset(fields, chosen)):
         chosen["preset"] = preset
     named = {key: value for key, value in _preset_values(preset).items() if key in fields}
-    origins = {key: os.path.basename(config or "") for key in from_file}
-    origins |= {key: "--" + key.replace("_", "-") for key in given}
+    origins = {key: VARIABLES[key] for key in from_environment}
+    origins |= {key: os.path.basename(config or "") for key in from_file}
+    origins |= {key: _option_name(kind, key) for key in given}
     try:
         return kind.model_validate(named | chosen).with_origins(origins)
     except ValidationError as error:
         where = {key: f"preset {preset}: {key}" for key in named}
-        where |= {key: f"{config}: {key}" for key in from_file}
-        raise UserError(_explain(error, where | {key: origins[key] for key in given})) from error
+        where |= origins | {key: f"{config}: {key}" for key in from_file if key not in given}
+        where |= {key: _option_name(kind, key) for key in fields - where.keys()}
+        raise UserError(_explain(error, where)) from error
+
+
+def _option_name(kind: type[BaseModel], key: str) -> str:
+    """A setting as it is named on the command line."""
+    field = kind.model_fields.get(key)
+    return key.upper()[:-1] if field and is_positional(field) else "--" + key.replace("_", "-")
 
 
 def _default_preset(fields: Set[str], chosen: Mapping[str, Any]) -> str | None:
@@ -204,7 +230,9 @@ def _parser(kind: type[BaseModel], description: str) -> argparse.ArgumentParser:
         key = field.alias or name
         flag = "--" + key.replace("_", "-")
         text = (field.description or "") + _default_text(field)
-        if field.annotation is bool and not is_switch(field):
+        if is_positional(field):
+            parser.add_argument(key, nargs="*", metavar=key.upper()[:-1], help=text)
+        elif field.annotation is bool and not is_switch(field):
             parser.add_argument(flag, dest=key, action="store_true", help=text)
         elif _is_list(field):
             word = _LIST_WORDS[key]
@@ -258,7 +286,7 @@ def _explain(error: ValidationError, where: Mapping[str, str]) -> str:
         return message
     key = str(problem["loc"][0])
     if problem["type"] == "missing":
-        return f"--{key.replace('_', '-')} is required; see --help"
+        return f"{where[key]} is required; see --help"
     message = f"{where.get(key, key)}: {message[0].lower()}{message[1:]}"
     # A URI may contain a secret; the messages about URIs say what is wrong in them.
     return message if "://" in str(problem["input"]) else f"{message}, not {problem['input']!r}"
@@ -269,6 +297,7 @@ def _program() -> str:
 
 
 def _exit(status: int, line: str) -> NoReturn:
+    discard_if_closed(sys.stdout)
     sys.stdout.flush()
-    print(redacted(line), file=sys.stderr, flush=True)
+    print(redacted(printable(line)), file=sys.stderr, flush=True)
     sys.exit(status)

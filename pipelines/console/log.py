@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 
 from alexnet import storage
+from pipelines.console.output import printable
 from pipelines.console.redact import redacted
 from pipelines.workdir import Workdir
 
 _ROOT = "alexnet"
-_FORMATTER = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 _LIBRARIES = ("ray", "mlflow")
 """Loggers that pass nothing on to the root logger."""
 
@@ -28,12 +28,30 @@ def stage_logger(stage: str) -> logging.Logger:
     return logging.getLogger(f"{_ROOT}.{stage}")
 
 
+class _Formatter(logging.Formatter):
+    """One line for each message; the lines of a traceback follow it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
+_FORMATTER = _Formatter()
+
+
 class _Terminal(logging.Handler):
-    """Prints lines to the present standard output, which tests and ``run_script`` replace."""
+    """Prints lines to the present standard output, which tests and ``run_script`` replace.
+
+    The work continues if nobody reads them any more: the log file has them too.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         stage = record.name.removeprefix(f"{_ROOT}.")
-        print(redacted(f"{stage}: {record.getMessage()}"), file=sys.stdout, flush=True)
+        with contextlib.suppress(OSError):
+            line = printable(f"{stage}: {record.getMessage()}")
+            print(redacted(line), file=sys.stdout, flush=True)
 
 
 class _LogFile(logging.Handler):

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": Command("train", "shards to a trained model"),
     "evaluate": Command("evaluate", "a trained model to its errors on the validation images"),
     "promote": Command("promote", "an evaluated model to a registered version"),
+    "compare": Command("compare", "two evaluated models: is one better, and is that chance"),
     "predict": Command("batch_inference", "images anywhere to predictions in Parquet"),
 }
 

@@ -93,6 +93,12 @@ class SecretUri:
     def __repr__(self) -> str:
         return redacted(self._uri)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecretUri) and other._uri == self._uri
+
+    def __hash__(self) -> int:
+        return hash(self._uri)
+
     def reveal(self) -> str:
         """The URI with its secrets, to connect with."""
         return self._uri

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from alexnet import predictions
 from alexnet.metrics import average, top_labels
 from alexnet.shards.codec import read_images
 from alexnet.shards.format import RowGroup
@@ -16,18 +17,6 @@ from alexnet.training.augment import CENTRE_VIEW
 from pipelines.inference.predictor import Predictor
 from pipelines.task_errors import errors_as_rows
 from pipelines.tracking.store import Store
-
-EVALUATION_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("label", pa.int32()),
-        ("labels", pa.list_(pa.int64())),
-        ("probabilities", pa.list_(pa.float32())),
-        ("centre_labels", pa.list_(pa.int64())),
-    ]
-)
-"""One row for each image: the best labels, best first, and their probabilities with ten views, and
-the best labels with the centre view."""
 
 
 class Evaluator:
@@ -38,7 +27,7 @@ class Evaluator:
         self.predictor = cache(partial(Predictor.load, store, uris, threads))
         self.decoders = ThreadPoolExecutor(threads)
 
-    @errors_as_rows(EVALUATION_SCHEMA)
+    @errors_as_rows(predictions.SCHEMA)
     def __call__(self, items: Mapping[str, NDArray[Any]]) -> pa.Table:
         """Predict a row group.
 
@@ -46,7 +35,7 @@ class Evaluator:
             items: ``path``, ``number`` and ``rows`` of one ``RowGroup``, each an array of one.
 
         Returns:
-            ``EVALUATION_SCHEMA``.
+            ``alexnet.predictions.SCHEMA``.
         """
         group = RowGroup(str(items["path"][0]), int(items["number"][0]), int(items["rows"][0]))
         rows, images = read_images(group, ["key", "label"], self.decoders)

@@ -19,6 +19,7 @@ from alexnet.inference.inputs import glob_root
 from alexnet.inference.listing import is_listed, listing_folder
 from alexnet.inference.output import MANIFEST, THUMBNAILS
 from alexnet.inference.page import PAGE, PAGES
+from alexnet.sources.ignored import ignoring_rule
 from pipelines.setting_types import option_text
 from pipelines.settings import BatchInferenceSettings
 
@@ -71,7 +72,7 @@ def check_output(settings: BatchInferenceSettings) -> None:
     if storage.is_file(output):
         raise UserError(f"{output}: is a file; give a folder as --output")
     if storage.is_folder(output) and not storage.is_file(_origin_path(output)):
-        found = next(_names(output), None)
+        found = next((name for name in _names(output) if not ignoring_rule([name])), None)
         if found:
             raise UserError(
                 f"{output}: contains {found}, which is not from an earlier run; give another "

@@ -25,6 +25,7 @@ from alexnet.inference.page import PageRow, write_pages
 from alexnet.inference.reading import decode_content, read_contents, read_now
 from alexnet.plots import figures, predictions
 from alexnet.shards.decode import Decoded
+from pipelines.decorations import Decorations
 from pipelines.inference.origin import Origin
 from pipelines.tracking.run import Run
 
@@ -109,32 +110,49 @@ def _read(output: str, name: str, columns: list[str]) -> pa.Table:
         return pq.read_table(file, columns=columns)
 
 
-def log_result(
+def decorations(
     run: Run,
     output: str,
     origin: Origin,
     results: Sequence[PartResult],
     totals: Totals,
     names: Sequence[str],
-) -> None:
-    """Log what was predicted: figures, rejects by reason, where the output is."""
-    run.set_tags({"predictions": output})
-    link = f"<code>{html.escape(output)}</code>"
-    run.set_description(
-        f"{totals.images:,} files, {totals.rejected:,} rejected; predictions in {link}"
-    )
+) -> Decorations:
+    """What is logged about an output: where it is, figures, rejects by reason."""
+    return {
+        "the description": lambda: run.set_description(
+            f"{totals.images:,} files, {totals.rejected:,} rejected; predictions in "
+            f"<code>{html.escape(output)}</code>"
+        ),
+        "labels.png": lambda: run.log_figure(
+            predictions.predicted_labels(_counts_by_name(totals, names)), "labels.png"
+        ),
+        "confidences.png": lambda: run.log_figure(
+            predictions.confidences(totals.confidences), "confidences.png"
+        ),
+        "rejects_by_reason.json": lambda: run.log_table(
+            _reason_table(totals), "rejects_by_reason.json"
+        ),
+        "images.png": lambda: run.log_figure(
+            _contact_sheet(output, results, upright=origin.settings["exif_orientation"] == "apply"),
+            "images.png",
+        ),
+    }
+
+
+def _counts_by_name(totals: Totals, names: Sequence[str]) -> Counter[str]:
     by_name = Counter[str]()
     for label, count in totals.labels.items():
         by_name[names[int(label)]] += count
-    run.log_figure(predictions.predicted_labels(by_name), "labels.png")
-    run.log_figure(predictions.confidences(totals.confidences), "confidences.png")
+    return by_name
+
+
+def _reason_table(totals: Totals) -> pa.Table:
     reasons = pa.table(
         {"reason": list(totals.reasons), "files": list(totals.reasons.values())},
         schema=pa.schema([("reason", pa.string()), ("files", pa.int64())]),
     )
-    run.log_table(reasons.sort_by([("files", "descending")]), "rejects_by_reason.json")
-    upright = origin.settings["exif_orientation"] == "apply"
-    run.log_figure(_contact_sheet(output, results, upright=upright), "images.png")
+    return reasons.sort_by([("files", "descending")])
 
 
 def _contact_sheet(output: str, results: Sequence[PartResult], *, upright: bool) -> Any:

@@ -1,6 +1,6 @@
 """From an indexed source to a complete data set, and the repair of a damaged one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -8,7 +8,7 @@ from functools import partial
 from alexnet import storage
 from alexnet.errors import CorruptDatasetError, MissingDatasetError, SourceChangedError
 from alexnet.shards.codec import Encoding
-from alexnet.shards.finalize import corrupt_shards, finalize, finished_results
+from alexnet.shards.finalize import corrupt_shards, finalize, finished_results, missing_files
 from alexnet.shards.format import SPLITS
 from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.plan import (
@@ -39,8 +39,8 @@ def create_dataset(
 ) -> tuple[PreprocessResult, Manifest]:
     """Create the missing shards of a data set, then its statistics and its manifest.
 
-    A complete data set of the same files and the same code is kept as it is, even if its stage's
-    record or MLflow run was lost.
+    A complete data set of the same files and the same code is kept, even if its stage's record or
+    MLflow run was lost; only shards that are missing are created again.
 
     Args:
         settings: of the stage.
@@ -48,18 +48,23 @@ def create_dataset(
         source: its index.
         code: version of the code: finished shards of another version are not kept.
     """
-    digest = plan_digest(source, settings.results())
-    workdir = Workdir(settings.workdir)
-    folder = workdir.shards(digest)
+    folder = dataset_folder(settings, source)
     origin = {"files": source.source_fingerprint, "code": code}
-    complete = None if settings.force else _complete_dataset(folder, origin)
-    if complete:
+    if complete := _complete_dataset(folder, origin):
         count = sum(len(complete.shards[split]) for split in SPLITS)
-        stage_logger("preprocess").info("all %d shards exist from an earlier run", count)
-        return _result(complete, kept=count), complete
-    with exclusive_lock(workdir, Workdir.shards_lock(digest), "preprocess"):
-        _delete_unless_resumable(folder, origin, force=settings.force)
-        return _create_shards(settings, uri, source, folder, digest, origin)
+        missing = set(missing_files(complete))
+        kept = count - len(missing)
+        stage_logger("preprocess").info("%d of %d shards exist from an earlier run", kept, count)
+        if missing:
+            _recreate_shards(settings, source, complete, missing)
+        return _result(complete, made=len(missing), kept=kept), complete
+    _delete_unless_resumable(folder, origin)
+    return _create_shards(settings, uri, source, folder, origin)
+
+
+def dataset_folder(settings: PreprocessSettings, source: Source) -> str:
+    """The folder of the data set that is made from a source."""
+    return Workdir(settings.workdir).shards(plan_digest(source, settings.results()))
 
 
 def _create_shards(
@@ -67,7 +72,6 @@ def _create_shards(
     uri: str,
     source: Source,
     folder: str,
-    digest: str,
     origin: Mapping[str, str],
 ) -> tuple[PreprocessResult, Manifest]:
     tasks = _plan(settings, folder, source)
@@ -83,12 +87,13 @@ def _create_shards(
     manifest = finalize(
         folder,
         kept | made,
-        plan_digest=digest,
-        source=uri,
+        plan_digest=plan_digest(source, settings.results()),
+        source=Workdir(settings.workdir).relative(uri),
         layout=source.layout,
         settings=settings.results(),
         labels=source.labels,
         origin=origin,
+        account=source.account,
     )
     rate = sum(task.rows for task in made) / seconds if made else 0.0
     return _result(manifest, made=len(made), kept=len(kept), images_per_second=rate), manifest
@@ -97,6 +102,8 @@ def _create_shards(
 def _result(
     manifest: Manifest, *, made: int = 0, kept: int = 0, images_per_second: float = 0.0
 ) -> PreprocessResult:
+    files = manifest.source_files
+    assert files, "data sets of an older version have another origin"
     return PreprocessResult(
         images=sum(manifest.rows(split) for split in SPLITS),
         train_images=manifest.rows("train"),
@@ -110,24 +117,38 @@ def _result(
         digest=manifest.plan_digest,
         shards=manifest.folder,
         content=manifest.content_digest(),
+        files_found=files.found,
+        files_used=files.used,
+        files_ignored=sum(files.ignored.values()),
+        ignored_by_rule=dict(files.ignored),
     )
 
 
 def holds_content(folder: str, content: str) -> bool:
-    """Whether a folder holds a complete data set with this content digest."""
+    """Whether a folder holds a complete data set with this content digest; reads no shard."""
+    manifest = _manifest(folder)
+    return (
+        manifest is not None
+        and manifest.content_digest() == content
+        and not missing_files(manifest)
+    )
+
+
+def _manifest(folder: str) -> Manifest | None:
+    """The manifest in a folder, None if there is none that can be read."""
     try:
-        return read_manifest(folder).content_digest() == content
+        return read_manifest(folder)
     except (MissingDatasetError, CorruptDatasetError):
-        return False
+        return None
 
 
 def _complete_dataset(folder: str, origin: Mapping[str, str]) -> Manifest | None:
-    """The manifest in a folder, if the data set has this origin."""
-    try:
-        manifest = read_manifest(folder)
-    except (MissingDatasetError, CorruptDatasetError):
+    """The manifest in a folder, if the data set has this origin; shards may be missing."""
+    manifest = _manifest(folder)
+    if manifest is None or manifest.origin != origin:
         return None
-    return manifest if manifest.origin == origin else None
+    missing = manifest.files.keys() & missing_files(manifest)
+    return None if missing else manifest
 
 
 def verify_dataset(settings: PreprocessSettings, folder: str) -> VerifyResult:
@@ -138,26 +159,37 @@ def verify_dataset(settings: PreprocessSettings, folder: str) -> VerifyResult:
     """
     log = stage_logger("preprocess")
     manifest = read_manifest(folder)
-    lock = Workdir.shards_lock(manifest.plan_digest)
+    lock = Workdir.shards_lock(folder)
     with exclusive_lock(Workdir(settings.workdir), lock, "preprocess"):
-        damaged = {shard.file: shard for shard in corrupt_shards(manifest)}
-        for file in damaged:
+        damaged = {shard.file for shard in corrupt_shards(manifest)}
+        for file in sorted(damaged):
             log.info("%s is missing or damaged; creating it again", file)
         if damaged:
-            parts = parts_folder(folder)
-            storage.delete_folder(parts)
             source = index_source(settings, source_uri(settings))
-            tasks = [t for t in _plan(settings, folder, source) if t.file in damaged]
-            made, _ = make_shards(tasks, RejectCounter([], 1, len(source.index)))
-            storage.delete_folder(parts)
-            if any(result.shard != damaged[result.shard.file] for result in made.values()):
-                raise SourceChangedError(
-                    f"{manifest.source}: its images are no longer those that the shards were made "
-                    "of"
-                )
+            _recreate_shards(settings, source, manifest, damaged)
     count = sum(len(manifest.shards[split]) for split in SPLITS)
     log.info("%d shards verified, %d created again", count, len(damaged))
     return VerifyResult(shards_verified=count, shards_remade=len(damaged))
+
+
+def _recreate_shards(
+    settings: PreprocessSettings, source: Source, manifest: Manifest, files: Set[str]
+) -> None:
+    """Create some shards of a complete data set again.
+
+    Raises:
+        SourceChangedError: the source gives other bytes now.
+    """
+    parts = parts_folder(manifest.folder)
+    storage.delete_folder(parts)
+    tasks = [task for task in _plan(settings, manifest.folder, source) if task.file in files]
+    made, _ = make_shards(tasks, RejectCounter([], 1, len(source.index)))
+    storage.delete_folder(parts)
+    expected = {shard for split in SPLITS for shard in manifest.shards[split]}
+    if not {result.shard for result in made.values()} <= expected:
+        raise SourceChangedError(
+            f"{manifest.source}: its images are no longer those that the shards were made of"
+        )
 
 
 def encoding_of(settings: PreprocessSettings) -> Encoding:
@@ -165,11 +197,14 @@ def encoding_of(settings: PreprocessSettings) -> Encoding:
     return Encoding(kind=settings.encoding, jpeg_quality=settings.jpeg_quality)
 
 
-def _delete_unless_resumable(folder: str, origin: Mapping[str, str], *, force: bool) -> None:
+def _delete_unless_resumable(folder: str, origin: Mapping[str, str]) -> None:
     """Keep finished shards only if they were made from the same files by the same code."""
     path = origin_path(folder)
-    unfinished = storage.is_file(path) and storage.read_json(path) == origin
-    if force or not unfinished:
+    try:
+        unfinished = storage.is_file(path) and storage.read_json(path) == origin
+    except ValueError:  # Damaged.
+        unfinished = False
+    if not unfinished:
         storage.delete_folder(folder)
         storage.write_json(path, origin)
 

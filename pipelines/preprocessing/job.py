@@ -3,9 +3,9 @@
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -18,11 +18,25 @@ from pipelines.allocation import WorkerResources, request_in_words
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
+from pipelines.preprocessing.source import too_many
 from pipelines.preprocessing.worker import ShardWriter
 from pipelines.task_errors import raise_packed
 
 LISTED_REJECTS = 20
 """Rejects that are listed when there are too many."""
+
+REPAIRS: Mapping[str, str] = {
+    "empty": "copy or unpack them again",
+    "truncated": "copy or unpack them again",
+    "not an image": "check that the source is a folder of images",
+    "not downloaded": "download them",
+    "too many pixels": "reduce them",
+    "unsupported": "convert them to JPEG",
+    "unreadable": "repair them, or restore the files that links lead to",
+}
+"""What helps against each reason of a reject."""
+NOT_THERE = ("empty", "not downloaded")
+"""Reasons of images that are not lost but were never copied."""
 
 
 @dataclass(slots=True)
@@ -41,20 +55,23 @@ class RejectCounter:
         """
         self.rejects.extend(result.rejects)
         count = len(self.rejects)
-        # The decimal number that was given: 0.29 * 100 is less than 29 in binary.
-        if count <= Fraction(str(self.max_fraction)) * self.images:
+        if not too_many(count, self.images, self.max_fraction):
             return
         log = stage_logger("preprocess")
         for reject in self.rejects[:LISTED_REJECTS]:
             log.info("  %s: %s (%s)", reject["key"], reject["reason"], reject["detail"])
         if count > LISTED_REJECTS:
             log.info("  and %d more", count - LISTED_REJECTS)
-        enough = -(-1000 * count // self.images) / 1000
+        reason, most = Counter(reject["reason"] for reject in self.rejects).most_common(1)[0]
+        advice = f"{REPAIRS[reason]} ({most} of them are rejected as {reason})"
+        # A larger fraction would make a data set of what is left of another one.
+        if reason not in NOT_THERE and 2 * count < self.images:
+            enough = -(-1000 * count // self.images) / 1000
+            advice += f", remove them, or give --max-reject-fraction {enough} or more"
         raise UserError(
             f"{count} of {self.images:,} images can't be read, which is more than "
-            f"--max-reject-fraction {self.max_fraction}; look at the list above, then repair or "
-            f"remove them, or give --max-reject-fraction {enough} or more; finished shards are "
-            "kept"
+            f"--max-reject-fraction {self.max_fraction}; look at the list above, then {advice}; "
+            "finished shards are kept"
         )
 
 
@@ -63,7 +80,7 @@ def start_ray_early() -> None:
 
     def start() -> None:
         # ``make_shards`` will meet the same error, in the main thread.
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(Exception):
             cluster.connect()
 
     threading.Thread(target=start, name="start-ray", daemon=True).start()

@@ -19,6 +19,7 @@ from alexnet.shards.decode import render_reject
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.sources.read import Source, read_image
+from pipelines.decorations import run_decorations
 from pipelines.tracking.run import Run
 
 TILES = 40
@@ -27,29 +28,47 @@ SAMPLED_SHARDS = 32
 """The histogram of original sizes reads at most so many shards; each is a random sample."""
 
 
-def log_source(run: Run, uri: str, source: Source) -> None:
-    """Log the raw images as an input of the run."""
+def log_result(run: Run, uri: str, manifest: Manifest, source: Source) -> None:
+    """Log the source, the shards, the rejects and the figures of a complete data set."""
+    run_decorations(
+        "preprocess",
+        {
+            "the source": lambda: _log_source(run, uri, source),
+            "the shards": lambda: _log_shards(run, manifest),
+            "the table of rejects": lambda: _log_rejects(run, manifest),
+            "images.png": lambda: _log_images(run, manifest),
+            "rejects.png": lambda: _log_rejected_images(run, manifest, source),
+            "mean_image.png": lambda: _log_mean_image(run, manifest),
+            "original_sizes.png": lambda: _log_original_sizes(run, manifest),
+        },
+    )
+
+
+def _log_source(run: Run, uri: str, source: Source) -> None:
     counts = Counter(source.index["split"].to_pylist())
     run.log_dataset(
-        posixpath.basename(uri),
+        posixpath.basename(uri) or uri,
         source.source_fingerprint,
         uri,
         "raw images",
         f"{source.layout}: {counts['train']:,} train, {counts['val']:,} val, "
         f"{len(source.labels):,} classes",
     )
+    rules = sorted(source.account.counts().ignored.items())
+    ignored = {"rule": [rule for rule, _ in rules], "files": [count for _, count in rules]}
+    run.log_table(pa.table(ignored), "ignored_files.json")
 
 
-def log_result(run: Run, manifest: Manifest, source: Source) -> None:
-    """Log the shards, the rejects and the figures of a complete data set."""
+def _log_shards(run: Run, manifest: Manifest) -> None:
     profile = f"{manifest.rows('train'):,} train, {manifest.rows('val'):,} val"
     run.log_dataset("shards", manifest.content_digest(), manifest.folder, "shards", profile)
-    _log_images(run, manifest)
-    _log_rejects(run, manifest, source)
+    run.set_tags({"shards.digest": manifest.plan_digest})
+
+
+def _log_mean_image(run: Run, manifest: Manifest) -> None:
     statistics = read_statistics(manifest.statistics_path)
     mean = figures.mean_image(statistics.mean_image, statistics.rgb_covariance)
     run.log_figure(mean, "mean_image.png")
-    run.log_figure(figures.original_sizes(*_original_sizes(manifest)), "original_sizes.png")
 
 
 def _log_images(run: Run, manifest: Manifest) -> None:
@@ -61,17 +80,25 @@ def _log_images(run: Run, manifest: Manifest) -> None:
     run.log_figure(sheet, "images.png")
 
 
-def _log_rejects(run: Run, manifest: Manifest, source: Source) -> None:
-    """All rejects as a table, their counts by reason as another, and pictures of the first."""
+def _read_rejects(manifest: Manifest) -> pa.Table:
     with storage.open_input(manifest.rejects_path) as file:
-        rejects = pq.read_table(file)
+        return pq.read_table(file)
+
+
+def _log_rejects(run: Run, manifest: Manifest) -> None:
+    """All rejects as a table, and their counts by reason as another."""
+    rejects = _read_rejects(manifest)
     run.log_table(rejects, "rejects.json")
     counts = rejects.group_by(["reason", "split"]).aggregate([("key", "count")])
     counts = counts.rename_columns(["reason", "split", "images"])
     run.log_table(counts.sort_by([("images", "descending")]), "rejects_by_reason.json")
-    if not len(rejects):
+
+
+def _log_rejected_images(run: Run, manifest: Manifest, source: Source) -> None:
+    """Pictures of the first rejects."""
+    shown = _read_rejects(manifest).slice(0, TILES)
+    if not len(shown):
         return
-    shown = rejects.slice(0, TILES)
     rows = source.index.filter(pc.is_in(source.index["key"], shown["key"].combine_chunks()))
     tiles = np.stack([_tile(source, row) for row in rows.to_pylist()])
     captions = [
@@ -89,6 +116,10 @@ def _tile(source: Source, row: dict[str, Any]) -> NDArray[np.uint8]:
     except (UserError, OSError, EOFError):
         data = b""
     return render_reject(data)
+
+
+def _log_original_sizes(run: Run, manifest: Manifest) -> None:
+    run.log_figure(figures.original_sizes(*_original_sizes(manifest)), "original_sizes.png")
 
 
 def _original_sizes(manifest: Manifest) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

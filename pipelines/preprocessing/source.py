@@ -1,13 +1,16 @@
 """The source of ``preprocess``: where it is, what it holds, and whether it was downloaded whole."""
 
 import posixpath
+from collections.abc import Callable
+from fractions import Fraction
 
 from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.shards.manifest import Manifest
 from alexnet.sources import imagenette
+from alexnet.sources.account import first_names
 from alexnet.sources.md5 import OFFICIAL, verify
-from alexnet.sources.read import Source, read_source
+from alexnet.sources.read import Source, read_source, without_content
 from alexnet.sources.sample import LABELS, write_sample
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
@@ -61,7 +64,48 @@ def is_sample(manifest: Manifest) -> bool:
 def index_source(settings: PreprocessSettings, uri: str) -> Source:
     """The index of the source; that of large archives is cached in the workdir."""
     with Watchdog("preprocess", lambda: f"reading the list of files of {uri}"):
-        return read_source(uri, Workdir(settings.workdir).source_index)
+        return read_source(uri, Workdir(settings.workdir).source_index, settings.workdir)
+
+
+def check_account(
+    settings: PreprocessSettings, uri: str, source: Source, show: Callable[[str], object]
+) -> None:
+    """Show what becomes of each file of the source, before any work.
+
+    Args:
+        settings: of the stage.
+        uri: of the source.
+        source: its index.
+        show: prints or logs a line.
+
+    Raises:
+        UnaccountedFilesError: files are left over or missing, and the settings don't allow that.
+        UserError: more images have no content than may be rejected.
+    """
+    for note in source.account.notes:
+        show(note)
+    empty = without_content(source)
+    show(source.account.counts(len(empty)).in_words())
+    error = source.account.error(uri)
+    if error and not settings.allow_leftover:
+        raise error
+    if error:
+        show(f"--allow-leftover: {error}")
+    if too_many(len(empty), len(source.index), settings.max_reject_fraction):
+        raise UserError(
+            f"{uri}: {len(empty):,} of {len(source.index):,} images are empty files or links to "
+            f"nothing ({first_names(empty)}), which is more than --max-reject-fraction "
+            f"{settings.max_reject_fraction}; copy or unpack them again, or restore what the links "
+            "lead to"
+        )
+
+
+def too_many(rejected: int, images: int, max_fraction: float) -> bool:
+    """Whether more images are rejected than a fraction of all.
+
+    The fraction is the decimal number that was given: 0.29 * 100 is less than 29 in binary.
+    """
+    return rejected > Fraction(str(max_fraction)) * images
 
 
 def check_md5(uri: str) -> None:

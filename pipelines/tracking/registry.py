@@ -1,18 +1,25 @@
 """Models in the tracking store: loading, metadata, registration and aliases."""
 
+import contextlib
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alexnet import storage
 from alexnet.errors import UserError
-from pipelines.console.redact import shortened
-from pipelines.tracking.store import Store, StoreError
+from pipelines.console.redact import redacted, shortened
+from pipelines.tracking.store import Store, StoreError, was_refused
 
 if TYPE_CHECKING:
     from torch import nn
+
+PREVIOUS_TAG = "champion.previous"
+"""Of a version that became champion: the champion before it."""
+ROLLED_BACK_TAG = "champion.rolled_back"
+"""Of a version that is no longer champion because somebody took it back: the reason."""
+MAX_DESCRIPTION = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,8 @@ class Version:
 
     version: str
     tags: Mapping[str, str]
+    source: str = ""
+    """URI of the logged model."""
 
 
 def load_classifier(store: Store, uri: str) -> "nn.Module":
@@ -117,22 +126,75 @@ def model_exists(store: Store, uri: str) -> bool:
     return store.get_or_none(lambda: store.client.get_logged_model(name)) is not None
 
 
-def register(store: Store, name: str, model_uri: str, tags: Mapping[str, str]) -> str:
-    """Register a logged model unless it is registered; returns the version's number."""
-    known = store.client.search_model_versions(f"name = '{name}'")
-    same = [version.version for version in known if version.source == model_uri]
-    version = str(same[0]) if same else store.register_model(model_uri, name)
-    for key, value in tags.items():
-        store.client.set_model_version_tag(name, version, key, value)
-    return version
+def register(store: Store, name: str, model_uri: str, tags: Mapping[str, str]) -> Version:
+    """Register a logged model unless it is registered, and tag its version."""
+    with _refusals(name):
+        known = store.client.search_model_versions(f"name = '{name}'")
+        same = [version.version for version in known if version.source == model_uri]
+        number = str(same[0]) if same else store.register_model(model_uri, name)
+        set_tags(store, name, number, tags)
+        return get_version(store, name, number)
+
+
+def get_version(store: Store, name: str, number: str) -> Version:
+    """A registered version.
+
+    Raises:
+        UserError: it does not exist, or no longer.
+    """
+    version = store.get_or_none(lambda: store.client.get_model_version(name, number))
+    if version is None:
+        raise UserError(
+            f"version {number} of {name} does not exist or was deleted; give another one, or set "
+            "the alias in MLflow"
+        )
+    return Version(str(version.version), dict(version.tags), version.source)
 
 
 def by_alias(store: Store, name: str, alias: str) -> Version | None:
     """The version that an alias points to, None if the alias does not exist."""
     version = store.get_or_none(lambda: store.client.get_model_version_by_alias(name, alias))
-    return Version(str(version.version), dict(version.tags)) if version else None
+    return Version(str(version.version), dict(version.tags), version.source) if version else None
 
 
 def set_alias(store: Store, name: str, alias: str, version: str) -> None:
-    """Point an alias to a version."""
-    store.client.set_registered_model_alias(name, alias, version)
+    """Point an alias to a version, and remember the version."""
+    with _refusals(name):
+        store.client.set_registered_model_alias(name, alias, version)
+        store.client.set_registered_model_tag(name, f"{alias}.version", version)
+
+
+def last_set(store: Store, name: str, alias: str) -> str | None:
+    """The version that ``set_alias`` set last. The alias has another if somebody else moved it."""
+    model = store.get_or_none(lambda: store.client.get_registered_model(name))
+    return model.tags.get(f"{alias}.version") if model else None
+
+
+def set_tags(store: Store, name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version."""
+    with _refusals(name):
+        for key, value in tags.items():
+            store.client.set_model_version_tag(name, version, key, redacted(value))
+
+
+def describe(store: Store, name: str, version: str, markdown: str) -> None:
+    """Set the description of a version; an earlier one remains below."""
+    with _refusals(name):
+        before = store.client.get_model_version(name, version).description or ""
+        if not before.startswith(markdown):
+            text = redacted(markdown + ("\n\n" + before if before else ""))
+            store.client.update_model_version(name, version, text[:MAX_DESCRIPTION])
+
+
+@contextlib.contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Inside, a version or a name that somebody has deleted meanwhile is a ``UserError``."""
+    try:
+        yield
+    except StoreError as error:
+        if not was_refused(error):
+            raise
+        raise UserError(
+            f"registered model {name}: {shortened(error, 200)}; if somebody has deleted it, run "
+            "the command again"
+        ) from error

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from requests import RequestException
 
 from pipelines.console.log import current_log_file
+from pipelines.console.output import printable
 from pipelines.console.redact import redacted
 from pipelines.tracking import server
 from pipelines.tracking.metric_writer import Point, StoreUnavailableError
@@ -49,10 +51,24 @@ def open_run(store: Store, name: str, *, resume: str | None, parent: str | None)
     return str(run.info.run_id)
 
 
+def run_status(store: Store, run_id: str) -> str | None:
+    """The run's status; None if the store does not hold it or it is deleted."""
+    run = store.get_or_none(lambda: store.client.get_run(run_id))
+    return str(run.info.status) if run and run.info.lifecycle_stage == "active" else None
+
+
 def run_exists(store: Store, run_id: str) -> bool:
     """Whether the store holds the run and it is not deleted."""
-    run = store.get_or_none(lambda: store.client.get_run(run_id))
-    return run is not None and run.info.lifecycle_stage == "active"
+    return run_status(store, run_id) is not None
+
+
+def code_span(text: str) -> str:
+    """Text as code in Markdown: nothing in it is markup, also no backtick, line break or tag."""
+    line = printable(text)
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    # The spaces are no part of the code.
+    return f"{fence} {line} {fence}" if longest else f"{fence}{line}{fence}"
 
 
 @contextlib.contextmanager
@@ -189,7 +205,7 @@ class Run:
 
     def log_dataset(self, name: str, digest: str, uri: str, context: str, profile: str) -> None:
         """Log a data set as an input of the run."""
-        source = '{"uri": "' + redacted(uri).replace('"', "%22") + '"}'
+        source = json.dumps({"uri": redacted(uri)}, ensure_ascii=False)
         dataset = Dataset(redacted(name), digest[:DIGEST_LENGTH], "local", source, profile=profile)
         tags = [InputTag("mlflow.data.context", context)]
         self.store.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])

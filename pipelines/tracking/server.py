@@ -6,7 +6,10 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-from alexnet.errors import UserError
+import requests
+from requests.utils import get_environ_proxies, select_proxy
+
+from alexnet.errors import UserError, one_line
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
 from pipelines.console.redact import redacted
@@ -44,12 +47,25 @@ def connection_error(uri: str) -> str | None:
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return None
+    if select_proxy(uri, get_environ_proxies(uri)):
+        return _error_behind_proxy(uri)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except OSError as error:
         return str(error)
     return None
+
+
+def _error_behind_proxy(uri: str) -> str | None:
+    """The same for a server that requests, as MLflow makes them, reach through a proxy only."""
+    try:
+        status = requests.head(uri, timeout=5).status_code
+    except requests.exceptions.SSLError:  # It answers; MLflow may accept its certificate.
+        return None
+    except requests.RequestException as error:
+        return f"through the proxy: {one_line(error)}"
+    return f"the proxy answers with status {status}" if status in (407, 502, 503, 504) else None
 
 
 def check_reachable(uri: str | None) -> None:

@@ -5,6 +5,11 @@ beside it.
 """
 
 import contextlib
+import functools
+import os
+import shlex
+import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +21,32 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
-from alexnet.errors import UserError
+from alexnet.errors import UnwritableFolderError, UserError
 from pipelines.console.lock import exclusive_lock
+from pipelines.console.log import stage_logger
 from pipelines.console.redact import SecretUri, redacted, shortened
 from pipelines.settings import Settings
 from pipelines.tracking import server
+from pipelines.tracking.database import prepare_database
+from pipelines.tracking.environment import restored_variables
+from pipelines.tracking.location import StoreLocation, locate_store
+from pipelines.tracking.relocation import relocate_artifacts
 from pipelines.workdir import Workdir
 
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""The experiment's kind: model training."""
+MODEL_TRAINING = ("mlflow.experimentKind", "custom_model_development")
+"""The tag of the experiment's kind: model training."""
 
 StoreError = MlflowException
+_CONNECTION_ERRORS = (
+    MlflowException,
+    SQLAlchemyError,
+    sqlite3.DatabaseError,
+    ImportError,  # The database's driver is missing.
+    ValueError,  # No valid URI of a database.
+)
 T = TypeVar("T")
 
 
@@ -66,9 +83,14 @@ class Store:
 
     def load_model(self, uri: str) -> "nn.Module":
         """A logged model."""
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        return mlflow.pytorch.load_model(uri)  # type: ignore[no-any-return]
+        _select(self.uri)
+        if "%25" not in self.uri:
+            return mlflow.pytorch.load_model(uri)  # type: ignore[no-any-return]
+        # MLflow decodes the path of a model once more than it should, so one with a percent sign
+        # is copied first.
+        with tempfile.TemporaryDirectory() as folder:
+            local = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+            return mlflow.pytorch.load_model(local)  # type: ignore[no-any-return]
 
     def download_model(self, uri: str, folder: str) -> Path:
         """A copy of the files of a logged model, without MLflow's own, in a folder."""
@@ -87,9 +109,10 @@ class Store:
 
     def ui_command(self) -> str:
         """The command, or the address, that shows the runs in a browser."""
+        address = shlex.quote(str(self.address))
         if self.uri.startswith("http"):
-            return f"open {self.address}"
-        return f"mlflow ui --backend-store-uri {self.address}"
+            return f"open {address}"
+        return f"mlflow ui --backend-store-uri {address}"
 
 
 def connect(settings: Settings) -> Store:
@@ -100,31 +123,77 @@ def connect(settings: Settings) -> Store:
     """
     server.configure_loggers()
     server.check_reachable(settings.tracking_uri)
-    workdir = Workdir(settings.workdir)
-    local = settings.tracking_uri is None
-    uri = settings.tracking_uri or f"sqlite:///{workdir.database}"
-    artifacts = workdir.artifacts if local else None
-    # The first process creates the database's tables, which two can't do at the same time.
-    with exclusive_lock(workdir, "tracking", "tracking"):
-        try:
-            return Store(SecretUri(uri), _experiment(uri, settings.experiment, artifacts))
-        except UserError:
+    workdir, given = Workdir(settings.workdir), settings.tracking_uri
+    try:
+        location = locate_store(settings)
+        _log_choice(location.uri, settings)
+        # Also other workdirs' commands may create or use the same file now.
+        shared = Workdir(os.path.dirname(location.database)) if location.database else workdir
+        with exclusive_lock(shared, "tracking", "tracking"):
+            if given is None:
+                relocate_artifacts(workdir, MODEL_TRAINING)
+            if location.is_database:
+                prepare_database(location)
+            experiment = _experiment(location, settings.experiment)
+        return Store(SecretUri(location.uri), experiment)
+    except UserError as error:
+        if given is None or not isinstance(error, UnwritableFolderError):
             raise
-        # ValueError: no valid URI of a database. ImportError: the database's driver is missing.
-        except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
-            raise UserError(
-                f"tracking store {redacted(uri)}: {shortened(error, 300)}; check --tracking-uri"
-            ) from error
+        raise UserError(
+            f"tracking store {redacted(given)}: {error}; check --tracking-uri"
+        ) from error
+    except _CONNECTION_ERRORS as error:
+        name, remedy = given, "check --tracking-uri"
+        if name is None:
+            name = workdir.database
+            remedy = "restore this file or move it away: shards and checkpoints are kept"
+        raise UserError(
+            f"tracking store {redacted(name)}: {shortened(error, 300)}; {remedy}"
+        ) from error
 
 
-def _experiment(uri: str, name: str, artifacts: str | None) -> str:
+@functools.cache
+def _log_once(line: str) -> None:
+    stage_logger("tracking").info("%s", line)
+
+
+def _log_choice(uri: str, settings: Settings) -> None:
+    """Log a store or experiment that is not the default, and what has named it."""
+    chosen = {
+        "store": ("tracking_uri", redacted(uri)),
+        "experiment": ("experiment", settings.experiment),
+    }
+    words = [
+        f"{word} {value} ({settings.origins.get(name, 'given')})"
+        for word, (name, value) in chosen.items()
+        if name in settings.given and getattr(settings, name) is not None
+    ]
+    if words:
+        _log_once(", ".join(words))
+
+
+def _select(uri: str) -> None:
+    """Let MLflow's functions use a store.
+
+    MLflow also sets its variables, in which another command would see the user's choice.
+    """
+    with restored_variables():
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+
+
+def _experiment(location: StoreLocation, name: str) -> str:
     """The experiment's id; store and experiment are created where they don't exist."""
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    uri = location.uri
+    _select(uri)
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        return str(client.create_experiment(name, artifacts, tags=MODEL_TRAINING))
+        with contextlib.suppress(MlflowException):  # Another command has just created it.
+            return str(
+                client.create_experiment(name, location.artifacts, tags=dict([MODEL_TRAINING]))
+            )
+        experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"experiment {name} is deleted in {redacted(uri)}; restore it or give another "

@@ -9,21 +9,20 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Semaphore
 
 import pyarrow.fs as fs
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, Result
+from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode
 from torch import Tensor
 
-from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.model.towers import AlexNet
 from alexnet.training.checkpoint import Snapshot, TrainState, load_checkpoint, save_checkpoint
 from alexnet.training.optimizer import MomentumSGD
+from pipelines.training.checkpoint_folder import PART, SCORE, checkpoint_name, open_checkpoint
 
-SCORE = "val_top1_error"
 NOT_VALIDATED = 100.0
 """The score of a checkpoint within an epoch: not better than any other."""
 
@@ -31,9 +30,6 @@ KEEP = CheckpointConfig(
     num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="min"
 )
 """Ray keeps the best one, and never deletes the newest."""
-
-PART = ".part"
-"""Suffix of a folder that is not complete."""
 
 
 def report(
@@ -83,12 +79,11 @@ def _new_name(step: int) -> str:
     checkpoints by their paths, so it would delete the new one in place of the old one.
     """
     context = ray.train.get_context().get_storage()
-    name = f"step_{step:09d}"
-    for number in itertools.count(1):
+    for number in itertools.count():
+        name = checkpoint_name(step, number)
         path = f"{context.experiment_fs_path}/{name}"
         if context.storage_filesystem.get_file_info(path).type == fs.FileType.NotFound:
             return name
-        name = f"step_{step:09d}_{number}"
     raise AssertionError("itertools.count never ends")
 
 
@@ -125,38 +120,27 @@ def restore(
     optimizer: MomentumSGD,
     average: Mapping[str, Tensor] | None,
     log_line: Callable[[str], None],
+    earlier: Sequence[str] = (),
 ) -> TrainState:
     """Load the newest checkpoint that can be read; start at the beginning if there is none.
 
-    Raises:
-        UserError: there are checkpoints and none of them can be read.
+    Args:
+        network: its weights are set.
+        optimizer: its momentum is set.
+        average: the averaged weights, which are set.
+        log_line: takes a line for each checkpoint that can't be read.
+        earlier: checkpoints of earlier starts of the job, the newest first.
     """
-    newest = ray.train.get_checkpoint()
-    if newest is None:
-        return TrainState()
-    reported = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
-    by_path = {checkpoint.path: checkpoint for checkpoint in [newest, *reversed(reported)]}
-    problems = []
-    for checkpoint in by_path.values():
+    checkpoints = [open_checkpoint(path) for path in earlier]
+    if newest := ray.train.get_checkpoint():  # Of this start, which has lost a worker.
+        reported = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
+        checkpoints = [newest, *reversed(reported), *checkpoints]
+    for checkpoint in {checkpoint.path: checkpoint for checkpoint in checkpoints}.values():
         try:
             with checkpoint.as_directory() as folder:
                 return load_checkpoint(folder, network, optimizer, average)
-        except (UserError, OSError) as error:
-            problems.append(one_line(error))
-            log_line(f"{problems[-1]}; trying an older checkpoint")
-    raise UserError(f"{problems[0]}; no older one can be read: start again with --force")
-
-
-def prune_checkpoints(result: Result, folder: str) -> None:
-    """Delete the checkpoints that killed runs have left in a finished training's folder.
-
-    In object stores nothing is deleted.
-    """
-    kept = {os.path.basename(checkpoint.path) for checkpoint, _ in result.best_checkpoints}
-    assert result.checkpoint
-    kept.add(os.path.basename(result.checkpoint.path))
-    if storage.is_remote(folder):
-        return
-    for name in os.listdir(folder):
-        if name.startswith("step_") and name not in kept:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        except (UserError, FileNotFoundError) as error:
+            log_line(f"{one_line(error)}; trying an older checkpoint")
+    if checkpoints:
+        log_line("no checkpoint can be read; starting at the beginning")
+    return TrainState()

@@ -1,7 +1,7 @@
 """The Ray Train job: started again after lost workers, until the last epoch is done.
 
-Ray Train finds the job's checkpoints by its name and storage path, so each start resumes from the
-newest one. Its own ``max_failures`` is not used: it would also retry errors of the user.
+Each start is given the checkpoints in the training's folder and resumes from the newest one. Ray
+Train's own ``max_failures`` is not used: it would also retry errors of the user.
 """
 
 import functools
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from ray.train import (
     FailureConfig,
     LoggingConfig,
-    Result,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
@@ -24,7 +23,12 @@ from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.recipes import Recipe
 from pipelines import cluster
-from pipelines.allocation import WorkerResources, request_in_words, training_resources
+from pipelines.allocation import (
+    WorkerResources,
+    choose_gpus,
+    request_in_words,
+    training_resources,
+)
 from pipelines.cluster import KEEP_FREED_MEMORY
 from pipelines.console.interrupt import run_in_thread
 from pipelines.console.log import stage_logger
@@ -33,7 +37,8 @@ from pipelines.console.watchdog import Watchdog
 from pipelines.console.worker_log import worker_log
 from pipelines.setting_types import Device, Workers
 from pipelines.settings import TrainSettings
-from pipelines.training import checkpointing
+from pipelines.training import checkpoint_folder, checkpointing
+from pipelines.training.checkpoint_folder import list_checkpoints
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
 from pipelines.workdir import Workdir
@@ -50,7 +55,7 @@ def train_to_the_end(
     tracking_uri: str,
     run_id: str,
     name: str,
-) -> Result:
+) -> str:
     """Train until the last epoch; resume a training that an earlier command has started.
 
     Args:
@@ -61,6 +66,9 @@ def train_to_the_end(
         run_id: of the MLflow run.
         name: of the training, which its checkpoints are stored under.
 
+    Returns:
+        The path of the last checkpoint.
+
     Raises:
         UserError: a worker has met an error that the user can put right.
         TrainingFailedError: more workers were lost than ``max_failures`` allows.
@@ -69,8 +77,6 @@ def train_to_the_end(
     log = stage_logger("train")
     checkpoints = Workdir(settings.workdir).checkpoints
     folder = storage.join(checkpoints, name)
-    if settings.force:
-        storage.delete_folder(folder)
     if not storage.is_remote(checkpoints):
         os.makedirs(checkpoints, exist_ok=True)
     loop = functools.partial(
@@ -85,7 +91,10 @@ def train_to_the_end(
     failures_left = settings.max_failures
     while True:
         try:
-            result = _fit(settings, name, loop, resources)
+            checkpoint_folder.forget_ray_list(folder)
+            checkpoint_folder.prune_checkpoints(folder)
+            with_checkpoints = functools.partial(loop, checkpoints=list_checkpoints(folder))
+            _fit(settings, name, with_checkpoints, resources)
         except TrainingFailedError as error:
             cause = _cause(error)
             if isinstance(cause, UserError) or not failures_left:
@@ -98,8 +107,8 @@ def train_to_the_end(
                 failures_left,
             )
             continue
-        checkpointing.prune_checkpoints(result, folder)
-        return result
+        checkpoint_folder.prune_checkpoints(folder)
+        return list_checkpoints(folder)[0]
 
 
 def _resources(settings: TrainSettings, folder: str) -> WorkerResources:
@@ -118,13 +127,15 @@ def _resources(settings: TrainSettings, folder: str) -> WorkerResources:
         resources = training_resources(settings.num_workers, settings.device, settings.gpus_wanted)
         storage.write_json(path, {"gpus": resources.gpus})
         return resources
+    kind = f"{began_with} GPUs for each worker" if began_with else "the CPU"
     try:
         device: Device = "cuda" if began_with else "cpu"
-        return training_resources(settings.num_workers, device, began_with)
+        resources = training_resources(settings.num_workers, device, began_with)
     except UserError as error:
-        raise UserError(
-            f"this training began with {began_with} GPUs for each worker, and {one_line(error)}"
-        ) from error
+        raise UserError(f"this training began with {kind}, and {one_line(error)}") from error
+    if choose_gpus("auto", settings.num_workers[0], settings.gpus_wanted) != began_with:
+        stage_logger("train").info("continuing with %s, as it began; --device changes that", kind)
+    return resources
 
 
 def _fit(
@@ -132,7 +143,7 @@ def _fit(
     name: str,
     loop: Callable[..., LoopConfig],
     resources: WorkerResources,
-) -> Result:
+) -> None:
     """Train until the end or the first lost worker.
 
     Args:
@@ -163,7 +174,7 @@ def _fit(
             ),
         )
         # In a thread, or Ray Train would replace the handler of Ctrl-C, for ever.
-        return run_in_thread(trainer.fit, "ray-train")
+        run_in_thread(trainer.fit, "ray-train")
 
 
 def _requested(resources: WorkerResources) -> bool:

@@ -5,7 +5,7 @@ checkpoints.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Semaphore
 from typing import Any
@@ -49,6 +49,8 @@ class LoopConfig:
     run_id: str
     cpus: int
     """Of each worker."""
+    checkpoints: Sequence[str] = ()
+    """Paths of those of earlier starts of the job, the newest first."""
     worker_log: Any
     """A ``worker_log.WorkerLog`` actor."""
 
@@ -95,7 +97,8 @@ def build_worker(config: LoopConfig) -> WorkerState:
         if rank == 0:
             config.worker_log.emit.remote(line)
 
-    train_state = restore(network, optimizer, average.weights if average else None, log_line)
+    weights = average.weights if average else None
+    train_state = restore(network, optimizer, weights, log_line, config.checkpoints)
     if settings.compile and (problem := compile_towers(network)):
         log_line(f"--compile on has no effect: {problem}")
     if rank != 0:

@@ -126,12 +126,7 @@ def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> None
     local = total(window.steps)
     state.epoch_errors.add(local)
     errors = all_reduce_errors(local)
-    if not np.isfinite(errors.loss):
-        raise UserError(
-            f"the training loss is {errors.loss} in epoch {state.epoch + 1}, step {state.step}: "
-            "the network diverged; give a lower --learning-rate than "
-            f"{recipe.learning_rate} or another --recipe"
-        )
+    _check_finite(worker, "training", errors.loss)
     if not worker.writer:
         return
     rows = worker.manifest.rows("train")
@@ -155,11 +150,23 @@ def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> None
     )
 
 
+def _check_finite(worker: WorkerState, kind: str, loss: float) -> None:
+    """Raise a ``UserError`` if the network has diverged: NaN would count as a prediction."""
+    if not np.isfinite(loss):
+        state, recipe = worker.train_state, worker.recipe
+        raise UserError(
+            f"the {kind} loss is {loss} in epoch {state.epoch + 1}, step {state.step}: "
+            "the network diverged; give a lower --learning-rate than "
+            f"{recipe.learning_rate} or another --recipe"
+        )
+
+
 def _finish_epoch(worker: WorkerState, rates: EpochRates, images_per_second: float) -> None:
     """Validate, add the epoch to the history and log its metrics."""
     state = worker.train_state
     trained = all_reduce_errors(state.epoch_errors)
     validated = _validate(worker)
+    _check_finite(worker, "validation", validated.loss)
     record = {
         "epoch": float(state.epoch + 1),
         "train_loss": trained.mean_loss,

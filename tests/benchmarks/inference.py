@@ -48,7 +48,8 @@ def register_model(workdir: Path) -> None:
         active_run(store, open_run(store, "train", resume=None, parent=None)) as run,
     ):
         uri = run.log_model(classifier, np.zeros((2, 224, 224, 3), np.uint8), {"classes": classes})
-    registry.set_alias(store, "alexnet", "champion", registry.register(store, "alexnet", uri, {}))
+    version = registry.register(store, "alexnet", uri, {})
+    registry.set_alias(store, "alexnet", "champion", version.version)
 
 
 def make_folder(originals: list[Path], folder: Path, images: int) -> Path:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from alexnet.shards.codec import Encoding
 from alexnet.shards.plan import plan_digest, plan_path, read_plan, write_plan
+from alexnet.sources.account import Account
 from alexnet.sources.index import SCHEMA, Part, merge, source_fingerprint
 from alexnet.sources.labels import Label
 from alexnet.sources.read import Source
@@ -68,6 +69,7 @@ def main() -> None:
         index=index,
         labels=tuple(labels),
         source_fingerprint=source_fingerprint(parts, [File("/data/devkit", 1, 1)]),
+        account=Account(images=len(index)),
     )
     del parts
     record("fingerprint")

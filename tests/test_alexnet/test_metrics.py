@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from alexnet.metrics import LossAndErrors, average, confusion, count_errors, top_labels
+from alexnet.metrics import (
+    ConfusedPair,
+    LossAndErrors,
+    average,
+    calibrate,
+    confused_pairs,
+    confusion,
+    count_errors,
+    top_labels,
+)
 
 Probabilities = NDArray[np.float32]
 
@@ -102,3 +111,29 @@ def test_confusion_counts_pairs() -> None:
     for row in range(5):
         for column in range(5):
             assert counts[row, column] == ((labels == row) & (predicted == column)).sum()
+
+
+def test_confused_pairs_largest_first() -> None:
+    counts = np.array([[5, 2, 0], [4, 9, 1], [0, 2, 7]])
+    pairs = [(pair.true, pair.predicted, pair.images) for pair in confused_pairs(counts, 9)]
+    assert pairs == [(1, 0, 4), (0, 1, 2), (2, 1, 2), (1, 2, 1)]
+    assert confused_pairs(counts, 1) == [ConfusedPair(1, 0, 4)]
+    assert confused_pairs(np.diag([3, 4]), 5) == []
+
+
+def test_calibration_by_hand() -> None:
+    """Two bins: .4 and .5 (the upper end) with one of two right, and .9 three times, all right."""
+    confidence = np.array([0.4, 0.5, 0.9, 0.9, 0.9], np.float32)
+    correct = np.array([True, False, True, True, True])
+    calibration = calibrate(confidence, correct, bins=2)
+    assert calibration.images.tolist() == [2, 3]
+    np.testing.assert_allclose(calibration.confidence, [0.45, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(calibration.accuracy, [0.5, 1.0])
+    assert calibration.error == pytest.approx((2 * 0.05 + 3 * 0.1) / 5, abs=1e-6)
+
+
+def test_empty_bins_and_the_ends_of_calibration() -> None:
+    calibration = calibrate(np.array([0.0, 1.0], np.float32), np.array([False, True]))
+    assert calibration.images.tolist() == [1] + [0] * 13 + [1]
+    assert np.isnan(calibration.accuracy[1:14]).all()
+    assert calibration.error == 0

@@ -32,7 +32,15 @@ from alexnet.shards.write import make_shard, read_result
 from alexnet.sources import parquet_extract
 from alexnet.sources.read import read_source
 from alexnet.storage import object_store
+from alexnet.training.checkpoint import verify_checkpoint
 from pipelines.tracking.server import connection_error
+from pipelines.training.checkpoint_folder import (
+    RAY_LIST,
+    forget_ray_list,
+    list_checkpoints,
+    open_checkpoint,
+    prune_checkpoints,
+)
 
 pytestmark = pytest.mark.slow
 """Two servers are started, and some tests wait for connections to time out."""
@@ -457,3 +465,22 @@ def test_bulk_inference_reads_from_a_store_and_writes_to_it(
     result = read_part_result(output, 0, part.digest)
     assert result is not None
     assert (result.rows, result.rejected) == (5, 1)
+
+
+def test_checkpoints_in_a_store_are_listed_and_read(store: str, tmp_path: Path) -> None:
+    """An upload that was interrupted is passed over."""
+    folder = f"{store}/training/key"
+    for step in (3, 6):
+        state = b"{" if step == 6 else b'{"epoch_errors": {}, "files": {}, "step": 3}'
+        storage.write_bytes(f"{folder}/step_{step:09d}/train_state.json", state)
+    storage.write_bytes(f"{folder}/{RAY_LIST}", b'{"half')
+    paths = list_checkpoints(folder)
+    assert paths == [f"{folder}/step_000000006", f"{folder}/step_000000003"]
+    prune_checkpoints(folder)
+    forget_ray_list(folder)
+    assert not storage.exists(f"{folder}/{RAY_LIST}")
+    assert list_checkpoints(folder) == paths
+    with open_checkpoint(paths[0]).as_directory() as local, pytest.raises(UserError):
+        verify_checkpoint(local)
+    with open_checkpoint(paths[1]).as_directory() as local:
+        assert verify_checkpoint(local).step == 3

@@ -1,16 +1,20 @@
 """Atomic writes, listings and paths on a local disk."""
 
+import contextlib
 import json
 import os
 import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import fs
 
 from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.storage import files
+from alexnet.storage.names import path_bytes, path_text
 
 
 class Stop(Exception):
@@ -152,3 +156,53 @@ def test_absolute_paths_do_not_depend_on_the_working_directory(
 def test_the_error_names_a_uri_with_an_unknown_scheme() -> None:
     with pytest.raises(UserError, match="nosuch://x"):
         storage.exists("nosuch://x")
+
+
+HOSTILE_BYTES = [
+    b"caf\xe9.jpg",
+    rb"caf\xe9.jpg",
+    rb"caf\x5cxe9.jpg",
+    b"\\\xff\\x",
+    "é\u202e😀".encode(),
+    b"a\nb%20$x$?*#.jpg",
+    b"\xf0\x9f\xff",
+]
+
+
+@given(st.binary(min_size=1).filter(lambda name: b"\0" not in name))
+def test_every_path_has_a_text_of_its_own(name: bytes) -> None:
+    text = path_text(name)
+    text.encode()  # Arrow, JSON and databases take it.
+    assert path_bytes(text) == name
+    with contextlib.suppress(UnicodeDecodeError):
+        plain = name.decode()
+        assert text == plain or "\\x" in plain
+
+
+def test_only_paths_that_are_not_utf8_are_bytes_in_their_file_system() -> None:
+    assert storage.locate("/é\n/a")[1] == "/é\n/a"
+    assert storage.locate("/\\xe9/a")[1] == b"/\xe9/a"
+
+
+def test_files_of_any_name_are_listed_read_and_written(tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path) + b"/\xfcber"
+    for folder in HOSTILE_BYTES:
+        os.makedirs(os.path.join(root, folder))
+        for name in HOSTILE_BYTES:
+            with open(os.path.join(root, folder, name), "wb") as opened:
+                opened.write(name)
+    source = storage.absolute(os.fsdecode(root))
+    assert source == f"{tmp_path}/\\xfcber" == storage.absolute(source)
+    assert sorted(map(path_bytes, storage.list_folders(source))) == sorted(HOSTILE_BYTES)
+    files = storage.list_files(source)
+    assert len({file.path for file in files}) == len(HOSTILE_BYTES) ** 2
+    for file in files:
+        name = path_bytes(file.path.rpartition("/")[2])
+        assert storage.read_bytes(file.path) == name == storage.read_range(file.path, 0, file.size)
+        assert storage.stat(file.path) == file
+        storage.write_bytes(file.path, b"new" + name)
+        assert storage.read_bytes(storage.absolute(file.path)) == b"new" + name
+    storage.make_folder(storage.join(source, "new", path_text(b"\xff")))
+    assert os.path.isdir(root + b"/new/\xff")
+    storage.delete_folder(source)
+    assert not os.path.exists(root)

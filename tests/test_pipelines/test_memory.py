@@ -1,167 +1,37 @@
 """What the workflow remembers: full runs whose settings, sources, code and registry change.
 
-Ray and the network are replaced: shards are written in this process, and a trained model is a name
-that is made of its settings and shards. Records, manifests and MLflow's runs are real.
+``plain_workflow`` describes what is replaced.
 """
 
-import os
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from plain_workflow import STAGES, PlainWorkflow, write_source
 
-from alexnet.shards.manifest import read_manifest
-from alexnet.shards.plan import ShardTask
-from alexnet.shards.write import ShardResult, make_shard
-from pipelines import evaluate, full_run, preprocess, train
-from pipelines.preprocessing import dataset
-from pipelines.preprocessing.job import RejectCounter
-from pipelines.results import EvaluateResult, FullRunResult, TrainResult
-from pipelines.settings import FullRunSettings
-from pipelines.tracking import registry
-from pipelines.tracking.registry import ModelInfo, Version
+from pipelines import preprocess
 
 pytestmark = pytest.mark.slow
 
-CLASSES = ("blue", "red")
-
-
-def write_source(folder: Path, version: int) -> None:
-    """Two images of each class and split; names and sizes are those of every version."""
-    random = np.random.default_rng(version)
-    for split in ("train", "val"):
-        for name in CLASSES:
-            (folder / split / name).mkdir(parents=True, exist_ok=True)
-            for number in range(2):
-                pixels = random.integers(0, 256, (40, 50, 3), np.uint8)
-                path = folder / split / name / f"{number}.bmp"
-                Image.fromarray(pixels).save(path)
-                os.utime(path, ns=(version, version))
-
-
-class Registry:
-    """A model registry in memory."""
-
-    def __init__(self) -> None:
-        self.versions: list[str] = []
-        """Sources, by version from 1 on."""
-        self.tags: dict[str, dict[str, str]] = {}
-        self.aliases: dict[str, str] = {}
-
-    def register(self, store: object, name: str, uri: str, tags: dict[str, str]) -> str:
-        if uri not in self.versions:
-            self.versions.append(uri)
-        version = str(self.versions.index(uri) + 1)
-        self.tags[version] = tags
-        return version
-
-    def by_alias(self, store: object, name: str, alias: str) -> Version | None:
-        version = self.aliases.get(alias)
-        return Version(version, self.tags[version]) if version else None
-
-    def set_alias(self, store: object, name: str, alias: str, version: str) -> None:
-        self.aliases[alias] = version
-
-    def champion(self) -> str:
-        """The URI of the model that is champion."""
-        return self.versions[int(self.aliases["champion"]) - 1]
-
-
-class Workflow:
-    """Full runs on one source."""
-
-    def __init__(self, folder: Path, models: Registry) -> None:
-        self.folder, self.models = folder, models
-        self.source, self.workdir = folder / "source", folder / "work"
-        self.made: list[str] = []
-        """Shards written, in order."""
-        write_source(self.source, 1)
-
-    def run(self, **settings: Any) -> FullRunResult:
-        values = {"source": str(self.source), "workdir": str(self.workdir)} | settings
-        return full_run.run(FullRunSettings.model_validate(values))
-
-    def content(self, result: FullRunResult) -> str:
-        """Content digest of the shards that a run reports, as they are on disk."""
-        return read_manifest(result.stages["preprocess"]["shards"]).content_digest()
-
 
 @pytest.fixture
-def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workflow:
-    models = Registry()
-    workflow = Workflow(tmp_path, models)
-
-    def make_shards(
-        missing: list[ShardTask], rejects: RejectCounter
-    ) -> tuple[dict[ShardTask, ShardResult], float]:
-        workflow.made += [task.file for task in missing]
-        return {task: make_shard(task) for task in missing}, 1.0
-
-    def train_to_the_end(settings: Any, recipe: Any, *, shards: str, **_: Any) -> str:
-        content = read_manifest(shards).content_digest()[:8]
-        return f"models:/m-{settings.epochs}-{content}"
-
-    def trained(settings: Any, *arguments: Any) -> TrainResult:
-        return TrainResult(
-            images=1,
-            epochs=settings.epochs,
-            steps=1,
-            images_per_second=1.0,
-            train_loss=1.0,
-            val_top1_error=50.0,
-            val_top5_error=0.0,
-            checkpoint=str(Path(settings.workdir) / "training" / "x"),
-            model=arguments[-1],
-        )
-
-    def evaluated(
-        settings: Any, manifest: Any, infos: list[ModelInfo], run: Any, path: str
-    ) -> EvaluateResult:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(b"")
-        return EvaluateResult(
-            images=4,
-            top1_error=50.0,
-            top5_error=0.0,
-            centre_top1_error=50.0,
-            centre_top5_error=0.0,
-            top1_accuracy=50.0,
-            models=[info.uri for info in infos],
-            validation=manifest.content_digest("val"),
-            predictions=path,
-        )
-
-    def model_info(store: object, uri: str) -> ModelInfo:
-        return ModelInfo(uri, "run", tuple((name, name) for name in CLASSES))
-
-    monkeypatch.setattr(dataset, "make_shards", make_shards)
-    monkeypatch.setattr(preprocess, "start_ray_early", lambda: None)
-    monkeypatch.setattr(preprocess, "log_result", lambda *_: None)
-    monkeypatch.setattr(train, "train_to_the_end", train_to_the_end)
-    monkeypatch.setattr(train, "log_model_and_curves", trained)
-    monkeypatch.setattr(evaluate, "evaluate_models", evaluated)
-    for name, function in (
-        ("get_model_info", model_info),
-        ("model_exists", lambda store, uri: True),
-        ("register", models.register),
-        ("by_alias", models.by_alias),
-        ("set_alias", models.set_alias),
-    ):
-        monkeypatch.setattr(registry, name, function)
+def workflow(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> PlainWorkflow:
+    workflow = PlainWorkflow(tmp_path, empty_database)
+    workflow.install(monkeypatch)
     return workflow
 
 
-def test_a_second_run_skips_everything(workflow: Workflow) -> None:
+def test_a_second_run_skips_everything(workflow: PlainWorkflow) -> None:
     workflow.run()
     result = workflow.run()
-    assert result.skipped == ["preprocess", "train", "evaluate", "promote"]
+    assert result.skipped == STAGES
 
 
-def test_earlier_settings_give_the_earlier_model(workflow: Workflow) -> None:
+def test_earlier_settings_give_the_earlier_model(workflow: PlainWorkflow) -> None:
     first = workflow.run(epochs=1, champion="always")
     second = workflow.run(epochs=2, champion="always")
     third = workflow.run(epochs=1, champion="always")
@@ -170,10 +40,10 @@ def test_earlier_settings_give_the_earlier_model(workflow: Workflow) -> None:
     for run, model in zip((first, second, third), models, strict=True):
         assert run.stages["evaluate"]["models"] == [model]
     assert third.skipped == ["preprocess", "train", "evaluate"], "the champion is another"
-    assert workflow.models.champion() == models[0]
+    assert workflow.alias("champion") == models[0]
 
 
-def test_an_earlier_source_gives_the_earlier_shards(workflow: Workflow) -> None:
+def test_an_earlier_source_gives_the_earlier_shards(workflow: PlainWorkflow) -> None:
     contents = []
     for version in (1, 2, 1):
         write_source(workflow.source, version)
@@ -183,20 +53,18 @@ def test_an_earlier_source_gives_the_earlier_shards(workflow: Workflow) -> None:
     assert contents[0] == contents[2] != contents[1]
 
 
-def test_a_failure_after_the_manifest_costs_no_shard(
-    workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+def test_a_failure_after_the_manifest_is_a_warning(
+    workflow: PlainWorkflow, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space for a figure")
 
     with monkeypatch.context() as patch:
         patch.setattr(preprocess, "log_result", fail)
-        with pytest.raises(OSError, match="figure"):
-            workflow.run()
-    made = len(workflow.made)
-    result = workflow.run()
-    assert len(workflow.made) == made
-    assert result.stages["preprocess"]["shards_kept"] == made
+        first = workflow.run()
+    assert first.skipped == []
+    assert "data set could not be logged (no space for a figure)" in capsys.readouterr().out
+    assert workflow.run().skipped == ["preprocess", "train", "evaluate", "promote"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +77,7 @@ def test_a_failure_after_the_manifest_costs_no_shard(
     ids=["records lost", "tracking store lost", "source moved"],
 )
 def test_a_complete_data_set_is_kept(
-    workflow: Workflow, change: Callable[[Workflow], object]
+    workflow: PlainWorkflow, change: Callable[[PlainWorkflow], object]
 ) -> None:
     workflow.run()
     made = len(workflow.made)
@@ -220,38 +88,78 @@ def test_a_complete_data_set_is_kept(
     assert len(workflow.made) == made
 
 
-def test_force_makes_the_shards_again(workflow: Workflow) -> None:
+def test_force_makes_the_shards_again(workflow: PlainWorkflow) -> None:
     workflow.run()
     made = len(workflow.made)
     workflow.run(force=True)
     assert len(workflow.made) == 2 * made
 
 
-def test_an_alias_that_was_moved_is_set_again(workflow: Workflow) -> None:
-    workflow.run(champion="always")
-    workflow.models.versions.append("models:/m-other")
-    workflow.models.tags["2"] = {}
-    workflow.models.aliases["champion"] = "2"
-    result = workflow.run(champion="always")
-    assert "promote" not in result.skipped
-    assert workflow.models.aliases["champion"] == "1"
+def test_an_alias_that_was_moved_is_set_again(workflow: PlainWorkflow) -> None:
+    workflow.run(epochs=1)
+    first = workflow.run(epochs=2, champion="always")
+    workflow.client.set_registered_model_alias("alexnet", "champion", "1")
+    result = workflow.run(epochs=2, champion="always")
+    assert result.skipped == ["preprocess", "train", "evaluate"]
+    assert workflow.alias("champion") == first.stages["train"]["model"]
 
 
-def test_a_moved_workdir_uses_its_own_files(workflow: Workflow) -> None:
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_moved_or_copied_workdir_uses_its_own_files(
+    workflow: PlainWorkflow, move: Callable[[Path, Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = workflow.run()
+    kill_before(workflow, "epoch 2", epochs=3)
+    old, workflow.workdir = workflow.workdir, workflow.folder / "elsewhere"
+    move(old, workflow.workdir)
+    for path in old.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"not to be read")
+    before, made = tree(old), workflow.made.copy()
+    capsys.readouterr()
+    result = workflow.run()
+    assert result.skipped == STAGES
+    output = capsys.readouterr().out
+    line = f"artifacts are in {workflow.workdir}/mlartifacts, no longer in {old}/mlartifacts"
+    assert output.count(line) == 1
+    assert Path(result.stages["preprocess"]["shards"]).is_relative_to(workflow.workdir)
+    assert Path(result.stages["evaluate"]["predictions"]).is_relative_to(workflow.workdir)
+    assert workflow.model(result) == workflow.model(first)
+    third = workflow.run(epochs=3)
+    assert (third.skipped, workflow.made) == (["preprocess"], made)
+    assert [epoch for _, epoch in workflow.epochs] == [1, 2, 1, 2, 3]
+    assert workflow.curve(third) == [(1, 2.0), (2, 2.0), (3, 2.0)]
+    for run in (first, third):
+        model = run.stages["train"]["model"].removeprefix("models:/")
+        location = workflow.client.get_logged_model(model)
+        assert Path(location.artifact_location).is_relative_to(workflow.workdir)
+    assert str(old) not in capsys.readouterr().out
+    assert tree(old) == before
+    records = [path.read_text() for path in (workflow.workdir / "stages").rglob("*.json")]
+    assert not any(str(old) in text for text in records)
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_source_in_the_workdir_moves_with_it(
+    workflow: PlainWorkflow, move: Callable[..., Path]
+) -> None:
+    workflow.source = workflow.source.rename(workflow.workdir / "raw")
     workflow.run()
-    made = len(workflow.made)
-    workflow.workdir = workflow.workdir.rename(workflow.folder / "elsewhere")
-    result = workflow.run(tracking_uri=f"sqlite:///{workflow.folder}/other.db")
-    assert len(workflow.made) == made
-    assert result.stages["preprocess"]["shards"].startswith(str(workflow.workdir))
-    assert result.stages["evaluate"]["predictions"].startswith(str(workflow.workdir))
-    records = (workflow.workdir / "stages").rglob("*.json")
-    results = [path.read_text().partition('"result"')[2] for path in records]
-    assert not any(str(workflow.folder) in text for text in results)
+    old, workflow.workdir = workflow.workdir, workflow.folder / "elsewhere"
+    move(old, workflow.workdir)
+    workflow.source = workflow.workdir / "raw"
+    assert workflow.run().skipped == STAGES
+    assert workflow.run(force=True).skipped == []
+    for path in workflow.workdir.glob("shards/*/manifest.json"):
+        assert str(workflow.folder) not in path.read_text()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 3}', b"\xff"])
-def test_a_damaged_record_is_computed_again(workflow: Workflow, damage: bytes) -> None:
+def test_a_damaged_record_is_computed_again(workflow: PlainWorkflow, damage: bytes) -> None:
     workflow.run()
     made = len(workflow.made)
     for path in (workflow.workdir / "stages").rglob("*.json"):
@@ -264,9 +172,148 @@ def test_a_damaged_record_is_computed_again(workflow: Workflow, damage: bytes) -
 
 
 def test_a_stage_alone_says_what_it_uses(
-    workflow: Workflow, capsys: pytest.CaptureFixture[str]
+    workflow: PlainWorkflow, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workflow.run(epochs=1)
     workflow.run(epochs=2)
     workflow.run(only="promote")
     assert "promote: using the newest result of evaluate: " in capsys.readouterr().out
+
+
+class Kill(BaseException):
+    """A killed command."""
+
+
+def kill_before(workflow: PlainWorkflow, work: str, **settings: object) -> None:
+    """A command that is killed before a piece of work."""
+
+    def on_work(what: str) -> None:
+        if what == work:
+            raise Kill
+
+    workflow.on_work = on_work
+    with pytest.raises(Kill):
+        workflow.run(**settings)
+    workflow.on_work = lambda what: None
+
+
+FORCED_WORK = ["shard val/part-00001.parquet", "epoch 1", "epoch 2", "model", "evaluation"]
+
+
+@pytest.mark.parametrize("force", [True, False], ids=["with --force", "without --force"])
+@pytest.mark.parametrize("work", FORCED_WORK)
+def test_a_killed_force_is_resumed(workflow: PlainWorkflow, work: str, force: bool) -> None:
+    first = workflow.run(rows_per_shard=2)
+    made = workflow.made.copy()
+    workflow.made.clear()
+    kill_before(workflow, work, rows_per_shard=2, force=True)
+    result = workflow.run(rows_per_shard=2, force=force)
+    assert workflow.made == made
+    if force or not work.startswith("shard"):
+        assert workflow.model(result)["training"] == 2
+        assert [epoch for _, epoch in workflow.epochs] == [1, 2, 1, 2]
+        assert workflow.curve(result) == [(1, 2.0), (2, 2.0)]
+        assert result.stages["train"]["run_id"] != first.stages["train"]["run_id"]
+    assert workflow.run(rows_per_shard=2).skipped == STAGES
+    workflow.run(rows_per_shard=2, force=True)
+    assert workflow.made == 2 * made
+
+
+def test_the_points_of_a_discarded_training_are_not_in_the_curve(workflow: PlainWorkflow) -> None:
+    kill_before(workflow, "epoch 2")
+    result = workflow.run(force=True)
+    assert workflow.curve(result) == [(1, 2.0), (2, 2.0)]
+
+
+def test_a_force_killed_before_it_deleted_anything_begins_anew(
+    workflow: PlainWorkflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow.run()
+
+    def kill(folder: str) -> None:
+        raise Kill
+
+    for stage in ("preprocess", "train"):
+        with monkeypatch.context() as patch:
+            patch.setattr("alexnet.storage.delete_folder", kill)
+            with pytest.raises(Kill):
+                workflow.run(force=True, only=stage)
+        result = workflow.run()
+    assert len(workflow.made) == 4
+    assert workflow.model(result)["training"] == 2
+
+
+def test_a_full_run_killed_at_its_end_is_finished(
+    workflow: PlainWorkflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise Kill
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.full_run.close_run", kill)
+        with pytest.raises(Kill):
+            workflow.run(force=True)
+    made = len(workflow.made)
+    assert workflow.run(force=True).skipped == STAGES
+    assert {run.info.status for run in workflow.client.search_runs(["1"])} == {"FINISHED"}
+    assert workflow.run(force=True).skipped == []
+    assert len(workflow.made) == 2 * made
+
+
+def test_full_runs_on_other_sources_have_other_runs(workflow: PlainWorkflow) -> None:
+    kill_before(workflow, "epoch 1")
+    workflow.source = workflow.folder / "other"
+    write_source(workflow.source, 2)
+    workflow.run()
+    names = [run.info.run_name for run in workflow.client.search_runs(["1"])]
+    assert names.count("full_run") == 2
+
+
+def test_a_missing_shard_alone_is_made_again(workflow: PlainWorkflow) -> None:
+    result = workflow.run(rows_per_shard=2)
+    workflow.made.clear()
+    shards = Path(result.stages["preprocess"]["shards"])
+    (shards / "train" / "part-00001.parquet").unlink()
+    (shards / "val" / "part-00000.parquet").write_bytes(b"")
+    result = workflow.run(rows_per_shard=2)
+    assert sorted(workflow.made) == ["train/part-00001.parquet", "val/part-00000.parquet"]
+    assert result.skipped == ["train", "evaluate", "promote"]
+    (shards / "statistics.npz").unlink()
+    workflow.made.clear()
+    assert workflow.run(rows_per_shard=2).skipped == ["train", "evaluate", "promote"]
+    assert len(workflow.made) == 4
+
+
+@pytest.mark.parametrize("damaged", ["origin.json", "train-00000.json"])
+def test_damaged_notes_of_an_unfinished_data_set(workflow: PlainWorkflow, damaged: str) -> None:
+    kill_before(workflow, "shard val/part-00000.parquet", rows_per_shard=2)
+    (path,) = workflow.workdir.glob(f"shards/*/parts/{damaged}")
+    json.loads(path.read_text())
+    path.write_text('{"file')
+    assert workflow.run(rows_per_shard=2).stages["preprocess"]["images"] == 8
+
+
+def test_an_evaluation_with_another_result_is_promoted_again(workflow: PlainWorkflow) -> None:
+    workflow.run()
+    workflow.code["evaluate"] = "1"
+    result = workflow.run()
+    assert result.skipped == ["preprocess", "train"]
+    version = workflow.client.get_model_version_by_alias("alexnet", "candidate")
+    assert version.tags["evaluation.run"] == result.stages["evaluate"]["run_id"]
+    again = workflow.run(only="evaluate", force=True)
+    result = workflow.run()
+    assert result.skipped == ["preprocess", "train", "evaluate"]
+    version = workflow.client.get_model_version_by_alias("alexnet", "candidate")
+    assert version.tags["evaluation.run"] == again.stages["evaluate"]["run_id"]
+
+
+def test_a_forced_full_run_resumes_the_forced_stage_of_another_command(
+    workflow: PlainWorkflow,
+) -> None:
+    workflow.run()
+    kill_before(workflow, "epoch 2", only="train", force=True)
+    kill_before(workflow, "evaluation", force=True)
+    result = workflow.run(force=True)
+    assert result.skipped == ["preprocess", "train"]
+    assert workflow.model(result)["training"] == 2
+    assert [epoch for _, epoch in workflow.epochs] == [1, 2, 1, 2]

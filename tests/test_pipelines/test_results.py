@@ -5,13 +5,13 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from factories import evaluate_result
 
 from pipelines.preprocess import VerifiedOutcome
 from pipelines.records import StageKey, StageOutcome
 from pipelines.results import (
     BatchInferenceResult,
     DryRunResult,
-    EvaluateResult,
     FullRunResult,
     PreprocessResult,
     PromoteResult,
@@ -33,6 +33,10 @@ PREPROCESS = PreprocessResult(
     digest="0123456789abcdef",
     shards="/work/shards/0123456789abcdef",
     content="0123abcd",
+    files_found=60,
+    files_used=53,
+    files_ignored=6,
+    ignored_by_rule={"macOS": 6},
 )
 TRAIN = TrainResult(
     images=78,
@@ -45,17 +49,7 @@ TRAIN = TrainResult(
     checkpoint="/work/training/abc/step_000000010",
     model="models:/m-1",
 )
-EVALUATE = EvaluateResult(
-    images=12,
-    top1_error=16.667,
-    top5_error=0.0,
-    centre_top1_error=25.0,
-    centre_top5_error=8.333,
-    top1_accuracy=83.333,
-    models=["models:/m-1", "models:/m-2"],
-    validation="fedcba",
-    predictions="/work/evaluations/abc/predictions.parquet",
-)
+EVALUATE = evaluate_result(models=["models:/m-1", "models:/m-2"])
 PROMOTE = PromoteResult(
     registered_model="alexnet",
     version="3",
@@ -63,6 +57,17 @@ PROMOTE = PromoteResult(
     reason="the first of its name, 16.667 % top-1 error",
     model="models:/alexnet/3",
     champion_version="3",
+    compared_with="2",
+    comparable=True,
+    both_right=5,
+    only_version_right=6,
+    only_champion_right=0,
+    both_wrong=1,
+    error_reduction=50.0,
+    error_reduction_low=14.5,
+    error_reduction_high=74.5,
+    mcnemar_p=0.03125,
+    chance_p=None,
 )
 RESULTS: list[StageResult] = [PREPROCESS, TRAIN, EVALUATE, PROMOTE]
 
@@ -81,6 +86,10 @@ KEYS = {
         "digest",
         "shards",
         "content",
+        "files_found",
+        "files_used",
+        "files_ignored",
+        "ignored_by_rule",
     ],
     "train": [
         "stage",
@@ -98,10 +107,19 @@ KEYS = {
         "stage",
         "images",
         "top1_error",
+        "top1_error_low",
+        "top1_error_high",
         "top5_error",
+        "top5_error_low",
+        "top5_error_high",
         "centre_top1_error",
+        "centre_top1_error_low",
+        "centre_top1_error_high",
         "centre_top5_error",
+        "centre_top5_error_low",
+        "centre_top5_error_high",
         "top1_accuracy",
+        "calibration_error",
         "models",
         "validation",
         "predictions",
@@ -114,6 +132,17 @@ KEYS = {
         "reason",
         "model",
         "champion_version",
+        "compared_with",
+        "comparable",
+        "both_right",
+        "only_version_right",
+        "only_champion_right",
+        "both_wrong",
+        "error_reduction",
+        "error_reduction_low",
+        "error_reduction_high",
+        "mcnemar_p",
+        "chance_p",
     ],
 }
 METRICS = {
@@ -127,17 +156,40 @@ METRICS = {
         "shards_kept": 2.0,
         "images_per_second": 20.5,
         "bytes": 123456.0,
+        "files_found": 60.0,
+        "files_used": 53.0,
+        "files_ignored": 6.0,
     },
     "train": {"images": 78.0, "epochs": 2.0, "steps": 10.0},
     "evaluate": {
         "images": 12.0,
         "top1_error": 16.667,
+        "top1_error_low": 4.697,
+        "top1_error_high": 44.803,
         "top5_error": 0.0,
+        "top5_error_low": 0.0,
+        "top5_error_high": 24.249,
         "centre_top1_error": 25.0,
+        "centre_top1_error_low": 8.894,
+        "centre_top1_error_high": 53.23,
         "centre_top5_error": 8.333,
+        "centre_top5_error_low": 1.487,
+        "centre_top5_error_high": 35.388,
         "top1_accuracy": 83.333,
+        "calibration_error": 3.25,
     },
-    "promote": {"champion": 1.0},
+    "promote": {
+        "champion": 1.0,
+        "comparable": 1.0,
+        "both_right": 5.0,
+        "only_version_right": 6.0,
+        "only_champion_right": 0.0,
+        "both_wrong": 1.0,
+        "error_reduction": 50.0,
+        "error_reduction_low": 14.5,
+        "error_reduction_high": 74.5,
+        "mcnemar_p": 0.03125,
+    },
 }
 
 
@@ -161,6 +213,12 @@ def test_the_metrics_of_a_stage(result: StageResult) -> None:
     metrics = result.metrics()
     assert metrics == METRICS[result.stage]
     assert {type(value) for value in metrics.values()} == {float}
+
+
+def test_values_that_do_not_exist_are_no_metrics() -> None:
+    few_classes = evaluate_result(top5_error=None, top5_error_low=None, centre_top5_error=None)
+    assert few_classes.to_json()["top5_error"] is None
+    assert not {"top5_error", "top5_error_low", "centre_top5_error"} & few_classes.metrics().keys()
 
 
 @pytest.mark.parametrize("skipped", [False, True])
@@ -188,6 +246,13 @@ def test_the_json_line_of_a_dry_run() -> None:
         "source_bytes": 1000,
         "estimated_bytes": 2000,
         "estimated_seconds": 0.25,
+        "files_found": 60,
+        "files_used": 54,
+        "files_ignored": 6,
+        "ignored_by_rule": {"macOS": 6},
+        "rejected": 0,
+        "sampled": 52,
+        "sample_rejected": 1,
     }
     expected = {"stage": "preprocess", "dry_run": True} | values
     value = DryRunResult(**values).to_json()  # type: ignore[arg-type]
@@ -198,6 +263,7 @@ def test_the_json_line_and_metrics_of_batch_inference() -> None:
     result = BatchInferenceResult(
         images=10,
         rejected=1,
+        files_ignored=4,
         seconds=2.5,
         images_per_second=4.0,
         parts_made=2,
@@ -209,6 +275,7 @@ def test_the_json_line_and_metrics_of_batch_inference() -> None:
         ("stage", "batch_inference"),
         ("images", 10),
         ("rejected", 1),
+        ("files_ignored", 4),
         ("seconds", 2.5),
         ("images_per_second", 4.0),
         ("parts_made", 2),
@@ -220,6 +287,7 @@ def test_the_json_line_and_metrics_of_batch_inference() -> None:
     assert result.metrics() == {
         "images": 10.0,
         "rejected": 1.0,
+        "files_ignored": 4.0,
         "seconds": 2.5,
         "images_per_second": 4.0,
         "parts_made": 2.0,

@@ -236,6 +236,7 @@ def loop_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mapping[str,
 
     monkeypatch.setattr(job, "TorchTrainer", Trainer)
     monkeypatch.setattr(job, "worker_log", lambda *_: Lines())
+    monkeypatch.setattr(job, "list_checkpoints", lambda _: ["step_000000001"])
     monkeypatch.setattr(cluster, "connect", lambda: None)
     monkeypatch.setattr(job, "training_resources", lambda *_: WorkerResources(1, 0, 1))
     name = "x"

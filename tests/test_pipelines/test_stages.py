@@ -1,13 +1,17 @@
 """Skipped or run: keys, records, reasons, outcomes."""
 
+import contextlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from alexnet.errors import UserError
+from pipelines.decorations import Decorated
 from pipelines.records import (
     RECORD_FORMAT,
     StageKey,
@@ -20,8 +24,8 @@ from pipelines.records import (
 from pipelines.results import PreprocessResult, StageResult, TrainResult
 from pipelines.settings import StageSettings
 from pipelines.stages import find_reusable, run_stage
-from pipelines.tracking.run import Run
-from pipelines.tracking.store import connect
+from pipelines.tracking.run import Run, code_span
+from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir
 
 KEY = StageKey(
@@ -267,3 +271,77 @@ def test_a_damaged_record_is_passed_over(workdir: Workdir, text: str) -> None:
     assert reason(workdir, KEY) == "it has not run yet"
     complete(workdir, KEY)
     assert reusable(workdir, KEY) is not None
+
+
+def finished_run(settings: StageSettings, store: Store, work: Callable[[Run], Any]) -> str:
+    """Run the stage and then skip it; returns the id of its MLflow run."""
+
+    def no_work(_: Run) -> NoReturn:
+        raise AssertionError("a stage whose result is recorded is skipped")
+
+    with contextlib.suppress(KeyboardInterrupt):
+        run_stage(settings, store, KEY, Result, parent=None, usable=lambda _: True, work=work)
+    second = run_stage(
+        settings, store, KEY, Result, parent=None, usable=lambda _: True, work=no_work
+    )
+    assert (second.skipped, second.result) == (True, Result())
+    return second.run_id
+
+
+def test_the_record_is_final_before_anything_is_logged_about_it(
+    mlflow_workdir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, workdir = StageSettings(workdir=mlflow_workdir), Workdir(mlflow_workdir)
+    store = connect(settings)
+    seen: list[str] = []
+
+    def draw() -> None:
+        assert finished_records(workdir, "train")
+        seen.append("drawn")
+        raise ValueError("a formula\nwithout end")
+
+    def work(_: Run) -> Decorated[Result]:
+        return Decorated(Result(), {"a.png": draw, "b.png": lambda: seen.append("b.png")})
+
+    run_id = finished_run(settings, store, work)
+    assert seen == ["drawn", "b.png"]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "could not" in line]
+    assert warnings == [
+        "train: a.png could not be logged (a formula without end); the result is complete without"
+    ]
+    run = store.client.get_run(run_id)
+    assert (run.info.status, run.data.metrics["images"]) == ("FINISHED", 12000.0)
+
+
+@pytest.mark.parametrize("interrupted", ["log_metrics", "set_description"])
+def test_an_interrupt_after_the_record_costs_no_work(
+    mlflow_workdir: str, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    """Ctrl-C ends the command; the next one logs the metrics and the description."""
+    settings = StageSettings(workdir=mlflow_workdir)
+    store = connect(settings)
+    original = getattr(Run, interrupted)
+
+    def work(_: Run) -> Result:
+        def interrupt(*_: object) -> NoReturn:
+            monkeypatch.setattr(Run, interrupted, original)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Run, interrupted, interrupt)
+        return Result()
+
+    run = store.client.get_run(finished_run(settings, store, work))
+    assert (run.info.status, run.data.metrics["images"]) == ("FINISHED", 12000.0)
+    assert "images `12,000`" in run.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize("text", ["a", "`", "a``b`", "<b>\n# x|y", "``` `", "$x$ *a* _b_ [c](d)"])
+def test_code_in_markdown_is_what_it_is(text: str) -> None:
+    span = code_span(text)
+    # CommonMark: the span ends at the first run of as many backticks as it begins with.
+    fence = re.match("`+", span)
+    assert fence
+    begin, *inside, end = re.findall("`+", span)
+    assert begin == end == fence[0] not in inside
+    content = span.removeprefix(begin).removesuffix(end)
+    assert content in (text.replace("\n", r"\n"), f" {text} ")

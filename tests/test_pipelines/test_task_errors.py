@@ -170,7 +170,7 @@ def use_shards(workdir: Path, name: str) -> None:
         bytes=1,
         digest=name,
         shards=str(workdir / name),
-        content=name,
+        content=read_manifest(str(workdir / name)).content_digest(),
     )
     key = StageKey(stage="preprocess", settings={}, inputs={"source": name}, code="")
     finish(Workdir(str(workdir)), start(Workdir(str(workdir)), key, lambda _: "run"), 1.0, result)

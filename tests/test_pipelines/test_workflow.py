@@ -27,12 +27,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray_clusters import cluster_of
 
 from alexnet.errors import UserError
-from pipelines import batch_inference, evaluate, full_run, preprocess, train
+from pipelines import batch_inference, compare, evaluate, full_run, preprocess, train
 from pipelines.allocation import actor_resources, choose_gpus, training_resources
 from pipelines.records import newest
-from pipelines.results import FullRunResult, TrainResult
+from pipelines.results import EvaluateResult, FullRunResult, TrainResult
 from pipelines.settings import (
     BatchInferenceSettings,
+    CompareSettings,
     EvaluateSettings,
     FullRunSettings,
     PreprocessSettings,
@@ -86,6 +87,8 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> FullRunS
         "checkpoint_steps": 2,
         "log_steps": 1,
         "device": "cpu",
+        # Six updates teach nothing: by itself, such a model does not become champion.
+        "champion": "always",
     }
     return FullRunSettings.model_validate(values)
 
@@ -151,7 +154,15 @@ def test_the_runs_in_mlflow(first: FullRunResult, settings: FullRunSettings) -> 
     artifacts = {
         "preprocess": ["images.png", "mean_image.png", "original_sizes.png", "rejects.json"],
         "train": ["first_layer_kernels.png", "learning_curves.png", "recipe.json"],
-        "evaluate": ["confusion_matrix.png", "predictions.png"],
+        "evaluate": [
+            "classes.json",
+            "confused_pairs.png",
+            "confusion_matrix.png",
+            "predictions.parquet",
+            "predictions.png",
+            "reliability.png",
+        ],
+        "promote": ["decision.json"],
     }
     for stage, files in artifacts.items():
         listed = {file.path for file in mlflow.list_artifacts(runs[stage].info.run_id)}
@@ -265,6 +276,16 @@ def test_several_models_are_averaged(first: FullRunResult, settings: FullRunSett
 def rows_of(output: Path) -> list[dict[str, Any]]:
     parts = [pq.read_table(path) for path in sorted(output.glob("part-*.parquet"))]
     return [row for part in parts for row in part.to_pylist()]
+
+
+def test_two_models_are_compared(first: FullRunResult, settings: FullRunSettings) -> None:
+    """By the newest model's key and the first model's URI; the workdir has their images."""
+    key = newest(Workdir(settings.workdir), EvaluateResult, "compare").key.digest
+    names = [first.stages["train"]["model"], key]
+    chosen = CompareSettings(workdir=settings.workdir, evaluations=names)
+    result = compare.run(chosen)
+    assert (result.images, result.first, result.second) == (3 * VAL, *names)
+    assert result.first_error == first.stages["evaluate"]["top1_error"]
 
 
 def test_batch_inference_gives_a_row_for_every_file(

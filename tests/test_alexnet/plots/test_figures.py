@@ -5,19 +5,23 @@ import math
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cbook import is_math_text
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from alexnet.plots import figures
+from alexnet.plots import figures, style
 
 NAMES = ["tench, Tinca tinca", "goldfish, Carassius auratus", "great white shark, man-eater"]
 
@@ -384,3 +388,33 @@ def test_no_global_state_is_changed() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+HOSTILE = st.one_of(
+    st.text(min_size=1, max_size=30),
+    st.text("$\\^_{}%#&~<>|`*[]\n\t,", min_size=1, max_size=12),
+    st.sampled_from(
+        ["$$", "$x^$ $", r"\$\frac{$", "猫", "😀👨‍👩‍👧", "مرحبا", "caf\udce9", ",,", "\u202e\x00"]
+    ),
+)
+
+
+@settings(max_examples=15)
+@given(st.lists(HOSTILE, min_size=4, max_size=4, unique=True))
+def test_any_name_is_drawn_as_it_is(names: list[str]) -> None:
+    """Matplotlib's warnings, for instance of characters that its font does not have, are errors."""
+    predictions = [(name, 0.25) for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        render(figures.confusion_matrix(np.array([[0, 1, 2, 3]] * 4), names))
+        render(figures.predictions_panel(photos(2)[:, :8, :8], names[:2], [predictions] * 2))
+        render(figures.contact_sheet(photos(4)[:, :8, :8], names, "Title"))
+    for name in names:
+        text = style.drawn_text(name)
+        assert not is_math_text(text)
+        ascii_part = [c for c in name if " " < c <= "~"]
+        assert [c for c in text.replace(r"\$", "$") if c <= "~" and c != " "] == ascii_part
+
+
+def test_a_character_without_a_glyph_is_a_box() -> None:
+    assert style.drawn_text("a猫\n\x1b犬$5") == r"a□ □□\$5"

@@ -291,7 +291,7 @@ def test_a_link_in_an_archive_is_its_file_or_a_reject(tmp_path: Path) -> None:
             "key": "val/v_3.JPEG",
             "split": "val",
             "reason": "unreadable",
-            "detail": "a link to something that is not a file in the archive",
+            "detail": "it leads to a file that does not exist",
         },
     )
     images = {row["key"]: (row["wnid"], row["sha256"]) for row in rows_of(tmp_path, "val")}

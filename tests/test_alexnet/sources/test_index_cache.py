@@ -9,9 +9,9 @@ import pytest
 from source_layouts import WRITERS, make_tar, write_archives, write_file
 
 from alexnet import storage
-from alexnet.sources import index_cache
-from alexnet.sources import read as read_module
-from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_source
+from alexnet.sources import archives, index_cache
+from alexnet.sources.archives import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
+from alexnet.sources.read import Source, read_source
 
 
 class ListedError(Exception):
@@ -39,7 +39,7 @@ def read_without_listing(root: Path, cache: Path) -> Source:
         raise ListedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read_module, "list_nested", list_nested)
+        patch.setattr(archives, "list_nested", list_nested)
         return read(root, cache)
 
 

@@ -12,7 +12,7 @@ from source_layouts import read_error, write_parquet, write_parquet_file
 
 from alexnet import storage
 from alexnet.sources.labels import Label
-from alexnet.sources.parquet import find
+from alexnet.sources.parquet_files import find
 from alexnet.sources.read import Source, read_source
 
 Rows = Sequence[tuple[str | None, bytes | None, int | str | None]]
@@ -259,10 +259,15 @@ def test_a_file_that_is_not_parquet_raises_an_error(tmp_path: Path, damage: str)
     content = {
         "empty": b"",
         "truncated": path.read_bytes()[:-9],
-        "text": b"version https://git-lfs" * 9,
+        "text": b"version https://git-lfs.github.com/spec/v1\n" * 3,
     }
     path.write_bytes(content[damage])
-    assert f"{path}: not a readable Parquet file" in read_error(tmp_path)
+    expected = {
+        "empty": "is empty, as after an interrupted download",
+        "truncated": "not a readable Parquet file",
+        "text": "is a pointer of Git LFS, not the file itself; run `git lfs pull`",
+    }
+    assert f"{path}: {expected[damage]}" in read_error(tmp_path)
 
 
 def test_the_error_names_the_missing_split(tmp_path: Path) -> None:

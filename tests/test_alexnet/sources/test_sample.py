@@ -16,7 +16,8 @@ from torchvision.datasets import imagenet
 
 from alexnet import storage
 from alexnet.shards.decode import Decoded, decode
-from alexnet.sources.read import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, Source, read_source
+from alexnet.sources.archives import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE
+from alexnet.sources.read import Source, read_source
 from alexnet.sources.sample import WORDS, write_sample
 
 pytestmark = pytest.mark.slow
@@ -128,3 +129,10 @@ def test_writing_again_gives_the_same_bytes_or_does_nothing(folder: Path, tmp_pa
     for name in ARCHIVES:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ARCHIVES)
+
+
+def test_a_copy_is_the_same_source(source: Source, folder: Path, tmp_path: Path) -> None:
+    for name in ARCHIVES:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    write_sample(str(tmp_path))
+    assert read_source(str(tmp_path)).source_fingerprint == source.source_fingerprint

@@ -2,12 +2,15 @@
 
 import inspect
 import json
+import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from ray.exceptions import RayTaskError
@@ -337,7 +340,10 @@ def test_a_remedy_names_existing_scripts_and_options(kind: type[UserError]) -> N
     assert line == f"a reason; {REMEDIES[kind]}"
     scripts = re.findall(r"pipelines/\S+?\.py", line)
     assert all((ROOT / script).is_file() for script in scripts)
-    settings: dict[str, type[Settings]] = {"pipelines/preprocess.py": PreprocessCommandSettings}
+    settings: dict[str, type[Settings]] = {
+        "pipelines/preprocess.py": PreprocessCommandSettings,
+        "pipelines/evaluate.py": EvaluateSettings,
+    }
     without = FullRunSettings.model_fields | BatchInferenceSettings.model_fields
     fields = settings[scripts[0]].model_fields if scripts else without
     flags = re.findall(r"--[a-z0-9-]+", line)
@@ -354,3 +360,100 @@ def test_the_remedy_of_an_error_in_a_ray_actor() -> None:
 
 def test_other_errors_have_no_remedy() -> None:
     assert explain(UserError("a\n reason; do that")) == "a reason; do that"
+
+
+@pytest.mark.parametrize("option", ["--source", "--workdir"])
+def test_paths_that_are_not_utf8(tmp_path: Path, option: str) -> None:
+    """As Python shows them; a source is kept as text, a workdir is refused."""
+    path = f"{tmp_path}/caf\udce9"
+    if option == "--source":
+        settings = read(["--source", path])
+        assert settings.source == f"{tmp_path}/caf\\xe9" == settings.part(PreprocessSettings).source
+        return
+    with pytest.raises(UserError, match=r"^--workdir: .* not UTF-8; rename it") as caught:
+        read(["--workdir", path])
+    assert "caf" in str(caught.value)
+
+
+COMMAND = """
+import sys
+from pathlib import Path
+from pipelines.console.cli import run_script
+from pipelines.console.log import stage_logger
+from pipelines.settings import Settings
+
+class Result:
+    def to_json(self):
+        return {"name": "\\u732b\\udce9"}
+
+def work(settings):
+    for number in range(int(sys.stdin.read())):
+        print("printed", number, "\\u732b\\udce9")
+        stage_logger("stage").info("logged %d \\u732b\\udce9\\nforged: line\\x1b[31m", number)
+    Path(settings.workdir, "done").touch()
+    return Result()
+
+run_script(Settings, work, "text")
+"""
+
+
+def run_command(
+    tmp_path: Path, lines: int, shell: str = "{}", code: str = COMMAND, **environment: str
+) -> "subprocess.CompletedProcess[bytes]":
+    path = tmp_path / "command.py"
+    path.write_text(code)
+    command = shlex.join([sys.executable, str(path), "--workdir", str(tmp_path)])
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell.format(command)],
+        input=str(lines).encode(),
+        capture_output=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}]
+)
+def test_any_output_takes_any_name(tmp_path: Path, environment: dict[str, str]) -> None:
+    ended = run_command(tmp_path, 1, **environment)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    printed, logged, result = ended.stdout.splitlines()
+    assert printed.startswith(b"printed 0 ")
+    assert printed.endswith(b"\\udce9")
+    assert logged.endswith(rb"\udce9\nforged: line\x1b[31m")
+    assert json.loads(result) == {"name": "\u732b\udce9"}
+    (log,) = (tmp_path / "logs").iterdir()
+    (line,) = log.read_text(encoding="utf-8").splitlines()
+    assert line.endswith("alexnet.stage: logged 0 \u732b\\udce9\\nforged: line\\x1b[31m")
+
+
+def test_a_reader_that_ends_early_is_no_error(tmp_path: Path) -> None:
+    ended = run_command(tmp_path, 100_000, "{} | head -1")
+    assert (ended.returncode, ended.stderr) == (141, b"")
+    assert ended.stdout.startswith(b"printed 0 ")
+
+
+def test_logged_lines_that_nobody_reads_do_not_end_the_work(tmp_path: Path) -> None:
+    code = "\n".join(line for line in COMMAND.splitlines() if "print(" not in line)
+    ended = run_command(tmp_path, 3000, "{} | head -1", code)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+    assert ended.stdout.startswith(b"stage: logged 0 ")
+    assert (tmp_path / "done").exists()
+
+
+def test_missing_permission_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def work(settings: Settings) -> NoReturn:
+        raise PermissionError(13, "Permission denied", f"{settings.workdir}/stages")
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--workdir", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        run_script(Settings, work, "text")
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"train.py: {tmp_path}/stages: permission denied; have the permissions changed, or give "
+        "other folders"
+    )

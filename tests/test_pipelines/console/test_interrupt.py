@@ -60,7 +60,11 @@ with interrupt.signals_as_exceptions():
         print("cleaned up", flush=True)
         interrupt.exit_now(error.exit_status)
 """
-    with started(code) as process:
+    # Where the tests themselves run under ``nohup``, SIGHUP would be ignored.
+    default = f"import signal; signal.signal({int(number)}, signal.SIG_DFL)"
+    if number == signal.SIGINT:
+        default = ""
+    with started(code, before=default) as process:
         process.send_signal(number)
         assert process.communicate(timeout=10) == ("cleaned up\n", "")
         assert process.returncode == status

@@ -37,7 +37,8 @@ def test_the_console_script_is_this_function() -> None:
 
 
 def test_sub_commands_are_those_of_the_contract() -> None:
-    assert list(COMMANDS) == ["run", "preprocess", "train", "evaluate", "promote", "predict"]
+    stages = ["preprocess", "train", "evaluate", "promote"]
+    assert list(COMMANDS) == ["run", *stages, "compare", "predict"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

@@ -86,7 +86,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = {"classes": [["n0", "red"], ["n1", "green"], ["n2", "blue"]], "shards": "abc"}
     with active_run(store, open_run(store, "train", resume=None, parent=None)) as run:
         uri = run.log_model(Colours(), example, metadata)
-    registry.set_alias(store, "alexnet", "champion", registry.register(store, "alexnet", uri, {}))
+    version = registry.register(store, "alexnet", uri, {})
+    registry.set_alias(store, "alexnet", "champion", version.version)
     return folder
 
 

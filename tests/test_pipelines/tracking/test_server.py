@@ -1,9 +1,13 @@
 """Servers that do not answer, at the start or for a while; secrets in their URIs."""
 
+import contextlib
 import os
 import socket
+import socketserver
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -69,3 +73,57 @@ def test_timeouts_of_the_environment_are_kept(monkeypatch: pytest.MonkeyPatch) -
     server.set_short_timeouts()
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+
+
+@contextlib.contextmanager
+def proxy(status: int) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP proxy that answers every request with a status; its address and the URLs."""
+    requested: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            requested.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server_:
+        threading.Thread(target=server_.serve_forever, daemon=True).start()
+        try:
+            yield f"http://user:secret@127.0.0.1:{server_.server_address[1]}", requested
+        finally:
+            server_.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 404, 502])
+def test_a_server_behind_a_proxy_is_reached_as_mlflow_reaches_it(
+    monkeypatch: pytest.MonkeyPatch, port: int, status: int
+) -> None:
+    uri = "http://tracking.invalid:5000"
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert server.connection_error(uri)
+    with proxy(status) as (address, requested):
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, address)
+        error = server.connection_error(uri)
+        assert requested == [f"{uri}/"]
+        monkeypatch.setenv("NO_PROXY", "tracking.invalid")
+        assert server.connection_error(uri)
+        assert requested == [f"{uri}/"], "NO_PROXY is honoured"
+    assert (error is None) == (status != 502)
+    assert "secret" not in (error or "")
+
+
+def test_a_proxy_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{port}")
+    with pytest.raises(UserError, match=r"through the proxy: .*; start it or correct") as caught:
+        server.check_reachable("http://tracking.invalid:5000")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -13,10 +13,11 @@ from mlflow import MlflowClient
 
 from alexnet.errors import UserError
 from pipelines.console.log import log_file, stage_logger
+from pipelines.console.redact import SecretUri
 from pipelines.settings import Settings
 from pipelines.tracking import registry
 from pipelines.tracking.run import DIGEST_LENGTH, Run, active_run, open_run, run_exists
-from pipelines.tracking.store import Store, connect
+from pipelines.tracking.store import MODEL_TRAINING, Store, connect
 from pipelines.workdir import Workdir
 
 
@@ -31,7 +32,9 @@ def test_a_new_store_is_created_in_the_workdir(tmp_path: Path) -> None:
     assert store.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert (tmp_path / "mlflow.db").is_file()
     assert store.client.get_experiment(store.experiment_id).name == "alexnet"
-    assert connect(Settings(workdir=str(tmp_path))) == store
+    again = connect(Settings(workdir=str(tmp_path)))
+    assert (again.uri, again.experiment_id) == (store.uri, store.experiment_id)
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_runs_are_stored_in_the_workdir(store: Store, tmp_path: Path) -> None:
@@ -151,6 +154,25 @@ def test_a_model_that_is_logged_again_replaces_the_first(store: Store) -> None:
     assert registry.get_model_info(store, uris[2]).run_id == run_id
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["50%20%", "a?b #c'"])
+def test_a_model_in_a_workdir_of_any_name_is_loaded(mlflow_workdir: str, name: str) -> None:
+    workdir = Path(mlflow_workdir) / name
+    workdir.mkdir()
+    (Path(mlflow_workdir) / "mlflow.db").rename(workdir / "mlflow.db")
+    store = connect(Settings(workdir=str(workdir)))
+    example, metadata = np.zeros((2, 224, 224, 3), np.uint8), {"classes": [["$a", "`"], ["|", "é"]]}
+    with active_run(store, open_run(store, "train", resume=None, parent=None)) as run:
+        uri = run.log_model(AlwaysTheFirst(), example, metadata)
+    version = registry.register(store, "alexnet", uri, {})
+    registry.set_alias(store, "alexnet", "champion", version.version)
+    info = registry.get_model_info(store, "models:/alexnet@champion")
+    assert info.classes == (("$a", "`"), ("|", "é"))
+    for model in (uri, info.uri, "models:/alexnet@champion"):
+        network = registry.load_classifier(store, model)
+        assert network(torch.zeros((2, 224, 224, 3), dtype=torch.uint8)).shape == (2, 2)
+
+
 def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
     uri = "http://user:secret@127.0.0.1:9/"
     with pytest.raises(UserError, match="does not answer") as caught:
@@ -171,3 +193,39 @@ def test_a_deleted_experiment_is_named(store: Store, tmp_path: Path) -> None:
     store.client.delete_experiment(store.experiment_id)
     with pytest.raises(UserError, match="is deleted"):
         connect(Settings(workdir=str(tmp_path)))
+
+
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(UserError, match=r"mlflow.db: file is not a database; .*move it away"):
+        connect(Settings(workdir=str(tmp_path)))
+    assert path.read_bytes() == b"not a database" * 100
+
+
+def test_artifacts_of_other_places_stay_where_they_are(mlflow_workdir: str, tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{mlflow_workdir}/mlflow.db")
+    own = client.create_experiment("own", "/srv/mlartifacts")
+    bucket = client.create_experiment("bucket", "s3://bucket/mlartifacts", dict([MODEL_TRAINING]))
+    old = client.create_experiment("old", "/old/work/mlartifacts", dict([MODEL_TRAINING]))
+    run_id = client.create_run(old).info.run_id
+    Run(Store(SecretUri(f"sqlite:///{mlflow_workdir}/mlflow.db"), old), run_id).log_dataset(
+        "shards", "ab" * 32, "/old/work/shards/1", "training", "rows"
+    )
+    store = connect(Settings(workdir=mlflow_workdir))
+    places = [store.client.get_experiment(i).artifact_location for i in (own, bucket, old)]
+    assert places == ["/srv/mlartifacts", "s3://bucket/mlartifacts", f"{tmp_path}/mlartifacts"]
+    run = store.client.get_run(run_id)
+    assert run.info.artifact_uri == f"{tmp_path}/mlartifacts/{run_id}/artifacts"
+    (logged,) = run.inputs.dataset_inputs
+    assert logged.dataset.source == f'{{"uri": "{tmp_path}/shards/1"}}'
+
+
+def test_another_name_of_the_same_folder_is_no_move(mlflow_workdir: str, tmp_path: Path) -> None:
+    store = connect(Settings(workdir=mlflow_workdir))
+    (tmp_path / "mlartifacts").mkdir()
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path)
+    connect(Settings(workdir=str(link)))
+    place = store.client.get_experiment(store.experiment_id).artifact_location
+    assert place == f"{tmp_path}/mlartifacts"

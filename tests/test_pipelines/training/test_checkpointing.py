@@ -1,26 +1,25 @@
 """Checkpoints of a Ray Train job: damaged ones, a full disk, names, files of killed runs."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Semaphore
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from chaos import small_file_system
 from factories import narrow_network
 from fake_ray_train import FakeRayTrain
-from ray.train import Checkpoint
 from torch import nn
 
 from alexnet.errors import UserError
 from alexnet.model.towers import AlexNet
 from alexnet.recipes import SOURCE145
-from alexnet.training.checkpoint import Snapshot, TrainState, take_snapshot
+from alexnet.training.checkpoint import Snapshot, TrainState, save_checkpoint, take_snapshot
 from alexnet.training.optimizer import build_optimizer
 from pipelines.training import checkpointing
+from pipelines.training.checkpoint_folder import list_checkpoints, prune_checkpoints
 
 
 def snapshot_at(network: AlexNet, step: int) -> Snapshot:
@@ -64,10 +63,11 @@ def test_an_older_checkpoint_replaces_a_damaged_one(
     assert str(newest) in line
     assert line.endswith("trying an older checkpoint")
     (tmp_path / "step_000000003" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"velocity.safetensors.*start again with --force"):
-        checkpointing.restore(network, optimizer, None, lines.append)
+    assert checkpointing.restore(network, optimizer, None, lines.append) == TrainState()
+    assert lines[-1] == "no checkpoint can be read; starting at the beginning"
     ray_train.checkpoints.clear()
     assert checkpointing.restore(network, optimizer, None, lines.append) == TrainState()
+    assert len(lines) == 4
 
 
 @pytest.fixture
@@ -104,10 +104,54 @@ def test_a_second_checkpoint_of_a_step_gets_another_name(
     assert sorted(os.listdir(tmp_path)) == names
 
 
-def test_checkpoints_of_killed_runs_are_deleted(tmp_path: Path) -> None:
-    for name in ("step_000000002.part", "step_000000002", "step_000000004", "other"):
+def test_earlier_checkpoints_are_read_if_the_job_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_train, network = FakeRayTrain(tmp_path, monkeypatch), narrow_network(SOURCE145)
+    report(network, 3, 6, 9)
+    ray_train.checkpoints.clear()
+    (tmp_path / "step_000000006" / "train_state.json").write_text("[]")
+    optimizer = build_optimizer(network, SOURCE145)
+    earlier = list_checkpoints(str(tmp_path))
+    assert checkpointing.restore(network, optimizer, None, print, earlier).step == 9
+    assert checkpointing.restore(network, optimizer, None, print, earlier[1:]).step == 3
+    shutil.rmtree(tmp_path / "step_000000009")
+    assert checkpointing.restore(network, optimizer, None, print, earlier).step == 3
+
+
+def test_checkpoints_are_listed_by_step_and_number(tmp_path: Path) -> None:
+    order = ["step_000000012", "step_000000010_10", "step_000000010_2", "step_000000010"]
+    for name in (*sorted(order), "step_000000013.part", "other"):
         (tmp_path / name).mkdir()
-    checkpoint = Checkpoint(str(tmp_path / "step_000000004"))
-    result: Any = SimpleNamespace(checkpoint=checkpoint, best_checkpoints=[(checkpoint, {})])
-    checkpointing.prune_checkpoints(result, str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["other", "step_000000004"]
+    (tmp_path / "step_000000014").write_bytes(b"")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    assert [os.path.basename(path) for path in list_checkpoints(str(tmp_path))] == order
+    assert list_checkpoints(str(tmp_path / "missing")) == []
+
+
+def write_checkpoints(folder: Path, errors: Mapping[int, float | None]) -> None:
+    """A checkpoint of each step, with its validation error or within an epoch."""
+    network = narrow_network(SOURCE145)
+    optimizer = build_optimizer(network, SOURCE145)
+    for step, error in errors.items():
+        history = [{"val_top1_error": error or 0.0}]
+        state = TrainState(step=step, offset=0 if error else 5, history=history)
+        path = folder / f"step_{step:09d}"
+        path.mkdir()
+        save_checkpoint(
+            str(path), take_snapshot(network, optimizer, state, torch.zeros(3, 224, 224))
+        )
+
+
+def test_the_newest_whole_checkpoint_and_the_best_are_kept(tmp_path: Path) -> None:
+    prune_checkpoints(str(tmp_path))
+    write_checkpoints(tmp_path, {2: 30.0, 4: 20.0, 6: 40.0, 7: None, 8: 10.0})
+    (tmp_path / "step_000000009.part").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "step_000000008" / "model.safetensors").unlink()
+    prune_checkpoints(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["other", "step_000000004", "step_000000007"]
+    for path in tmp_path.glob("step_*/train_state.json"):
+        path.write_bytes(b"")
+    prune_checkpoints(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["other", "step_000000004", "step_000000007"]

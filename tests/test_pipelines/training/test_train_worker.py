@@ -13,6 +13,7 @@ from ray.train import Checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alexnet.errors import UserError
 from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import SOURCE145
 from alexnet.shards.manifest import Manifest
@@ -165,3 +166,18 @@ def test_the_checkpoint_holds_recipe_and_mean(trainings: Trainings) -> None:
     mean = read_tensors(str(folder), "mean.safetensors")["mean"]
     middle = torch.from_numpy(statistics.mean_image[16:240, 16:240])
     assert torch.equal(mean, middle.permute(2, 0, 1))
+
+
+def test_a_network_that_diverges_in_the_last_update_is_not_validated(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of that update is that of the weights before it, and finite."""
+    forward = AlexNet.forward
+
+    def diverged_outside_training(self: AlexNet, *inputs: Tensor) -> Tensor:
+        logits = forward(self, *inputs)
+        return logits if self.training else logits * torch.nan
+
+    monkeypatch.setattr(AlexNet, "forward", diverged_outside_training)
+    with pytest.raises(UserError, match=r"^the validation loss is nan in epoch 1, step 5: "):
+        trainings.run("diverged")

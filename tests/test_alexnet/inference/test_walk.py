@@ -1,15 +1,17 @@
 """The files below a folder: order, hidden files, links, what can't be read."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.sources import walk as walk_module
-from alexnet.sources.visible import visible_files
-from alexnet.sources.walk import walk
+from alexnet.inference import walk as walk_module
+from alexnet.inference.walk import walk
+from alexnet.sources.account import SAME_FILE
+from alexnet.sources.visible import SPECIAL, visible_files
 from alexnet.storage.names import path_bytes
 
 
@@ -20,7 +22,7 @@ def make(*paths: Path) -> None:
 
 
 def found(root: Path) -> list[str]:
-    return [item.path.removeprefix(f"{root}/") for item in walk(str(root))]
+    return [item.path.removeprefix(f"{root}/") for item in walk(str(root), Counter())]
 
 
 @pytest.fixture(params=[2, 200_000])
@@ -35,6 +37,9 @@ def test_the_files_are_sorted_and_the_visible_ones_of_preprocessing(tmp_path: Pa
     make(*(tmp_path / name for name in names + hidden))
     rest = ["c.jpg", "line\nbreak.jpg", "é/ü.png"]
     assert found(tmp_path) == ["a.jpg", "b/1.jpg", "b/2.jpg", "b.jpg", *rest]
+    ignored = Counter[str]()
+    list(walk(str(tmp_path), ignored))
+    assert ignored == {"hidden": 2, "Windows": 2, "version control": 1}
     assert sorted(found(tmp_path)) == sorted(
         file.path.removeprefix(f"{tmp_path}/") for file in visible_files(str(tmp_path))
     )
@@ -46,7 +51,7 @@ def test_names_that_are_not_utf8_lead_to_their_files(tmp_path: Path) -> None:
     for name in names:
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
             file.write(name)
-    for item in walk(str(tmp_path)):
+    for item in walk(str(tmp_path), Counter()):
         path = path_bytes(item.path)
         with open(path, "rb") as file:
             assert os.path.basename(path) == file.read()
@@ -68,7 +73,9 @@ def test_links_loops_and_special_files(tmp_path: Path) -> None:
     (outside / "back").symlink_to(root)
     (outside / "self").symlink_to(outside)
     os.mkfifo(root / "pipe")
-    items = {item.path.removeprefix(f"{root}/"): item for item in walk(str(root))}
+    ignored = Counter[str]()
+    items = {item.path.removeprefix(f"{root}/"): item for item in walk(str(root), ignored)}
+    assert ignored == {"hidden": 1, SPECIAL: 1, SAME_FILE: 6}
     assert list(items) == ["a/1.jpg", "b/2.jpg", "b/sub/3.jpg", "e.jpg", "f.jpg"]
     assert items["b/sub/3.jpg"].real == str(outside / "sub" / "3.jpg")
     assert items["f.jpg"].problem == "unreadable: No such file or directory"
@@ -83,7 +90,7 @@ def test_a_link_before_the_folder_that_it_leads_into_gives_the_same_file_twice(
     root.mkdir()
     (root / "a.jpg").symlink_to(tmp_path / "outside" / "1.jpg")
     (root / "b").symlink_to(tmp_path / "outside")
-    first, second = walk(str(root))
+    first, second = walk(str(root), Counter())
     assert first.real == second.real == str(tmp_path / "outside" / "1.jpg")
 
 
@@ -104,7 +111,7 @@ def test_a_folder_that_may_not_be_read_is_found_with_its_problem(
 ) -> None:
     make(tmp_path / "a" / "1.jpg", tmp_path / "b" / "2.jpg", tmp_path / "c" / "3.jpg")
     refuse(monkeypatch, "b", PermissionError(13, "Permission denied"))
-    problems = [(item.path, item.problem) for item in walk(str(tmp_path))]
+    problems = [(item.path, item.problem) for item in walk(str(tmp_path), Counter())]
     assert problems == [
         (f"{tmp_path}/a/1.jpg", ""),
         (f"{tmp_path}/b", "unreadable: Permission denied (folder)"),
@@ -121,4 +128,4 @@ def test_a_disk_that_fails_is_an_error(
     make(tmp_path / "root" / "b" / "2.jpg")
     refuse(monkeypatch, name, error)
     with pytest.raises(UserError, match=rf"/{name}: can't be listed \({error.strerror}\)"):
-        list(walk(str(tmp_path / "root")))
+        list(walk(str(tmp_path / "root"), Counter()))

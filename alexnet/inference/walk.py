@@ -10,12 +10,15 @@ import heapq
 import os
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from alexnet import storage
 from alexnet.errors import UserError
-from alexnet.sources.visible import is_visible, visible_files
+from alexnet.sources.account import SAME_FILE
+from alexnet.sources.ignored import ignoring_rule
+from alexnet.sources.visible import SPECIAL, list_folder
 from alexnet.storage.names import path_bytes, path_text
 
 RUN_NAMES = 200_000
@@ -42,16 +45,23 @@ class Found(NamedTuple):
     """Why it can't be read, empty if it can as far as is known."""
 
 
-def walk(root: str) -> Iterator[Found]:
-    """The visible files below a folder; special files such as pipes are left out.
+def walk(root: str, ignored: Counter[str]) -> Iterator[Found]:
+    """The visible files below a folder.
 
     A folder that may not be read and a link that leads nowhere are found with their problem.
+
+    Args:
+        root: path or URI.
+        ignored: the number of files that are ignored is added, by the rules of ``ignored``, by
+            ``SPECIAL`` for pipes, sockets and devices, and by ``SAME_FILE`` for links.
 
     Raises:
         UserError: the folder itself can't be listed, or one can't be for a reason other than its
             permissions.
     """
-    return _walk_store(root) if storage.is_remote(root) else _walk_local(path_bytes(root))
+    if storage.is_remote(root):
+        return _walk_store(root, ignored)
+    return _walk_local(path_bytes(root), ignored)
 
 
 def find_file(path: str) -> Found:
@@ -79,10 +89,10 @@ def _stat(path: bytes, real: bytes) -> Found:
     return Found(*names, status.st_size, status.st_mtime_ns)
 
 
-def _walk_local(root: bytes) -> Iterator[Found]:
+def _walk_local(root: bytes, ignored: Counter[str]) -> Iterator[Found]:
     real_root = os.path.realpath(root)
     entered = {real_root}
-    open_folders = [(root, real_root, _sorted_names(root))]
+    open_folders = [(root, real_root, _sorted_names(root, ignored))]
     while open_folders:
         folder, real_folder, names = open_folders[-1]
         try:
@@ -102,23 +112,31 @@ def _walk_local(root: bytes) -> Iterator[Found]:
         if kind == _LINK:
             real = os.path.realpath(path)
             if os.path.exists(real) and any(_is_listed(real, top) for top in entered):
+                ignored[SAME_FILE] += 1
                 continue
             if os.path.isdir(real):
                 entered.add(real)
                 kind = _FOLDER
         if kind == _FOLDER:
-            open_folders.append((path, real, _sorted_names(path)))
-        elif (found := _stat(path, real)).problem != _NOT_A_FILE:
+            open_folders.append((path, real, _sorted_names(path, ignored)))
+        elif (found := _stat(path, real)).problem == _NOT_A_FILE:
+            ignored[SPECIAL] += 1
+        else:
             yield found
 
 
 def _is_listed(real: bytes, top: bytes) -> bool:
     """Whether a walk of ``top`` finds this file or folder, or everything in it."""
     inside = real.startswith(top.rstrip(b"/") + b"/")
-    return real == top or (inside and is_visible(path_text(real[len(top) :]).lstrip("/")))
+    return real == top or (inside and _rule(real[len(top) :].lstrip(b"/")) is None)
 
 
-def _sorted_names(folder: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _rule(path: bytes) -> str | None:
+    """The rule that ignores a path below the listed folder."""
+    return ignoring_rule(path_text(path).split("/"))
+
+
+def _sorted_names(folder: bytes, ignored: Counter[str]) -> Iterator[tuple[bytes, bytes]]:
     """Name and kind of the visible entries of a local folder, sorted."""
     # A name contains no null byte, which sorts before all others.
     lines: list[bytes] = []
@@ -126,7 +144,11 @@ def _sorted_names(folder: bytes) -> Iterator[tuple[bytes, bytes]]:
         runs: list[IO[bytes]] = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not (kind := _kind(entry)) or not is_visible(path_text(entry.name)):
+                if rule := _rule(entry.name):
+                    ignored[rule] += _count_files(entry)
+                    continue
+                if not (kind := _kind(entry)):
+                    ignored[SPECIAL] += 1
                     continue
                 lines.append(entry.name + b"\0" + kind)
                 if len(lines) == RUN_NAMES:
@@ -137,6 +159,12 @@ def _sorted_names(folder: bytes) -> Iterator[tuple[bytes, bytes]]:
         for line in heapq.merge(lines, *map(_read_run, runs)) if runs else lines:
             name, _, kind = line.partition(b"\0")
             yield name, kind
+
+
+def _count_files(entry: os.DirEntry[bytes]) -> int:
+    if not entry.is_dir(follow_symlinks=False):
+        return 1
+    return sum(len(files) for _, _, files in os.walk(entry.path))
 
 
 def _kind(entry: os.DirEntry[bytes]) -> bytes:
@@ -159,19 +187,22 @@ def _read_run(file: IO[bytes]) -> Iterator[bytes]:
         yield line[:-1].replace(b"/", b"\n")
 
 
-def _walk_store(root: str) -> Iterator[Found]:
+def _walk_store(root: str, ignored: Counter[str]) -> Iterator[Found]:
     if storage.locate(root)[0].type_name == "gcs":
         # Google's store has no folders: a folder's names are found only by listing all below it.
-        yield from (_of_object(file) for file in visible_files(root))
+        listing = list_folder(root)
+        ignored.update(listing.ignored)
+        yield from (_of_object(entry.file) for entry in listing.entries)
         return
     files = {file.path[len(root) + 1 :]: file for file in storage.list_files(root, recursive=False)}
     for name in sorted({*files, *storage.list_folders(root)}):
-        if not is_visible(name):
-            continue
-        if name in files:
+        path = storage.join(root, name)
+        if rule := ignoring_rule([name]):
+            ignored[rule] += 1 if name in files else len(storage.list_files(path))
+        elif name in files:
             yield _of_object(files[name])
         else:
-            yield from _walk_store(storage.join(root, name))
+            yield from _walk_store(path, ignored)
 
 
 def _of_object(file: storage.File) -> Found:
