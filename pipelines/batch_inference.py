@@ -25,6 +25,8 @@ from alexnet.inference.parts import PartOptions
 from alexnet.inference.rows import RowOptions
 from alexnet.provenance import code_version
 from pipelines import stages
+from pipelines.command_results import BatchInferenceResult
+from pipelines.command_settings import BatchInferenceSettings
 from pipelines.console.cli import run_script
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
@@ -37,8 +39,6 @@ from pipelines.inference.job import make_parts
 from pipelines.inference.origin import ModelOrigin, Origin
 from pipelines.inference.part_actor import ModelOptions
 from pipelines.preprocessing.job import start_ray_early
-from pipelines.results import BatchInferenceResult
-from pipelines.settings import BatchInferenceSettings
 from pipelines.tracking import registry
 from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import active_run, open_run

@@ -18,12 +18,13 @@ import pyarrow as pa
 from alexnet import predictions
 from alexnet.errors import UserError
 from alexnet.predictions import Predictions
+from pipelines.command_results import RollbackResult
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
 from pipelines.decision import Decision, decide
 from pipelines.decorations import Decorated
 from pipelines.records import StageKey, StageOutcome, newest
-from pipelines.results import EvaluateResult, PromoteResult, RollbackResult
+from pipelines.results import EvaluateResult, PromoteResult
 from pipelines.settings import PromoteCommandSettings, PromoteSettings
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking import evaluations, registry

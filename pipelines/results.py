@@ -1,4 +1,4 @@
-"""What each command returns: one dataclass for each, from which its JSON line is made.
+"""What stages and the full run return: one dataclass for each, from which its JSON line is made.
 
 The results of stages are also stored in the workdir's records, become the MLflow run's metrics,
 and are what the next stage reads.
@@ -28,8 +28,8 @@ class StageResult:
 
     def metrics(self) -> dict[str, float]:
         """The numbers, as metrics of the stage's MLflow run."""
-        numbers = _numbers(asdict(self))
-        return {name: value for name, value in numbers.items() if name not in self.has_curves}
+        values = numbers(asdict(self))
+        return {name: value for name, value in values.items() if name not in self.has_curves}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,87 +160,6 @@ class PromoteResult(StageResult):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RollbackResult:
-    """The alias ``champion`` is the earlier version's again."""
-
-    registered_model: str
-    champion_version: str
-    rolled_back: str
-    """The version that had the alias."""
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, ``stage`` first."""
-        return {"stage": "promote"} | asdict(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareResult:
-    """Two models on the same validation images, with ten views."""
-
-    first: str
-    second: str
-    images: int
-    first_error: float
-    """Top-1, per cent."""
-    second_error: float
-    error_reduction: float
-    """Percentage points; positive if the second model is better."""
-    error_reduction_low: float
-    """The ends of its interval of 95 %."""
-    error_reduction_high: float
-    mcnemar_p: float
-    """p-value of the two-sided exact test of McNemar."""
-    both_right: int
-    only_first_right: int
-    only_second_right: int
-    both_wrong: int
-    right_to_wrong: list[str]
-    """Keys of the images that only the first model classifies correctly."""
-    wrong_to_right: list[str]
-    """Keys of the images that only the second model classifies correctly."""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, ``stage`` first."""
-        return {"stage": "compare"} | asdict(self)
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers, as metrics of the MLflow run."""
-        return _numbers(asdict(self))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchInferenceResult:
-    """Predictions for all images of some inputs."""
-
-    images: int
-    rejected: int
-    files_ignored: int
-    """By a named rule, or because they are listed already."""
-    seconds: float
-    images_per_second: float
-    """Of the images that this run predicted; 0 if there are none."""
-    parts_made: int
-    """By this run."""
-    parts_kept: int
-    """From earlier runs."""
-    predictions: str
-    """The folder of Parquet files."""
-    page: str | None = None
-    """The HTML page, if it was wanted."""
-    model: str
-    """MLflow's URI of the model, or of several."""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, ``stage`` first."""
-        return {"stage": "batch_inference"} | asdict(self)
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers, as metrics of the MLflow run."""
-        return _numbers(asdict(self))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DryRunResult:
     """What a source holds, and an estimate of the work; nothing was written."""
 
@@ -299,5 +218,6 @@ class FullRunResult:
         return {"stage": "full_run"} | values
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The values that are numbers, as metrics."""
     return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}

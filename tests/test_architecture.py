@@ -10,12 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.settings import (
-    BatchInferenceSettings,
-    FullRunSettings,
-    PreprocessCommandSettings,
-    TrainCommandSettings,
-)
+from pipelines.command_settings import BatchInferenceSettings
+from pipelines.settings import FullRunSettings, PreprocessCommandSettings, TrainCommandSettings
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("alexnet", "pipelines")

@@ -218,9 +218,7 @@ def make_folder(path: str) -> None:
 def open_input(path: str) -> pa.NativeFile:
     """Open a file for reading at any position."""
     filesystem, inner = locate(path)
-    # A local name need not be UTF-8.
-    local = path_bytes(path.removeprefix("file://"))
-    return filesystem.open_input_file(inner if is_remote(path) else local)
+    return filesystem.open_input_file(inner)
 
 
 def read_bytes(path: str) -> bytes:

@@ -7,9 +7,7 @@ Exit status: 0 done, 1 failed, 2 wrong settings or input, 130 ended by Ctrl-C, 1
 if nobody reads standard output any more, as after ``| head``.
 """
 
-import argparse
 import contextlib
-import difflib
 import gc
 import json
 import logging
@@ -17,10 +15,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any, Literal, NoReturn, Protocol, get_args, get_origin
+from typing import Any, NoReturn, Protocol
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from alexnet.errors import (
     CorruptDatasetError,
@@ -39,10 +36,10 @@ from alexnet.errors import (
 from pipelines.console import interrupt
 from pipelines.console.config_file import read_config_file
 from pipelines.console.log import current_log_file, log_file, show_in_terminal
+from pipelines.console.options import option_name, option_parser
 from pipelines.console.output import OUTPUT_CLOSED, discard_if_closed, printable, take_any_text
 from pipelines.console.redact import redacted, redacted_output, remember_secrets, shortened
 from pipelines.presets import PRESETS
-from pipelines.setting_types import is_positional, is_switch
 from pipelines.settings import S
 from pipelines.tracking.environment import VARIABLES, settings_of_environment
 from pipelines.workdir import Workdir
@@ -60,9 +57,6 @@ REMEDIES: Mapping[type[UserError], str] = {
     DownloadError: "unpack imagenette2.tgz yourself and give its folder as --source",
 }
 """The remedy for each kind of error of the package ``alexnet``, which names no commands."""
-
-_LIST_WORDS = {"lr_drops": "EPOCH", "model": "URI", "images": "PATH"}
-"""What the values of settings that are lists are called in help texts."""
 
 _failures = logging.getLogger("pipelines.failures")
 """Not shown in the terminal as a line of a stage: the last line on standard error tells of it."""
@@ -160,7 +154,7 @@ def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> 
     Raises:
         UserError: an option or a key is unknown or its value out of range; the message names it.
     """
-    given = vars(_parser(kind, description).parse_args(arguments))
+    given = vars(option_parser(kind, description).parse_args(arguments))
     config = given.pop("config", None)
     from_file = read_config_file(config) if config else {}
     fields = {field.alias or name for name, field in kind.model_fields.items()}
@@ -175,20 +169,14 @@ def read_settings(kind: type[S], arguments: Sequence[str], description: str) -> 
     named = {key: value for key, value in _preset_values(preset).items() if key in fields}
     origins = {key: VARIABLES[key] for key in from_environment}
     origins |= {key: os.path.basename(config or "") for key in from_file}
-    origins |= {key: _option_name(kind, key) for key in given}
+    origins |= {key: option_name(kind, key) for key in given}
     try:
         return kind.model_validate(named | chosen).with_origins(origins)
     except ValidationError as error:
         where = {key: f"preset {preset}: {key}" for key in named}
         where |= origins | {key: f"{config}: {key}" for key in from_file if key not in given}
-        where |= {key: _option_name(kind, key) for key in fields - where.keys()}
+        where |= {key: option_name(kind, key) for key in fields - where.keys()}
         raise UserError(_explain(error, where)) from error
-
-
-def _option_name(kind: type[BaseModel], key: str) -> str:
-    """A setting as it is named on the command line."""
-    field = kind.model_fields.get(key)
-    return key.upper()[:-1] if field and is_positional(field) else "--" + key.replace("_", "-")
 
 
 def _default_preset(fields: Set[str], chosen: Mapping[str, Any]) -> str | None:
@@ -204,73 +192,6 @@ def _default_preset(fields: Set[str], chosen: Mapping[str, Any]) -> str | None:
 def _preset_values(preset: object) -> Mapping[str, Any]:
     """The values of a preset, none if there is no such preset: validation reports that."""
     return next((values for name, values in PRESETS.items() if name == preset), {})
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            word = unknown.split()[0]
-            options = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            near = difflib.get_close_matches(word, options, 1)
-            hint = f"did you mean {near[0]}?" if near else "see --help"
-            message = f"{word}: no such option; {hint}"
-        raise UserError(message)
-
-
-def _parser(kind: type[BaseModel], description: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        description=description.strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file")
-    for name, field in kind.model_fields.items():
-        key = field.alias or name
-        flag = "--" + key.replace("_", "-")
-        text = (field.description or "") + _default_text(field)
-        if is_positional(field):
-            parser.add_argument(key, nargs="*", metavar=key.upper()[:-1], help=text)
-        elif field.annotation is bool and not is_switch(field):
-            parser.add_argument(flag, dest=key, action="store_true", help=text)
-        elif _is_list(field):
-            word = _LIST_WORDS[key]
-            parser.add_argument(flag, dest=key, nargs="+", metavar=word, help=text)
-        else:
-            parser.add_argument(flag, dest=key, metavar=_metavar(key, field), help=text)
-    return parser
-
-
-def _metavar(key: str, field: FieldInfo) -> str:
-    if is_switch(field):
-        return "{on,off}"
-    choices = _choices(field.annotation)
-    return "{" + ",".join(map(str, choices)) + "}" if choices else key.upper().split("_")[-1]
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return next((choices for part in get_args(annotation) if (choices := _choices(part))), ())
-
-
-def _is_list(field: FieldInfo) -> bool:
-    """Whether a field is a list or None, whatever else its type says about them."""
-    return _contains_list(field.annotation)
-
-
-def _contains_list(annotation: Any) -> bool:
-    return get_origin(annotation) is list or any(map(_contains_list, get_args(annotation)))
-
-
-def _default_text(field: FieldInfo) -> str:
-    if field.is_required():
-        return " (required)"
-    if is_switch(field):
-        return " [on]" if field.default else " [off]"
-    default = " ".join(field.default) if _is_list(field) and field.default else field.default
-    return "" if default is None or default is False else f" [{default}]"
 
 
 def _explain(error: ValidationError, where: Mapping[str, str]) -> str:

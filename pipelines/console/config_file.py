@@ -6,10 +6,11 @@ from typing import Any
 import yaml
 
 from alexnet.errors import UserError
+from pipelines.command_settings import BatchInferenceSettings
 from pipelines.settings import (
-    BatchInferenceSettings,
     FullRunSettings,
     PreprocessCommandSettings,
+    PromoteCommandSettings,
     TrainCommandSettings,
 )
 
@@ -19,6 +20,7 @@ KNOWN_KEYS = {
         FullRunSettings,
         PreprocessCommandSettings,
         TrainCommandSettings,
+        PromoteCommandSettings,
         BatchInferenceSettings,
     )
     for name, field in kind.model_fields.items()

@@ -12,10 +12,10 @@ from alexnet.inference.parts import PartOptions
 from pipelines import cluster
 from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
+from pipelines.command_settings import BatchInferenceSettings
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.inference.part_actor import ModelOptions, PartActor
-from pipelines.settings import BatchInferenceSettings
 from pipelines.task_errors import raise_packed
 
 PARTS_AT_ONCE = 2

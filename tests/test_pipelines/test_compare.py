@@ -13,9 +13,11 @@ from alexnet.errors import UserError
 from alexnet.shards.format import read_row_group, write_table
 from alexnet.shards.manifest import Manifest
 from pipelines import compare
+from pipelines.command_results import CompareResult
+from pipelines.command_settings import CompareSettings
 from pipelines.records import StageKey, StageRecord, finish
-from pipelines.results import CompareResult, PreprocessResult
-from pipelines.settings import CompareSettings, Settings
+from pipelines.results import PreprocessResult
+from pipelines.settings import Settings
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import active_run, open_run

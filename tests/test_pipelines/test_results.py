@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from factories import evaluate_result
 
+from pipelines.command_results import BatchInferenceResult
 from pipelines.preprocess import VerifiedOutcome
 from pipelines.records import StageKey, StageOutcome
 from pipelines.results import (
-    BatchInferenceResult,
     DryRunResult,
     FullRunResult,
     PreprocessResult,

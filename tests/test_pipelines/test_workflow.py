@@ -29,16 +29,10 @@ from ray_clusters import cluster_of
 from alexnet.errors import UserError
 from pipelines import batch_inference, compare, evaluate, full_run, preprocess, train
 from pipelines.allocation import actor_resources, choose_gpus, training_resources
+from pipelines.command_settings import BatchInferenceSettings, CompareSettings
 from pipelines.records import newest
 from pipelines.results import EvaluateResult, FullRunResult, TrainResult
-from pipelines.settings import (
-    BatchInferenceSettings,
-    CompareSettings,
-    EvaluateSettings,
-    FullRunSettings,
-    PreprocessSettings,
-    TrainSettings,
-)
+from pipelines.settings import EvaluateSettings, FullRunSettings, PreprocessSettings, TrainSettings
 from pipelines.training.job import scaling_config
 from pipelines.workdir import Workdir
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from alexnet.errors import UserError
+from pipelines.command_settings import BatchInferenceSettings
 from pipelines.inference.origin import (
     ModelOrigin,
     Origin,
@@ -15,7 +16,6 @@ from pipelines.inference.origin import (
     set_run,
     unfinished_run,
 )
-from pipelines.settings import BatchInferenceSettings
 
 MODEL = ModelOrigin(uri="models:/m-1", version="alexnet/1", digest="d1", shards="s")
 ORIGIN = Origin(images=["/in"], settings={"top_k": 5, "features": None}, models=[MODEL], code="c")

@@ -1,0 +1,55 @@
+"""The settings of the commands that are no stages, as those of stages in ``settings``."""
+
+from typing import Literal
+
+from pipelines.setting_types import (
+    Device,
+    Inputs,
+    ModelUris,
+    OneOrTen,
+    PathOrUri,
+    Precision,
+    TwoEvaluations,
+    Workers,
+    option,
+)
+from pipelines.settings import Settings
+
+
+class CompareSettings(Settings):
+    """Settings of ``compare``."""
+
+    evaluations: TwoEvaluations = option(
+        ...,
+        "two evaluated models: MLflow URIs, keys of evaluations, or files of predictions",
+        positional=True,
+    )
+
+
+class BatchInferenceSettings(Settings):
+    """Settings of ``batch_inference``."""
+
+    images: Inputs = option(
+        ..., "folders, files, globs, lists (.txt, .csv, .parquet), .tar or .parquet files, shards"
+    )
+    output: PathOrUri = option(..., "folder for the predictions, new or of the same command before")
+    model: ModelUris = option(
+        ["models:/alexnet@champion"], "MLflow models; several are averaged, in one pass"
+    )
+    top_k: int = option(5, "labels for each image", result=True, ge=1)
+    min_probability: float = option(0.0, "omit labels with less", result=True, ge=0, le=1)
+    views: OneOrTen = option(10, "crops averaged: ten, or the central one", result=True)
+    features: Literal["fc6", "fc7"] | None = option(
+        None, "also write a layer's activations, as the next one reads them", result=True
+    )
+    exif_orientation: Literal["apply", "ignore"] = option(
+        "apply", "turn photographs as their EXIF says, or ignore it as in 2012", result=True
+    )
+    precision: Precision = option("float32", "how the models multiply", result=True)
+    rows_per_part: int = option(1024, "files in a part of the output", result=True, ge=1, le=65536)
+    format: Literal["csv", "jsonl"] | None = option(None, "write each part also as text")
+    html: bool = option(False, "also write a page with thumbnails")
+    device: Device = option("auto", "where to compute; auto: GPUs if there are any")
+    num_workers: Workers = option(1, "actors that hold the models; 1:4: as for training")
+    batch_size: int | None = option(None, "images at once; by default by the device", ge=1)
+    force: bool = option(False, "delete what was written to the output before, and begin anew")
