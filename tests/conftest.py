@@ -14,6 +14,7 @@ import torch
 
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.write import make_shard
+from alexnet.sources.sample import write_sample
 from pipelines.console.log import show_in_terminal
 
 # Examples have no time limit: on a busy computer one can take a hundred times longer than alone.
@@ -92,6 +93,14 @@ def dataset(raw_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Manif
     for task in tasks:
         make_shard(task)
     return factories.finalize_dataset(raw_images, folder, tasks)
+
+
+@pytest.fixture(scope="session")
+def sample_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample's archives; writing them takes seconds."""
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

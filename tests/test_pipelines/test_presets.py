@@ -1,5 +1,6 @@
 """Which numbers a stage uses without ``--preset``, and the line that names what set them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 
 from alexnet.shards.manifest import Manifest, write_manifest
 from alexnet.sources.read import read_source
-from alexnet.sources.sample import LABELS, write_sample
+from alexnet.sources.sample import LABELS
 from pipelines import preprocess, train
 from pipelines.console.cli import read_settings
+from pipelines.preprocessing import source
 from pipelines.preprocessing.source import is_sample
 from pipelines.records import StageKey, StageOutcome
 from pipelines.results import PreprocessResult
@@ -30,13 +32,14 @@ class Stage:
 
 
 @pytest.fixture(autouse=True)
-def _no_stage_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_stage_runs(sample_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_stage(settings: StageSettings, _: Any, key: StageKey, *__: Any, **___: Any) -> Stage:
         return Stage(settings, key)
 
     for module in (preprocess, train):
         monkeypatch.setattr(module, "run_stage", run_stage)
     monkeypatch.setattr(preprocess, "start_ray_early", lambda: None)
+    monkeypatch.setattr(source, "write_sample", lambda folder: os.symlink(sample_source, folder))
 
 
 def outcome(manifest: Manifest) -> StageOutcome[PreprocessResult]:
@@ -170,6 +173,5 @@ def test_the_sample_is_recognized(dataset: Manifest, sample: Manifest) -> None:
     assert not is_sample(replace(sample, labels=LABELS[:9]))
 
 
-def test_the_samples_classes_are_those_of_its_archives(tmp_path: Path) -> None:
-    write_sample(str(tmp_path))
-    assert read_source(str(tmp_path)).labels == LABELS
+def test_the_samples_classes_are_those_of_its_archives(sample_source: Path) -> None:
+    assert read_source(str(sample_source)).labels == LABELS

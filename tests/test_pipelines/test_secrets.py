@@ -87,11 +87,16 @@ PLANTED = [
 
 @pytest.mark.parametrize("options", PLANTED)
 def test_a_refused_uri_is_reported_without_its_secret(
-    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    options: str,
+    raw_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preprocess, "start_ray_early", lambda: None)
-    assert exit_status(full_run.main, "full_run.py", *shlex.split(options)) == 2
+    arguments = ["--source", str(raw_images), *shlex.split(options)]
+    assert exit_status(full_run.main, "full_run.py", *arguments) == 2
     out, err = capfd.readouterr()
     assert len(err.splitlines()) == 1
     assert err.startswith("full_run.py: ")
