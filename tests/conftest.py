@@ -1,6 +1,7 @@
 """Fixtures and settings for all test modules."""
 
 import gc
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,11 @@ def _lines_in_terminal() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a cluster are the last, so that no other finds Ray started by a wider fixture."""
     items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
+    if "ALEXNET_LONG_TESTS" not in os.environ:
+        skip = pytest.mark.skip(reason="takes minutes: set ALEXNET_LONG_TESTS=1")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

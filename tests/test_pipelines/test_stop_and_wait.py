@@ -97,7 +97,7 @@ def statuses(folder: Path) -> dict[str, str]:
     [
         ("preprocess: running", signal.SIGTERM, 143, None),
         ("train: epoch 1/1, 8/16", signal.SIGINT, 130, "train"),
-        ("evaluate: running", signal.SIGINT, 130, None),
+        pytest.param("evaluate: running", signal.SIGINT, 130, None, marks=pytest.mark.long),
     ],
 )
 def test_one_signal_ends_a_full_run_at_any_stage(
@@ -114,6 +114,7 @@ def test_one_signal_ends_a_full_run_at_any_stage(
         assert runs["full_run"] == runs[killed] == "KILLED"
 
 
+@pytest.mark.long
 def test_the_same_command_finishes_what_was_interrupted(folder: Path) -> None:
     command = full_run(folder)
     assert command.end() == 0, command.lines
@@ -142,6 +143,7 @@ def one_cpu() -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.long
 def test_a_cluster_with_one_cpu(folder: Path, one_cpu: Cluster, tmp_path: Path) -> None:
     """Inference has room for the tasks that feed it; what never fits is refused; a wait is told."""
     work = ["--workdir", str(folder / "work"), "--device", "cpu"]

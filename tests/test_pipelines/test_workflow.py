@@ -182,6 +182,7 @@ def test_a_finished_stage_is_skipped_when_it_is_run_alone(
     assert outcome.result.digest == first.stages["preprocess"]["digest"]
 
 
+@pytest.mark.long
 def test_a_killed_worker_changes_nothing(first: FullRunResult, settings: FullRunSettings) -> None:
     """SIGKILL after the first checkpoint within an epoch: same weights, each step logged once."""
     before = weights_digest(first.stages["train"]["checkpoint"])
@@ -245,6 +246,7 @@ def test_a_changed_setting_runs_the_stages_that_depend_on_it(
     assert result.stages["evaluate"]["images"] == 3 * VAL
 
 
+@pytest.mark.long
 def test_forced_preprocessing_gives_the_same_bytes(
     first: FullRunResult, settings: FullRunSettings
 ) -> None:
@@ -257,6 +259,7 @@ def test_forced_preprocessing_gives_the_same_bytes(
     assert {path.name: path.read_bytes() for path in sorted(folder.rglob("*.parquet"))} == before
 
 
+@pytest.mark.long
 def test_several_models_are_averaged(first: FullRunResult, settings: FullRunSettings) -> None:
     newest_model = newest(Workdir(settings.workdir), TrainResult, "evaluate").result.model
     models = [first.stages["train"]["model"], newest_model]

@@ -63,6 +63,7 @@ print(hashlib.sha256(y.detach().numpy().tobytes()).hexdigest())
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_processes_share_the_cache(tmp_path: Path) -> None:
     # The first process, like an evaluation, compiles only the forward pass.
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

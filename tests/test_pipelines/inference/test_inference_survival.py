@@ -187,6 +187,7 @@ def test_killed_at_random_moments_the_bytes_are_those_of_an_uninterrupted_run(
     assert sorted(paths) == sorted(str(path) for path in images.rglob("*.jpg"))
 
 
+@pytest.mark.long
 def test_files_that_are_added_become_further_parts(
     cluster: Cluster, workdir: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ def test_files_that_are_added_become_further_parts(
     assert (forced.images, forced.parts_kept) == (second.images - 1, 0)
 
 
+@pytest.mark.long
 def test_two_commands_at_once_make_one_output(
     cluster: Cluster, workdir: Path, images: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -251,6 +253,7 @@ def test_a_run_in_mlflow_and_a_page(
     assert manifest["models"][0]["shards"] == "abc"
 
 
+@pytest.mark.long
 def test_an_interrupted_command_leaves_no_process(
     workdir: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -284,6 +287,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_line_and_the_same_command_resumes(
     cluster: Cluster,
     workdir: Path,

@@ -173,6 +173,7 @@ def test_killed_at_random_moments_the_bytes_are_those_of_an_uninterrupted_run(
     assert workdirs <= KILLS
 
 
+@pytest.mark.long
 def test_two_commands_at_once_make_one_data_set(
     cluster: Cluster, source: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -186,6 +187,7 @@ def test_two_commands_at_once_make_one_data_set(
     assert contents(folder) == uninterrupted
 
 
+@pytest.mark.long
 def test_damaged_shards_are_detected_and_written_again(
     cluster: Cluster,
     source: Path,
@@ -214,6 +216,7 @@ def test_damaged_shards_are_detected_and_written_again(
     assert read_manifest(str(folder)).rows("train") == IMAGES * 9 // 10
 
 
+@pytest.mark.long
 def test_images_in_parquet_files_give_the_same_rows(
     cluster: Cluster, source: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -258,6 +261,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_line_and_the_same_command_resumes(
     cluster: Cluster, source: Path, uninterrupted: dict[str, bytes], small_disk: Path
 ) -> None:

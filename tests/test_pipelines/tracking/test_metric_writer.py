@@ -251,6 +251,7 @@ def mlflow_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[M
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_server_gets_every_point_exactly_once(
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from ray_clusters import cluster_of
 from pipelines import preprocess, train
 from pipelines.settings import PreprocessSettings, TrainSettings
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

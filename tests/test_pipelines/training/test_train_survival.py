@@ -25,13 +25,11 @@ from pipelines.settings import PreprocessSettings
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow,
-    pytest.mark.skipif(
-        "ALEXNET_KILLS" not in os.environ, reason="takes minutes: set ALEXNET_KILLS=3"
-    ),
+    pytest.mark.long,
 ]
 
 ROOT = Path(__file__).parents[3]
-KILLS = int(os.environ.get("ALEXNET_KILLS", "1"))
+KILLS = int(os.environ.get("ALEXNET_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")

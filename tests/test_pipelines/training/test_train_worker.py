@@ -102,7 +102,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "bf16")) for name in OPTIONS]
+)
 def test_resumed_training_equals_uninterrupted_training(trainings: Trainings, name: str) -> None:
     uninterrupted = trainings.run("uninterrupted", **OPTIONS[name])
     assert list(uninterrupted) == [3, 5, 6, 9, 10]
@@ -144,11 +146,19 @@ def test_the_average_is_validated_and_does_not_change_the_training(trainings: Tr
 
 
 @pytest.mark.slow
-def test_each_option_changes_the_trained_weights(trainings: Trainings) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("default", "warm-up", "one tower"),
+        pytest.param(("default", "bf16"), marks=pytest.mark.long),
+    ],
+)
+def test_each_option_changes_the_trained_weights(
+    trainings: Trainings, names: tuple[str, ...]
+) -> None:
     weights = [
-        tensors(trainings.run(name, epochs=1, **options)[5])["model.safetensors/fc8.weight"]
-        for name, options in OPTIONS.items()
-        if name != "average"
+        tensors(trainings.run(name, epochs=1, **OPTIONS[name])[5])["model.safetensors/fc8.weight"]
+        for name in names
     ]
     assert not any(
         torch.equal(first, second)
