@@ -27,7 +27,7 @@ class Progress:
     task: str = ""
     """What is done, if the stage does more than one thing."""
     waiting_for: Callable[[], str] = lambda: "more"
-    """What is waited for when nothing has been done for a while."""
+    """What is waited for when nothing has been done at first."""
     done: int = 0
     started: float = field(default_factory=time.monotonic)
     printed: float = field(default_factory=time.monotonic)
@@ -83,7 +83,8 @@ class Progress:
         return f"{self.task}: {line}" if self.task else line
 
     def _standstill(self) -> str:
-        return self._line(f"waiting for {self.waiting_for()}")
+        # Once there are results, the workers have what they wait for at the start.
+        return self._line(f"waiting for {'the next results' if self.done else self.waiting_for()}")
 
 
 def duration(seconds: float) -> str:

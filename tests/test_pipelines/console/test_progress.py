@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from pipelines.console import watchdog
 from pipelines.console.progress import Progress, duration
 
 
@@ -44,3 +45,21 @@ def test_the_task_stands_before_the_counts(capsys: pytest.CaptureFixture[str]) -
     progress.advance_to(30)
     progress.end()
     assert capsys.readouterr().out.startswith("stage: md5 of a.tar: 30/30 MB, ")
+
+
+@pytest.mark.parametrize(
+    ("done", "words"), [(0, "0/30 MB, waiting for a CPU"), (20, "20/30 MB, waiting for the next")]
+)
+def test_the_cluster_is_waited_for_only_until_the_first_result(
+    done: int, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "FIRST_S", 0.0)
+    monkeypatch.setattr(watchdog, "POLL_S", 0.01)
+    printed = ""
+    with Progress("stage", 30, "MB", waiting_for=lambda: "a CPU") as progress:
+        progress.advance_to(done)
+        end = time.monotonic() + 10
+        while words not in printed and time.monotonic() < end:
+            time.sleep(0.01)
+            printed += capsys.readouterr().out
+    assert f"stage: {words}" in printed

@@ -47,7 +47,7 @@ def test_progress_that_stands_still(capsys: pytest.CaptureFixture[str]) -> None:
         time.sleep(0.35)
         progress.add(15)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "stage: 5/20 images, waiting for a CPU (0s so far)"
+    assert lines[0] == "stage: 5/20 images, waiting for the next results (0s so far)"
     assert lines[1].startswith("stage: 20/20 images, ")
     assert len(lines) == 2
 
