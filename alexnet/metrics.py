@@ -7,6 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOP_K = 5
+
+
+def has_top5(classes: int) -> bool:
+    """Whether there are so many classes that the top-5 error says anything."""
+    return classes > TOP_K
+
+
 CALIBRATION_BINS = 15
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alexnet import storage
 from alexnet.errors import InvalidPredictionsError, one_line
-from alexnet.metrics import TOP_K
+from alexnet.metrics import has_top5
 
 SCHEMA = pa.schema(
     [
@@ -60,8 +60,8 @@ class Predictions:
 
     @property
     def has_top5(self) -> bool:
-        """Whether there are so many classes that the top-5 error says anything."""
-        return len(self.wnids) > TOP_K
+        """Whether the top-5 error says anything."""
+        return has_top5(len(self.wnids))
 
 
 def merge(

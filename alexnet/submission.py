@@ -18,7 +18,7 @@ import numpy as np
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
-from alexnet.metrics import TOP_K, ErrorCounts, count_errors
+from alexnet.metrics import TOP_K, ErrorCounts, count_errors, has_top5
 from alexnet.predictions import Predictions, read
 from alexnet.significance import wilson_interval
 from alexnet.sources.labels import Devkit, read_devkit
@@ -105,7 +105,7 @@ def _to_json(counts: ErrorCounts, devkit: Devkit) -> dict[str, float | None]:
         "top1_error_low": round(100 * low, 3),
         "top1_error_high": round(100 * high, 3),
     }
-    if len(devkit.labels) <= TOP_K:
+    if not has_top5(len(devkit.labels)):
         return values | {"top5_error": None}
     low, high = wilson_interval(counts.top5_wrong, counts.images)
     return values | {

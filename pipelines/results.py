@@ -83,7 +83,8 @@ class TrainResult(StageResult):
     train_loss: float
     val_top1_error: float
     """Per cent, centre view."""
-    val_top5_error: float
+    val_top5_error: float | None
+    """None with five classes or fewer."""
     checkpoint: str = field(metadata=IN_WORKDIR)
     """The last checkpoint's folder."""
     model: str

@@ -155,7 +155,7 @@ def log_model_and_curves(
         images_per_second=round(last["images_per_second"], 1),
         train_loss=round(last["train_loss"], 4),
         val_top1_error=round(last["val_top1_error"], 3),
-        val_top5_error=round(last["val_top5_error"], 3),
+        val_top5_error=round(last["val_top5_error"], 3) if "val_top5_error" in last else None,
         checkpoint=checkpoint,
         model=model,
     )

@@ -40,7 +40,10 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     style.graph_axes(loss, "epoch", "cross-entropy (nats)")
     style.panel_title(loss, "Loss of the true class")
     style.graph_axes(error, "epoch", "images (%)")
-    style.panel_title(error, "Error: true class not the first (top-1) or among the first 5 (top-5)")
+    meaning = "Error: true class not the first (top-1)"
+    if any("val_top5_error" in record for record in history):
+        meaning += " or among the first 5 (top-5)"
+    style.panel_title(error, meaning)
     style.draw_curves(
         loss,
         epochs,

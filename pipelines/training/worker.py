@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from alexnet.errors import UserError
-from alexnet.metrics import LossAndErrors
+from alexnet.metrics import LossAndErrors, has_top5
 from alexnet.training.checkpoint import Snapshot, take_snapshot
 from alexnet.training.loop import Step, total, train_epoch, validate
 from alexnet.training.optimizer import EpochRates, apply_warmup, rates_at, set_rates
@@ -173,10 +173,13 @@ def _finish_epoch(worker: WorkerState, rates: EpochRates, images_per_second: flo
         "train_top1_error": trained.top1_error,
         "val_loss": validated.mean_loss,
         "val_top1_error": validated.top1_error,
-        "val_top5_error": validated.top5_error,
         "learning_rate": rates.learning_rate,
         "images_per_second": images_per_second,
     }
+    errors = f"{validated.top1_error:.1f} % top-1"
+    if has_top5(len(worker.manifest.labels)):
+        record["val_top5_error"] = validated.top5_error
+        errors += f", {validated.top5_error:.1f} % top-5"
     state.history.append(record)
     state.epoch += 1
     state.offset = 0
@@ -186,9 +189,8 @@ def _finish_epoch(worker: WorkerState, rates: EpochRates, images_per_second: flo
     point = {name: value for name, value in record.items() if name not in STEP_METRICS}
     worker.writer.write(point, state.step)
     worker.log_line(
-        f"epoch {state.epoch}/{worker.recipe.epochs} done, validation error "
-        f"{validated.top1_error:.1f} % top-1, {validated.top5_error:.1f} % top-5 (centre view), "
-        f"training loss {trained.mean_loss:.3f}"
+        f"epoch {state.epoch}/{worker.recipe.epochs} done, validation error {errors} (centre "
+        f"view), training loss {trained.mean_loss:.3f}"
     )
 
 

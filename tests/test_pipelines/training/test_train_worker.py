@@ -13,6 +13,7 @@ from ray.train import Checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alexnet import metrics
 from alexnet.errors import UserError
 from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import SOURCE145
@@ -176,6 +177,17 @@ def test_the_checkpoint_holds_recipe_and_mean(trainings: Trainings) -> None:
     mean = read_tensors(str(folder), "mean.safetensors")["mean"]
     middle = torch.from_numpy(statistics.mean_image[16:240, 16:240])
     assert torch.equal(mean, middle.permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("counted", [5, 3])
+def test_with_as_many_classes_as_are_counted_there_is_no_top5_error(
+    trainings: Trainings, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are four classes."""
+    monkeypatch.setattr(metrics, "TOP_K", counted)
+    folder = trainings.run("one", epochs=1)[5]
+    (record,) = load_train_state(str(folder)).history
+    assert ("val_top5_error" in record) == (counted < 4)
 
 
 def test_a_network_that_diverges_in_the_last_update_is_not_validated(
