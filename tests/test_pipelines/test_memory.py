@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from plain_workflow import STAGES, PlainWorkflow, write_source
 
+from alexnet.errors import UserError
 from pipelines import preprocess
 
 pytestmark = pytest.mark.slow
@@ -178,6 +179,20 @@ def test_a_stage_alone_says_what_it_uses(
     workflow.run(epochs=2)
     workflow.run(only="promote")
     assert "promote: using the newest result of evaluate: " in capsys.readouterr().out
+
+
+def test_a_model_of_other_classes_is_refused(workflow: PlainWorkflow) -> None:
+    result = workflow.run()
+    other = workflow.folder / "other"
+    for split in ("train", "val"):
+        shutil.copytree(workflow.source / split, other / split)
+        (other / split / "red").rename(other / split / "green")
+    workflow.run(source=str(other), only="preprocess")
+    model = [result.stages["train"]["model"]]
+    evaluated = workflow.evaluated
+    with pytest.raises(UserError, match="was trained on 2 other classes than the 2 of"):
+        workflow.run(source=str(other), only="evaluate", model=model)
+    assert workflow.evaluated == evaluated
 
 
 class Kill(BaseException):
