@@ -146,7 +146,7 @@ def main() -> None:
             many = make_folder(originals, workdir / "many", options.memory)
             tenth = make_folder(originals, workdir / "tenth", options.memory // 10)
             peaks = [
-                run_project(workdir, folder, 1, 512, memory=True)["peak"]
+                run_project(workdir, folder, 1, options.memory // 40, memory=True)["peak"]
                 for folder in (tenth, many)
             ]
             result["memory"] = {
