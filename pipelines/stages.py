@@ -184,10 +184,19 @@ def _description(result: StageResult) -> str:
     """The result in Markdown: the first thing that the run's page shows."""
     words = []
     for name, value in result.to_json().items():
-        text = f"{value:,}" if type(value) in (int, float) else value
-        text = ", ".join(text) if isinstance(text, list) else str(text)
-        words.append(f"{name.replace('_', ' ')} {code_span(text)}")
+        if value is not None:
+            words.append(f"{name.replace('_', ' ')} {code_span(_in_words(value))}")
     return " · ".join(words)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and 0 < abs(value) < 0.001:
+        return f"{value:.3g}"
+    if isinstance(value, int | float):
+        return f"{value:,}"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _as_written(value: Any) -> str:

@@ -48,6 +48,8 @@ class Result(StageResult):
     seconds_each: float = 0.25
     models: list[str] = field(default_factory=lambda: ["m-1", "m-2"])
     complete: bool = True
+    rate: float | None = 1e-05
+    version: str | None = None
 
 
 @pytest.fixture
@@ -173,6 +175,7 @@ def test_a_stage_that_is_run_and_then_skipped(
         "images": 12000.0,
         "seconds_each": 0.25,
         "complete": 1.0,
+        "rate": 1e-05,
         "seconds": first.seconds,
     }
     assert run.data.params["seed"] == "0"
@@ -181,7 +184,7 @@ def test_a_stage_that_is_run_and_then_skipped(
     assert run.data.tags["stage.reason"] == "it has not run yet"
     assert run.data.tags["mlflow.note.content"] == (
         "stage `train` · loss `1.5` · images `12,000` · seconds each `0.25` · models `m-1, m-2` · "
-        "complete `True`"
+        "complete `yes` · rate `1e-05`"
     )
 
     again = run_stage(
