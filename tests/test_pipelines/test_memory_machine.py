@@ -374,7 +374,9 @@ class WorkflowMemory(RuleBasedStateMachine):
             self.shards[keys["preprocess"]] = self._shard_paths(result)
         if "promote" not in result.skipped:
             self.valid["promote"].clear()  # The aliases have moved.
-        self.trainings[keys["train"]] = self.plain.model(result)["training"]
+        if Path(result.stages["train"]["checkpoint"]).is_dir():
+            # A model whose checkpoints were deleted is skipped, but can't be finished again.
+            self.trainings[keys["train"]] = self.plain.model(result)["training"]
         for stage in STAGES:
             self.valid[stage].add(keys[stage])
 
