@@ -1,7 +1,7 @@
 """What the commands that are no stages return, as what stages return in ``results``."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.results import numbers
 
@@ -85,3 +85,34 @@ class BatchInferenceResult:
     def metrics(self) -> dict[str, float]:
         """The numbers, as metrics of the MLflow run."""
         return numbers(asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStatus:
+    """Whether a stage has to run again."""
+
+    stage: str
+    state: Literal["fresh", "stale", "unfinished", "running", "never run"]
+    reason: str
+    """Why it is not fresh, or when it finished, in words."""
+    key: str | None = None
+    """The stage key of the result that this is about, and its MLflow run."""
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusResult:
+    """The stages of a workdir."""
+
+    workdir: str
+    fresh: bool
+    """Whether all stages are."""
+    store_checked: bool
+    """Whether runs, models and aliases in MLflow were looked up: only in the workdir's own file."""
+    running: list[str]
+    """The commands that hold locks in the workdir, in words."""
+    stages: list[StageStatus]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "status"} | asdict(self)

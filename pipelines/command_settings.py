@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from pipelines.setting_types import (
     Device,
     Inputs,
@@ -53,3 +55,9 @@ class BatchInferenceSettings(Settings):
     num_workers: Workers = option(1, "actors that hold the models; 1:4: as for training")
     batch_size: int | None = option(None, "images at once; by default by the device", ge=1)
     force: bool = option(False, "delete what was written to the output before, and begin anew")
+
+
+class StatusSettings(Settings):
+    """Settings of ``status``."""
+
+    json_: bool = Field(False, alias="json", description="print the JSON object only, no table")

@@ -19,7 +19,7 @@ from alexnet.errors import UserError
 from alexnet.provenance import code_version
 from alexnet.shards.format import write_table
 from alexnet.shards.manifest import Manifest
-from pipelines import cluster, stages
+from pipelines import cluster
 from pipelines import evaluation_report as report
 from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
@@ -33,15 +33,14 @@ from pipelines.inference.actors import Evaluator
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
 from pipelines.settings import EvaluateSettings
+from pipelines.stage_code import BOUNDARY, CODE
+from pipelines.stage_inputs import evaluate_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.task_errors import raise_errors
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
 from pipelines.workdir import Workdir
-
-CODE = ("pipelines.inference.actors", "pipelines.evaluation_report", "alexnet.predictions")
-"""Entry modules of the code that decides what the errors are."""
 
 
 def run(
@@ -72,11 +71,8 @@ def _run(
     key = StageKey(
         stage="evaluate",
         settings={},
-        inputs={
-            "models": " ".join(model.uri for model in models),
-            "validation": manifest.content_digest("val")[:16],
-        },
-        code=code_version(CODE, boundary=stages.BOUNDARY),
+        inputs=evaluate_inputs([model.uri for model in models], manifest),
+        code=code_version(CODE["evaluate"], boundary=BOUNDARY),
     )
     return run_stage(
         settings,

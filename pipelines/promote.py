@@ -26,6 +26,8 @@ from pipelines.decorations import Decorated
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PromoteResult
 from pipelines.settings import PromoteCommandSettings, PromoteSettings
+from pipelines.stage_code import RULES_VERSION
+from pipelines.stage_inputs import promote_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.promotion_lock import promotion_lock
@@ -35,8 +37,6 @@ from pipelines.workdir import Workdir
 
 EVALUATION_TAG = "evaluation.run"
 TABLE = "decision.json"
-RULES_VERSION = "2"
-"""Raised when the rule that picks the champion changes."""
 
 
 def run(
@@ -58,11 +58,7 @@ def run(
     key = StageKey(
         stage="promote",
         settings=settings.results(),
-        inputs={
-            "model": models[0],
-            "evaluation": evaluation.key.digest,
-            "evaluation.run": evaluation.run_id,
-        },
+        inputs=promote_inputs(evaluation),
         code=RULES_VERSION,
     )
     return run_stage(

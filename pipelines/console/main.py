@@ -25,6 +25,7 @@ COMMANDS = {
     "promote": Command("promote", "an evaluated model to a registered version"),
     "compare": Command("compare", "two evaluated models: is one better, and is that chance"),
     "predict": Command("batch_inference", "images anywhere to predictions in Parquet"),
+    "status": Command("status", "which stages are fresh, stale and why, or running and by whom"),
 }
 
 
