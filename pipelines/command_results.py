@@ -116,3 +116,83 @@ class StatusResult:
     def to_json(self) -> dict[str, Any]:
         """All fields, ``stage`` first."""
         return {"stage": "status"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One thing that differs between two runs."""
+
+    kind: str
+    """settings, data, code or results."""
+    stage: str
+    name: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffResult:
+    """How two runs differ."""
+
+    first: str
+    """MLflow's id of the run."""
+    second: str
+    stages: list[str]
+    """That were compared."""
+    differences: list[Difference]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "diff"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """Something that nothing needs."""
+
+    kind: str
+    name: str
+    path: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GarbageResult:
+    """What nothing in a workdir needs."""
+
+    deleted: bool
+    """Whether it was deleted."""
+    bytes: int
+    bytes_needed: int
+    """Of what stays."""
+    garbage: list[Garbage]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "gc"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A link of a lineage."""
+
+    kind: str
+    name: str
+    detail: str = ""
+    problem: str = ""
+    """Why it is broken and what helps; empty if it is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageResult:
+    """The links from a prediction or a model to the original bytes."""
+
+    target: str
+    checked: bool
+    """Whether the prediction was to be done again."""
+    links: list[Link]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "lineage"} | asdict(self)

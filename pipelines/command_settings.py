@@ -1,8 +1,8 @@
 """The settings of the commands that are no stages, as those of stages in ``settings``."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.setting_types import (
     Device,
@@ -11,21 +11,36 @@ from pipelines.setting_types import (
     OneOrTen,
     PathOrUri,
     Precision,
-    TwoEvaluations,
     Workers,
     option,
 )
+from pipelines.setting_types import TwoEvaluations as TwoNames
 from pipelines.settings import Settings
+
+
+def _one(value: list[str]) -> list[str]:
+    if len(value) != 1:
+        raise ValueError("give exactly one")
+    return value
+
+
+OneName = Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_one)]
 
 
 class CompareSettings(Settings):
     """Settings of ``compare``."""
 
-    evaluations: TwoEvaluations = option(
+    evaluations: TwoNames = option(
         ...,
         "two evaluated models: MLflow URIs, keys of evaluations, or files of predictions",
         positional=True,
     )
+
+
+class DiffSettings(Settings):
+    """Settings of ``diff``."""
+
+    runs: TwoNames = option(..., "two runs: MLflow ids, names or stage keys", positional=True)
 
 
 class BatchInferenceSettings(Settings):
@@ -61,3 +76,30 @@ class StatusSettings(Settings):
     """Settings of ``status``."""
 
     json_: bool = Field(False, alias="json", description="print the JSON object only, no table")
+
+
+class GarbageSettings(Settings):
+    """Settings of ``gc``."""
+
+    dry_run: bool = option(False, "only list what nothing needs; this is the default")
+    delete: bool = option(False, "delete it")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.dry_run and self.delete:
+            raise ValueError("--dry-run and --delete exclude each other")
+        return self
+
+
+class LineageSettings(Settings):
+    """Settings of ``lineage``."""
+
+    targets: OneName = option(
+        ...,
+        "an MLflow model, predictions.parquet of an evaluation, or part-*.parquet",
+        positional=True,
+    )
+    key: str | None = option(
+        None, "the image: its key or path in the predictions; by default the first", min_length=1
+    )
+    check: bool = option(False, "do the prediction again from the source's bytes and compare")

@@ -34,7 +34,14 @@ from pipelines.records import (
 from pipelines.results import StageResult
 from pipelines.settings import StageSettings
 from pipelines.tracking import server
-from pipelines.tracking.run import Run, active_run, code_span, open_run, run_status
+from pipelines.tracking.run import (
+    Run,
+    active_run,
+    code_span,
+    identity_tags,
+    open_run,
+    run_status,
+)
 from pipelines.tracking.store import Store
 from pipelines.workdir import Workdir
 
@@ -145,7 +152,10 @@ def run_stage(
                     )
                     run = stack.enter_context(active_run(store, record.run_id))
                 run.log_params(settings.model_dump(exclude={"tracking_uri", "force"}))
-                run.set_tags({"stage": key.stage, "stage.key": key.digest, "stage.reason": reason})
+                run.set_tags(
+                    {"stage": key.stage, "stage.key": key.digest, "stage.reason": reason}
+                    | identity_tags(key.inputs, key.code)
+                )
                 if record.discard:
                     discard()
                     record = discarded(workdir, record)

@@ -24,6 +24,7 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from requests import RequestException
 
+from pipelines.checkout import commit
 from pipelines.console.log import current_log_file
 from pipelines.console.output import printable
 from pipelines.console.redact import redacted
@@ -39,6 +40,22 @@ if TYPE_CHECKING:
 PARENT = "mlflow.parentRunId"
 TABLES = "mlflow.loggedArtifacts"
 DIGEST_LENGTH = 32
+INPUT_TAG = "input."
+"""Prefix of the tags with the digests of what a stage reads."""
+CODE_TAGS = ("code.version", "git.commit", "git.dirty")
+
+
+def identity_tags(inputs: Mapping[str, str], code: str) -> dict[str, str]:
+    """Tags that tell what a stage has read and which code has run.
+
+    Args:
+        inputs: of the stage's key.
+        code: version of the code, from the stage's key.
+    """
+    tags = {INPUT_TAG + name: value for name, value in inputs.items()} | {"code.version": code}
+    if found := commit():
+        tags |= {"git.commit": found.id, "git.dirty": "yes" if found.dirty else "no"}
+    return tags
 
 
 def open_run(store: Store, name: str, *, resume: str | None, parent: str | None) -> str:
