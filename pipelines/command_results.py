@@ -196,3 +196,14 @@ class LineageResult:
     def to_json(self) -> dict[str, Any]:
         """All fields, ``stage`` first."""
         return {"stage": "lineage"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UiResult:
+    """The address that opens the runs."""
+
+    address: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "ui"} | asdict(self)

@@ -43,6 +43,14 @@ class DiffSettings(Settings):
     runs: TwoNames = option(..., "two runs: MLflow ids, names or stage keys", positional=True)
 
 
+class UiSettings(Settings):
+    """Settings of ``ui``."""
+
+    port: int | None = option(
+        None, "to listen on; by default 5000, or a free one if it is not free", ge=1, le=65535
+    )
+
+
 class BatchInferenceSettings(Settings):
     """Settings of ``batch_inference``."""
 

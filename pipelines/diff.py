@@ -15,8 +15,8 @@ from pipelines.command_results import Difference, DiffResult
 from pipelines.command_settings import DiffSettings
 from pipelines.console.cli import run_script
 from pipelines.console.table import show, table
+from pipelines.run_identity import CODE_TAGS, INPUT_TAG
 from pipelines.tracking.facts import RunFacts, find_run
-from pipelines.tracking.run import CODE_TAGS, INPUT_TAG
 from pipelines.tracking.store import connect
 
 ABSENT = "—"

@@ -38,6 +38,7 @@ from pipelines.stage_inputs import evaluate_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.task_errors import raise_errors
 from pipelines.tracking import evaluations, registry
+from pipelines.tracking.logged_models import log_model_metrics
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
 from pipelines.workdir import Workdir
@@ -120,7 +121,19 @@ def evaluate_models(
     result = report.summarize(predicted, path)
     for line in report.in_words(result):
         stage_logger("evaluate").info("%s", line)
-    return Decorated(result, report.decorations(run, manifest, predicted))
+    return Decorated(
+        result,
+        {
+            "the errors of the model": lambda: _log_model_errors(run, result),
+            **report.decorations(run, manifest, predicted),
+        },
+    )
+
+
+def _log_model_errors(run: Run, result: EvaluateResult) -> None:
+    """Log the errors of one model; those of an average are the errors of no model."""
+    if len(result.models) == 1:
+        log_model_metrics(run, result.models[0], result.metrics(), "shards", result.validation)
 
 
 def _predict(

@@ -32,13 +32,13 @@ from pipelines.records import (
     start,
 )
 from pipelines.results import StageResult
+from pipelines.run_identity import identity_tags, recipe_of, run_name
 from pipelines.settings import StageSettings
 from pipelines.tracking import server
 from pipelines.tracking.run import (
     Run,
     active_run,
     code_span,
-    identity_tags,
     open_run,
     run_status,
 )
@@ -146,7 +146,11 @@ def run_stage(
                         workdir,
                         key,
                         lambda unfinished: open_run(
-                            store, key.stage, resume=unfinished, parent=parent_id
+                            store,
+                            key.stage,
+                            resume=unfinished,
+                            parent=parent_id,
+                            name=run_name(key.stage, settings, key.inputs),
                         ),
                         attempt,
                     )
@@ -154,7 +158,7 @@ def run_stage(
                 run.log_params(settings.model_dump(exclude={"tracking_uri", "force"}))
                 run.set_tags(
                     {"stage": key.stage, "stage.key": key.digest, "stage.reason": reason}
-                    | identity_tags(key.inputs, key.code)
+                    | identity_tags(key.inputs, key.code, recipe_of(settings))
                 )
                 if record.discard:
                     discard()

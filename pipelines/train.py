@@ -37,6 +37,7 @@ from pipelines.stage_code import BOUNDARY, CODE
 from pipelines.stage_inputs import train_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking import registry, server
+from pipelines.tracking.logged_models import log_model_params
 from pipelines.tracking.metric_writer import MetricWriter
 from pipelines.tracking.run import MetricStore, Run
 from pipelines.tracking.store import connect
@@ -159,6 +160,9 @@ def log_model_and_curves(
         result,
         {
             "the shards": lambda: _log_inputs(run, manifest),
+            "the model's parameters": lambda: log_model_params(
+                run, model, _model_params(settings, recipe, manifest)
+            ),
             "recipe.json": lambda: run.log_json(asdict(recipe), "recipe.json"),
             "learning_curves.png": lambda: run.log_figure(
                 figures.learning_curves(state.history), "learning_curves.png"
@@ -168,6 +172,18 @@ def log_model_and_curves(
             ),
         },
     )
+
+
+def _model_params(settings: TrainSettings, recipe: Recipe, manifest: Manifest) -> dict[str, object]:
+    """By what versions are told apart on the Models page."""
+    return {
+        "recipe": recipe.name,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "seed": settings.seed,
+        "shards": manifest.content_digest()[:16],
+    }
 
 
 def _log_model(run: Run, network: AlexNet, recipe: Recipe, manifest: Manifest) -> str:

@@ -105,8 +105,10 @@ def size_of(folder: str) -> int:
 
 
 def _add_store(found: Inventory, store: Store, *, own_store: bool) -> None:
-    runs = list(holdings.stage_runs(store)) if own_store else []
-    for run in runs:
+    stages = {result.stage for result in RESULTS}
+    for run in holdings.stage_runs(store) if own_store else ():
+        if run.stage not in stages:  # Of commands, such as compare: nothing makes them again.
+            continue
         node = Node("run", run.run_id)
         if size := size_of(run.artifacts):
             found.exist[node], found.runs[node] = size, run

@@ -43,6 +43,7 @@ def test_sub_commands_are_those_of_the_contract() -> None:
         *stages,
         "compare",
         "predict",
+        "ui",
         "diff",
         "lineage",
         "gc",
