@@ -24,7 +24,6 @@ from alexnet.inference.output import MANIFEST, PartResult, read_result
 from alexnet.inference.parts import PartOptions
 from alexnet.inference.rows import RowOptions
 from alexnet.provenance import code_version
-from pipelines import stages
 from pipelines.command_results import BatchInferenceResult
 from pipelines.command_settings import BatchInferenceSettings
 from pipelines.console.cli import run_script
@@ -39,14 +38,12 @@ from pipelines.inference.job import make_parts
 from pipelines.inference.origin import ModelOrigin, Origin
 from pipelines.inference.part_actor import ModelOptions
 from pipelines.preprocessing.job import start_ray_early
+from pipelines.stage_code import BOUNDARY, CODE
 from pipelines.tracking import registry
 from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import active_run, open_run
 from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir
-
-CODE = ("pipelines.inference.part_actor",)
-"""Entry modules of the code that decides what is predicted."""
 
 _CHECKING_THREADS = 8
 """Finished parts that are hashed at the same time."""
@@ -177,7 +174,7 @@ def _origin(settings: BatchInferenceSettings, store: Store, models: Sequence[Mod
             )
             for model in models
         ],
-        code=code_version(CODE, boundary=stages.BOUNDARY),
+        code=code_version(CODE["batch_inference"], boundary=BOUNDARY),
     )
 
 

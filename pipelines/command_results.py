@@ -1,7 +1,7 @@
 """What the commands that are no stages return, as what stages return in ``results``."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.results import numbers
 
@@ -85,3 +85,125 @@ class BatchInferenceResult:
     def metrics(self) -> dict[str, float]:
         """The numbers, as metrics of the MLflow run."""
         return numbers(asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStatus:
+    """Whether a stage has to run again."""
+
+    stage: str
+    state: Literal["fresh", "stale", "unfinished", "running", "never run"]
+    reason: str
+    """Why it is not fresh, or when it finished, in words."""
+    key: str | None = None
+    """The stage key of the result that this is about, and its MLflow run."""
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusResult:
+    """The stages of a workdir."""
+
+    workdir: str
+    fresh: bool
+    """Whether all stages are."""
+    store_checked: bool
+    """Whether runs, models and aliases in MLflow were looked up: only in the workdir's own file."""
+    running: list[str]
+    """The commands that hold locks in the workdir, in words."""
+    stages: list[StageStatus]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "status"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One thing that differs between two runs."""
+
+    kind: str
+    """settings, data, code or results."""
+    stage: str
+    name: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffResult:
+    """How two runs differ."""
+
+    first: str
+    """MLflow's id of the run."""
+    second: str
+    stages: list[str]
+    """That were compared."""
+    differences: list[Difference]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "diff"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """Something that nothing needs."""
+
+    kind: str
+    name: str
+    path: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GarbageResult:
+    """What nothing in a workdir needs."""
+
+    deleted: bool
+    """Whether it was deleted."""
+    bytes: int
+    bytes_needed: int
+    """Of what stays."""
+    garbage: list[Garbage]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "gc"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A link of a lineage."""
+
+    kind: str
+    name: str
+    detail: str = ""
+    problem: str = ""
+    """Why it is broken and what helps; empty if it is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageResult:
+    """The links from a prediction or a model to the original bytes."""
+
+    target: str
+    checked: bool
+    """Whether the prediction was to be done again."""
+    links: list[Link]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "lineage"} | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UiResult:
+    """The address that opens the runs."""
+
+    address: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, ``stage`` first."""
+        return {"stage": "ui"} | asdict(self)

@@ -1,6 +1,8 @@
 """The settings of the commands that are no stages, as those of stages in ``settings``."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.setting_types import (
     Device,
@@ -9,20 +11,43 @@ from pipelines.setting_types import (
     OneOrTen,
     PathOrUri,
     Precision,
-    TwoEvaluations,
     Workers,
     option,
 )
+from pipelines.setting_types import TwoEvaluations as TwoNames
 from pipelines.settings import Settings
+
+
+def _one(value: list[str]) -> list[str]:
+    if len(value) != 1:
+        raise ValueError("give exactly one")
+    return value
+
+
+OneName = Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_one)]
 
 
 class CompareSettings(Settings):
     """Settings of ``compare``."""
 
-    evaluations: TwoEvaluations = option(
+    evaluations: TwoNames = option(
         ...,
         "two evaluated models: MLflow URIs, keys of evaluations, or files of predictions",
         positional=True,
+    )
+
+
+class DiffSettings(Settings):
+    """Settings of ``diff``."""
+
+    runs: TwoNames = option(..., "two runs: MLflow ids, names or stage keys", positional=True)
+
+
+class UiSettings(Settings):
+    """Settings of ``ui``."""
+
+    port: int | None = option(
+        None, "to listen on; by default 5000, or a free one if it is not free", ge=1, le=65535
     )
 
 
@@ -53,3 +78,36 @@ class BatchInferenceSettings(Settings):
     num_workers: Workers = option(1, "actors that hold the models; 1:4: as for training")
     batch_size: int | None = option(None, "images at once; by default by the device", ge=1)
     force: bool = option(False, "delete what was written to the output before, and begin anew")
+
+
+class StatusSettings(Settings):
+    """Settings of ``status``."""
+
+    json_: bool = Field(False, alias="json", description="print the JSON object only, no table")
+
+
+class GarbageSettings(Settings):
+    """Settings of ``gc``."""
+
+    dry_run: bool = option(False, "only list what nothing needs; this is the default")
+    delete: bool = option(False, "delete it")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.dry_run and self.delete:
+            raise ValueError("--dry-run and --delete exclude each other")
+        return self
+
+
+class LineageSettings(Settings):
+    """Settings of ``lineage``."""
+
+    targets: OneName = option(
+        ...,
+        "an MLflow model, predictions.parquet of an evaluation, or part-*.parquet",
+        positional=True,
+    )
+    key: str | None = option(
+        None, "the image: its key or path in the predictions; by default the first", min_length=1
+    )
+    check: bool = option(False, "do the prediction again from the source's bytes and compare")

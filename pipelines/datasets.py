@@ -1,9 +1,10 @@
-"""The data set of a finished ``preprocess``, for the stages that read it."""
+"""The data set of a finished ``preprocess``, for the stages that read it and for ``status``."""
 
 import contextlib
 from collections.abc import Iterator
 
-from alexnet.errors import UserError
+from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError
+from alexnet.shards.finalize import missing_files
 from alexnet.shards.manifest import Manifest, read_manifest
 from pipelines.console.lock import shared_lock
 from pipelines.records import StageOutcome, newest
@@ -36,3 +37,21 @@ def locked_dataset(
                 "images; run pipelines/preprocess.py for those that you want"
             )
         yield manifest
+
+
+def readable_manifest(folder: str) -> Manifest | None:
+    """The manifest in a folder, None if there is none that can be read."""
+    try:
+        return read_manifest(folder)
+    except (MissingDatasetError, CorruptDatasetError):
+        return None
+
+
+def holds_content(folder: str, content: str) -> bool:
+    """Whether a folder holds a complete data set with this content digest; reads no shard."""
+    manifest = readable_manifest(folder)
+    return (
+        manifest is not None
+        and manifest.content_digest() == content
+        and not missing_files(manifest)
+    )

@@ -19,7 +19,7 @@ from alexnet.errors import UserError
 from alexnet.provenance import code_version
 from alexnet.shards.format import write_table
 from alexnet.shards.manifest import Manifest
-from pipelines import cluster, stages
+from pipelines import cluster
 from pipelines import evaluation_report as report
 from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
@@ -33,15 +33,15 @@ from pipelines.inference.actors import Evaluator
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
 from pipelines.settings import EvaluateSettings
+from pipelines.stage_code import BOUNDARY, CODE
+from pipelines.stage_inputs import evaluate_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.task_errors import raise_errors
 from pipelines.tracking import evaluations, registry
+from pipelines.tracking.logged_models import log_model_metrics
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
 from pipelines.workdir import Workdir
-
-CODE = ("pipelines.inference.actors", "pipelines.evaluation_report", "alexnet.predictions")
-"""Entry modules of the code that decides what the errors are."""
 
 
 def run(
@@ -72,11 +72,8 @@ def _run(
     key = StageKey(
         stage="evaluate",
         settings={},
-        inputs={
-            "models": " ".join(model.uri for model in models),
-            "validation": manifest.content_digest("val")[:16],
-        },
-        code=code_version(CODE, boundary=stages.BOUNDARY),
+        inputs=evaluate_inputs([model.uri for model in models], manifest),
+        code=code_version(CODE["evaluate"], boundary=BOUNDARY),
     )
     return run_stage(
         settings,
@@ -124,7 +121,19 @@ def evaluate_models(
     result = report.summarize(predicted, path)
     for line in report.in_words(result):
         stage_logger("evaluate").info("%s", line)
-    return Decorated(result, report.decorations(run, manifest, predicted))
+    return Decorated(
+        result,
+        {
+            "the errors of the model": lambda: _log_model_errors(run, result),
+            **report.decorations(run, manifest, predicted),
+        },
+    )
+
+
+def _log_model_errors(run: Run, result: EvaluateResult) -> None:
+    """Log the errors of one model; those of an average are the errors of no model."""
+    if len(result.models) == 1:
+        log_model_metrics(run, result.models[0], result.metrics(), "shards", result.validation)
 
 
 def _predict(

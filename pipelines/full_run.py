@@ -31,6 +31,7 @@ from pipelines.records import (
     start,
 )
 from pipelines.results import FullRunResult, StageResult
+from pipelines.run_identity import identity_tags, recipe_of, run_name
 from pipelines.settings import (
     EvaluateSettings,
     FullRunSettings,
@@ -78,7 +79,9 @@ def run(settings: FullRunSettings) -> FullRunResult:
     seconds = time.monotonic() - started
     log = stage_logger("full_run")
     log.info("done in %s. To look at the runs:", duration(seconds))
-    log.info("  %s", connect(settings).ui_command())
+    store = connect(settings)
+    log.info("  %s", store.ui_command())
+    log.info("  %s", store.runs_address())
     return _result(settings, outcomes, seconds)
 
 
@@ -136,7 +139,13 @@ class _ParentRun:
                 record = start(
                     self.workdir,
                     self._key,
-                    lambda unfinished: open_run(store, "full_run", resume=unfinished, parent=None),
+                    lambda unfinished: open_run(
+                        store,
+                        "full_run",
+                        resume=unfinished,
+                        parent=None,
+                        name=run_name("full_run", self._settings, self._key.inputs),
+                    ),
                     self._attempt,
                 )
                 self.opened = Run(store, record.run_id), record
@@ -172,6 +181,9 @@ def _parent_run(settings: FullRunSettings, outcomes: Outcomes) -> Iterator[Paren
 def _decorations(run: Run, settings: FullRunSettings, outcomes: Outcomes) -> Decorations:
     excluded = {"tracking_uri", "force", "only", "from_"}
     tags = {f"run.{name}": outcome.run_id for name, outcome in outcomes.items()}
+    preprocessed = outcomes.get("preprocess")
+    inputs = {"shards": preprocessed.result.content[:16]} if preprocessed else {}
+    tags |= identity_tags(inputs, "", recipe_of(settings))
     return {
         "the parameters": lambda: run.log_params(settings.model_dump(exclude=excluded)),
         "the tags": lambda: run.set_tags(tags),

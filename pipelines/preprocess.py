@@ -15,15 +15,14 @@ from typing import Any, NoReturn
 from alexnet import storage
 from alexnet.provenance import code_version
 from alexnet.sources.read import read_source
-from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
+from pipelines.datasets import holds_content
 from pipelines.decorations import Decorated
 from pipelines.preprocessing.dataset import (
     create_dataset,
     dataset_folder,
     encoding_of,
-    holds_content,
     verify_dataset,
 )
 from pipelines.preprocessing.dry_run import inspect
@@ -34,13 +33,11 @@ from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome, finished_records
 from pipelines.results import PreprocessResult, VerifyResult
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
+from pipelines.stage_code import BOUNDARY, CODE
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect
 from pipelines.workdir import Workdir
-
-CODE = ("alexnet.sources.read", "alexnet.shards.finalize", "pipelines.preprocessing.worker")
-"""Entry modules of the code that decides what the shards are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ def run(
             "source": Workdir(settings.workdir).relative(uri),
             "files": source.source_fingerprint[:16],
         },
-        code=code_version(CODE, boundary=stages.BOUNDARY),
+        code=code_version(CODE["preprocess"], boundary=BOUNDARY),
     )
 
     folder = dataset_folder(settings, source)

@@ -23,20 +23,21 @@ from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
 from pipelines.decision import Decision, decide
 from pipelines.decorations import Decorated
+from pipelines.model_card import Origin, model_card
 from pipelines.records import StageKey, StageOutcome, newest
 from pipelines.results import EvaluateResult, PromoteResult
 from pipelines.settings import PromoteCommandSettings, PromoteSettings
+from pipelines.stage_code import RULES_VERSION
+from pipelines.stage_inputs import promote_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.promotion_lock import promotion_lock
-from pipelines.tracking.run import Run, active_run, open_run
+from pipelines.tracking.run import Run, active_run, open_run, run_params
 from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir
 
 EVALUATION_TAG = "evaluation.run"
 TABLE = "decision.json"
-RULES_VERSION = "2"
-"""Raised when the rule that picks the champion changes."""
 
 
 def run(
@@ -58,11 +59,7 @@ def run(
     key = StageKey(
         stage="promote",
         settings=settings.results(),
-        inputs={
-            "model": models[0],
-            "evaluation": evaluation.key.digest,
-            "evaluation.run": evaluation.run_id,
-        },
+        inputs=promote_inputs(evaluation),
         code=RULES_VERSION,
     )
     return run_stage(
@@ -105,8 +102,22 @@ def _promote(
             "the description of the version": lambda: registry.describe(
                 store, name, version.version, decision.markdown(version.version)
             ),
+            "the model card": lambda: registry.set_card(
+                store,
+                name,
+                version.version,
+                _card(store, f"{name}/{version.version}", evaluation),
+            ),
         },
     )
+
+
+def _card(store: Store, version: str, evaluation: StageOutcome[EvaluateResult]) -> str:
+    """The model card of a version."""
+    model = registry.get_model_info(store, evaluation.result.models[0])
+    params = run_params(store, model.run_id)
+    origin = Origin(version=version, model=model, evaluation_run=evaluation.run_id, params=params)
+    return model_card(origin, evaluation.result)
 
 
 def _table(decision: Decision, version: str) -> pa.Table:

@@ -16,6 +16,7 @@ from alexnet import storage
 from alexnet.errors import UserError
 from pipelines.console.log import stage_logger
 from pipelines.results import IN_WORKDIR, StageResult
+from pipelines.setting_types import on_or_off
 from pipelines.workdir import Workdir
 
 RECORD_FORMAT = 3
@@ -183,12 +184,33 @@ def read_record(workdir: Workdir, key: StageKey) -> StageRecord | None:
     return _read(workdir.record(key.stage, key.digest))
 
 
+@dataclass(frozen=True, slots=True)
+class StageHistory:
+    """The records of a stage."""
+
+    finished: list[StageRecord]
+    """The one that finished last at the end."""
+    unfinished: list[StageRecord]
+    """The one that started last at the end."""
+    unreadable: int
+    """Damaged ones, and those of another version of this project."""
+
+
+def history(workdir: Workdir, stage: str) -> StageHistory:
+    """All records of a stage."""
+    files = storage.list_files(workdir.records(stage))
+    read = [_read(file.path) for file in files if file.path.endswith(".json")]
+    records = [record for record in read if record]
+    return StageHistory(
+        sorted((r for r in records if r.finished), key=lambda record: record.finished or 0),
+        sorted((r for r in records if not r.finished), key=lambda record: record.started),
+        len(read) - len(records),
+    )
+
+
 def finished_records(workdir: Workdir, stage: str) -> list[StageRecord]:
     """All finished records of a stage, the one that finished last at the end."""
-    files = storage.list_files(workdir.records(stage))
-    records = [_read(file.path) for file in files if file.path.endswith(".json")]
-    finished = [record for record in records if record and record.finished]
-    return sorted(finished, key=lambda record: record.finished or 0)
+    return history(workdir, stage).finished
 
 
 def newest(workdir: Workdir, kind: type[R], stage: str, key: str | None = None) -> StageOutcome[R]:
@@ -221,6 +243,29 @@ def newest(workdir: Workdir, kind: type[R], stage: str, key: str | None = None) 
     raise UserError(
         f"{workdir.path}: {kind.stage} has not finished here; run pipelines/{kind.stage}.py first"
     )
+
+
+def difference(previous: StageKey, key: StageKey) -> str:
+    """What has changed since an earlier run, in words."""
+    for kind, old, new in (
+        ("setting", previous.settings, key.settings),
+        ("input", previous.inputs, key.inputs),
+    ):
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if changed:
+            name = changed[0]
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            before, now = _as_written(old.get(name)), _as_written(new.get(name))
+            return f"{kind} {name} changed from {before} to {now}{more}"
+    assert previous.code != key.code
+    return "its code has changed"
+
+
+def _as_written(value: Any) -> str:
+    """A setting's value as users write it."""
+    if isinstance(value, bool):
+        return on_or_off(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _write(workdir: Workdir, record: StageRecord) -> None:

@@ -13,7 +13,7 @@ with ``--force`` or without.
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.lock import exclusive_lock
@@ -23,6 +23,7 @@ from pipelines.decorations import Decorated, Decorations, run_decorations
 from pipelines.records import (
     StageKey,
     StageOutcome,
+    difference,
     discarded,
     finish,
     finished_records,
@@ -31,22 +32,18 @@ from pipelines.records import (
     start,
 )
 from pipelines.results import StageResult
-from pipelines.setting_types import on_or_off
+from pipelines.run_identity import identity_tags, recipe_of, run_name
 from pipelines.settings import StageSettings
 from pipelines.tracking import server
-from pipelines.tracking.run import Run, active_run, code_span, open_run, run_status
+from pipelines.tracking.run import (
+    Run,
+    active_run,
+    code_span,
+    open_run,
+    run_status,
+)
 from pipelines.tracking.store import Store
 from pipelines.workdir import Workdir
-
-BOUNDARY = (
-    "alexnet.plots",
-    "pipelines.cluster",
-    "pipelines.console",
-    "pipelines.settings",
-    "pipelines.tracking",
-)
-"""Code that changes no result: a stage's code version leaves it out. What the settings decide is
-in the stage's key by value."""
 
 R = TypeVar("R", bound=StageResult)
 
@@ -93,7 +90,7 @@ def find_reusable(
     if record:
         return None, "it started and did not finish"
     previous = finished_records(workdir, key.stage)
-    return None, _difference(previous[-1].key, key) if previous else "it has not run yet"
+    return None, difference(previous[-1].key, key) if previous else "it has not run yet"
 
 
 def run_stage(
@@ -149,13 +146,20 @@ def run_stage(
                         workdir,
                         key,
                         lambda unfinished: open_run(
-                            store, key.stage, resume=unfinished, parent=parent_id
+                            store,
+                            key.stage,
+                            resume=unfinished,
+                            parent=parent_id,
+                            name=run_name(key.stage, settings, key.inputs),
                         ),
                         attempt,
                     )
                     run = stack.enter_context(active_run(store, record.run_id))
                 run.log_params(settings.model_dump(exclude={"tracking_uri", "force"}))
-                run.set_tags({"stage": key.stage, "stage.key": key.digest, "stage.reason": reason})
+                run.set_tags(
+                    {"stage": key.stage, "stage.key": key.digest, "stage.reason": reason}
+                    | identity_tags(key.inputs, key.code, recipe_of(settings))
+                )
                 if record.discard:
                     discard()
                     record = discarded(workdir, record)
@@ -197,26 +201,3 @@ def _in_words(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:,}"
     return ", ".join(value) if isinstance(value, list) else str(value)
-
-
-def _as_written(value: Any) -> str:
-    """A setting's value as users write it."""
-    if isinstance(value, bool):
-        return on_or_off(value)
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _difference(previous: StageKey, key: StageKey) -> str:
-    """What has changed since an earlier run, in words."""
-    for kind, old, new in (
-        ("setting", previous.settings, key.settings),
-        ("input", previous.inputs, key.inputs),
-    ):
-        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if changed:
-            name = changed[0]
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            before, now = _as_written(old.get(name)), _as_written(new.get(name))
-            return f"{kind} {name} changed from {before} to {now}{more}"
-    assert previous.code != key.code
-    return "its code has changed"

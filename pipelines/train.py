@@ -20,12 +20,10 @@ from alexnet.model.towers import AlexNet
 from alexnet.plots import figures
 from alexnet.provenance import code_version
 from alexnet.recipes import CROP_SIZE, Recipe
-from alexnet.shards.format import STATISTICS
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import mean_crop
 from alexnet.training.checkpoint import load_train_state, load_weights
-from pipelines import stages
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
 from pipelines.datasets import locked_dataset
@@ -35,8 +33,11 @@ from pipelines.presets import describe, resolve_preset
 from pipelines.records import StageKey, StageOutcome
 from pipelines.results import PreprocessResult, TrainResult
 from pipelines.settings import TrainCommandSettings, TrainSettings
+from pipelines.stage_code import BOUNDARY, CODE
+from pipelines.stage_inputs import train_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking import registry, server
+from pipelines.tracking.logged_models import log_model_params
 from pipelines.tracking.metric_writer import MetricWriter
 from pipelines.tracking.run import MetricStore, Run
 from pipelines.tracking.store import connect
@@ -45,9 +46,6 @@ from pipelines.training.checkpoint_folder import open_checkpoint
 from pipelines.training.job import train_to_the_end
 from pipelines.training.recipe import resolve_recipe, with_recipe_numbers
 from pipelines.workdir import Workdir
-
-CODE = ("pipelines.training.worker", "pipelines.training.recipe", "alexnet.model.classifier")
-"""Entry modules of the code that decides what the trained model is."""
 
 FLUSH_TIMEOUT_S = 60
 """For the metrics that the workers could not write, if the server was away at the end."""
@@ -83,11 +81,8 @@ def _run(
     key = StageKey(
         stage="train",
         settings=settings.results(),
-        inputs={
-            "shards": manifest.content_digest()[:16],
-            "statistics": manifest.files[STATISTICS][:16],
-        },
-        code=code_version(CODE, boundary=stages.BOUNDARY),
+        inputs=train_inputs(manifest),
+        code=code_version(CODE["train"], boundary=BOUNDARY),
     )
 
     def work(run: Run) -> Decorated[TrainResult]:
@@ -165,6 +160,9 @@ def log_model_and_curves(
         result,
         {
             "the shards": lambda: _log_inputs(run, manifest),
+            "the model's parameters": lambda: log_model_params(
+                run, model, _model_params(settings, recipe, manifest)
+            ),
             "recipe.json": lambda: run.log_json(asdict(recipe), "recipe.json"),
             "learning_curves.png": lambda: run.log_figure(
                 figures.learning_curves(state.history), "learning_curves.png"
@@ -174,6 +172,18 @@ def log_model_and_curves(
             ),
         },
     )
+
+
+def _model_params(settings: TrainSettings, recipe: Recipe, manifest: Manifest) -> dict[str, object]:
+    """By what versions are told apart on the Models page."""
+    return {
+        "recipe": recipe.name,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "seed": settings.seed,
+        "shards": manifest.content_digest()[:16],
+    }
 
 
 def _log_model(run: Run, network: AlexNet, recipe: Recipe, manifest: Manifest) -> str:

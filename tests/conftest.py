@@ -124,3 +124,21 @@ def mlflow_workdir(empty_database: Path, tmp_path: Path) -> str:
     """``tmp_path`` as a workdir whose tracking store exists and is empty."""
     shutil.copy(empty_database, tmp_path)
     return str(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def plain_run(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """The folder of a ``PlainWorkflow`` that has run once; tests use copies of it."""
+    from plain_workflow import PlainWorkflow
+
+    workflow = PlainWorkflow(tmp_path_factory.mktemp("plain"), empty_database)
+    with pytest.MonkeyPatch.context() as patch:
+        workflow.install(patch)
+        workflow.run(champion="always")
+    return workflow.folder
+
+
+@pytest.fixture
+def finished_workdir(plain_run: Path, tmp_path: Path) -> Path:
+    """A copy of a workdir in which all stages have finished."""
+    return shutil.copytree(plain_run / "work", tmp_path / "work")

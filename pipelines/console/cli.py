@@ -70,7 +70,7 @@ class Summary(Protocol):
 
 
 class CheckFailedError(Exception):
-    """A requested check found a fault; its result is printed all the same."""
+    """A requested check found something; its result is printed all the same."""
 
     def __init__(self, message: str, result: Summary) -> None:
         super().__init__(message)
@@ -103,7 +103,7 @@ def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoRet
         _exit(130, f"{_program()}: {interrupt.MESSAGE}")
     except CheckFailedError as error:
         print(json.dumps(error.result.to_json()))
-        _exit(1, f"{_program()}: failed: {error}")
+        _exit(1, f"{_program()}: {error}")
     except PermissionError as error:
         place = error.filename or one_line(error)
         remedy = "have the permissions changed, or give other folders"

@@ -10,11 +10,13 @@ releases it. The operating system releases the locks of a process that dies.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
 
@@ -29,6 +31,21 @@ POLL_INTERVAL_S = 0.2
 _HOLDER = re.compile(
     r"(?P<stage>\w+)@(?P<host>.+)\.(?P<pid>\d+)\.\d{8}-(?P<hour>\d\d)(?P<minute>\d\d)\d\d\.lock"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A command that holds a lock."""
+
+    stage: str
+    host: str
+    pid: str
+    since: str
+    """``HH:MM``, local time."""
+
+    def in_words(self) -> str:
+        """``train (process 4711 on host, since 10:15)``."""
+        return f"{self.stage} (process {self.pid} on {self.host}, since {self.since})"
 
 
 @contextlib.contextmanager
@@ -99,7 +116,8 @@ def _acquire(lock: FileLock, folder: str, stage: str) -> None:
         return
 
     def waiting_for() -> str:
-        return f"waiting for {holders(folder) or 'another command'} to end"
+        names = ", ".join(holder.in_words() for holder in holders(folder))
+        return f"waiting for {names or 'another command'} to end"
 
     stage_logger(stage).info("%s", waiting_for())
     with Watchdog(stage, waiting_for):
@@ -110,27 +128,41 @@ def _acquire(lock: FileLock, folder: str, stage: str) -> None:
             time.sleep(POLL_INTERVAL_S)
 
 
-def holders(folder: str) -> str:
-    """The commands that hold locks in a folder, in words."""
-    words = []
+def holders(folder: str) -> list[Holder]:
+    """The commands that hold locks in a folder; it may be read-only or missing.
+
+    Whether a file is locked is tested with a shared lock for an instant, which needs no permission
+    to write: the owners of the files lock them exclusively.
+    """
+    found = []
     for path in _files(folder):
         match = _HOLDER.fullmatch(os.path.basename(path))
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if match:
-                text = "{stage} (process {pid} on {host}, since {hour}:{minute})"
-                words.append(text.format(**match.groupdict()))
-        else:
-            # Its owner has died or ended, or is about to lock it: the file is left as it is.
-            lock.release()
-    return ", ".join(words)
+        if match and _is_locked(path):
+            since = f"{match['hour']}:{match['minute']}"
+            found.append(Holder(match["stage"], match["host"], match["pid"], since))
+    return found
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Its owner has just ended.
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _files(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if entry.name.endswith(".lock"))
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(os.path.join(folder, name) for name in names if name.endswith(".lock"))
 
 
 def _file_name(stage: str) -> str:

@@ -25,6 +25,11 @@ COMMANDS = {
     "promote": Command("promote", "an evaluated model to a registered version"),
     "compare": Command("compare", "two evaluated models: is one better, and is that chance"),
     "predict": Command("batch_inference", "images anywhere to predictions in Parquet"),
+    "ui": Command("ui", "MLflow's UI for the runs of a workdir, until Ctrl-C"),
+    "diff": Command("diff", "two runs: settings, data, code and results that differ"),
+    "lineage": Command("lineage", "a prediction or a model back to the original bytes"),
+    "gc": Command("collect_garbage", "what nothing needs any more; --delete deletes it"),
+    "status": Command("status", "which stages are fresh, stale and why, or running and by whom"),
 }
 
 

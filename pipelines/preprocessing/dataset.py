@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from alexnet import storage
-from alexnet.errors import CorruptDatasetError, MissingDatasetError, SourceChangedError
+from alexnet.errors import SourceChangedError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.finalize import corrupt_shards, finalize, finished_results, missing_files
 from alexnet.shards.format import SPLITS
@@ -24,6 +24,7 @@ from alexnet.sources.read import Source
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
+from pipelines.datasets import readable_manifest
 from pipelines.preprocessing.job import RejectCounter, make_shards
 from pipelines.preprocessing.source import MB, index_source, source_uri
 from pipelines.results import PreprocessResult, VerifyResult
@@ -124,27 +125,9 @@ def _result(
     )
 
 
-def holds_content(folder: str, content: str) -> bool:
-    """Whether a folder holds a complete data set with this content digest; reads no shard."""
-    manifest = _manifest(folder)
-    return (
-        manifest is not None
-        and manifest.content_digest() == content
-        and not missing_files(manifest)
-    )
-
-
-def _manifest(folder: str) -> Manifest | None:
-    """The manifest in a folder, None if there is none that can be read."""
-    try:
-        return read_manifest(folder)
-    except (MissingDatasetError, CorruptDatasetError):
-        return None
-
-
 def _complete_dataset(folder: str, origin: Mapping[str, str]) -> Manifest | None:
     """The manifest in a folder, if the data set has this origin; shards may be missing."""
-    manifest = _manifest(folder)
+    manifest = readable_manifest(folder)
     if manifest is None or manifest.origin != origin:
         return None
     missing = manifest.files.keys() & missing_files(manifest)

@@ -20,6 +20,8 @@ PREVIOUS_TAG = "champion.previous"
 ROLLED_BACK_TAG = "champion.rolled_back"
 """Of a version that is no longer champion because somebody took it back: the reason."""
 MAX_DESCRIPTION = 5000
+RULE = "\n\n---\n\n"
+"""Above and below the model card in a version's description."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +180,34 @@ def set_tags(store: Store, name: str, version: str, tags: Mapping[str, str]) -> 
 
 
 def describe(store: Store, name: str, version: str, markdown: str) -> None:
-    """Set the description of a version; an earlier one remains below."""
+    """Put a text at the top of a version's description; an earlier one remains below the card."""
     with _refusals(name):
         before = store.client.get_model_version(name, version).description or ""
         if not before.startswith(markdown):
-            text = redacted(markdown + ("\n\n" + before if before else ""))
-            store.client.update_model_version(name, version, text[:MAX_DESCRIPTION])
+            head, card, history = _parts(before)
+            earlier = "\n\n".join(filter(None, [head, history]))
+            _set_description(store, name, version, [markdown, card, earlier])
+
+
+def set_card(store: Store, name: str, version: str, card: str) -> None:
+    """Set the model card in a version's description, below the newest text."""
+    with _refusals(name):
+        before = store.client.get_model_version(name, version).description or ""
+        head, _, history = _parts(before)
+        _set_description(store, name, version, [head, card, history])
+
+
+def _parts(description: str) -> tuple[str, str, str]:
+    """The newest text, the card and the earlier texts."""
+    head, _, rest = description.partition(RULE)
+    card, _, history = rest.partition(RULE)
+    return head, card, history
+
+
+def _set_description(store: Store, name: str, version: str, parts: list[str]) -> None:
+    head, card, history = parts
+    text = RULE.join(parts) if card else "\n\n".join(filter(None, [head, history]))
+    store.client.update_model_version(name, version, redacted(text)[:MAX_DESCRIPTION])
 
 
 @contextlib.contextmanager

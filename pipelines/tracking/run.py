@@ -28,6 +28,7 @@ from pipelines.console.log import current_log_file
 from pipelines.console.output import printable
 from pipelines.console.redact import redacted
 from pipelines.tracking import server
+from pipelines.tracking.descriptions import NOTE
 from pipelines.tracking.metric_writer import Point, StoreUnavailableError
 from pipelines.tracking.store import Store, require_server, was_refused
 
@@ -41,11 +42,21 @@ TABLES = "mlflow.loggedArtifacts"
 DIGEST_LENGTH = 32
 
 
-def open_run(store: Store, name: str, *, resume: str | None, parent: str | None) -> str:
-    """Create a run, or resume an unfinished one; returns its id."""
+def open_run(
+    store: Store, stage: str, *, resume: str | None, parent: str | None, name: str | None = None
+) -> str:
+    """Create a run, or resume an unfinished one; returns its id.
+
+    Args:
+        store: where it goes.
+        stage: or command, whose run it is.
+        resume: the id of the unfinished run.
+        parent: the id of the run that it is part of.
+        name: that people see; by default the stage.
+    """
     if resume and run_exists(store, resume):
         return resume
-    tags = {"mlflow.runName": name} | ({PARENT: parent} if parent else {})
+    tags = {"mlflow.runName": name or stage, "stage": stage} | ({PARENT: parent} if parent else {})
     with require_server(store.uri):
         run = store.client.create_run(store.experiment_id, tags=tags)
     return str(run.info.run_id)
@@ -60,6 +71,12 @@ def run_status(store: Store, run_id: str) -> str | None:
 def run_exists(store: Store, run_id: str) -> bool:
     """Whether the store holds the run and it is not deleted."""
     return run_status(store, run_id) is not None
+
+
+def run_params(store: Store, run_id: str) -> dict[str, str]:
+    """The parameters of a run; none if the store does not hold it."""
+    run = store.get_or_none(lambda: store.client.get_run(run_id))
+    return dict(run.data.params) if run else {}
 
 
 def code_span(text: str) -> str:
@@ -181,7 +198,7 @@ class Run:
 
     def set_description(self, markdown: str) -> None:
         """Set the description at the top of the run's page."""
-        self.set_tags({"mlflow.note.content": markdown})
+        self.set_tags({NOTE: markdown})
 
     def log_figure(self, figure: "Figure", path: str) -> None:
         """Log a figure as an image file."""

@@ -28,6 +28,7 @@ from pipelines.console.redact import SecretUri, redacted, shortened
 from pipelines.settings import Settings
 from pipelines.tracking import server
 from pipelines.tracking.database import prepare_database
+from pipelines.tracking.descriptions import DESCRIPTION, NOTE
 from pipelines.tracking.environment import restored_variables
 from pipelines.tracking.location import StoreLocation, locate_store
 from pipelines.tracking.relocation import relocate_artifacts
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 MODEL_TRAINING = ("mlflow.experimentKind", "custom_model_development")
 """The tag of the experiment's kind: model training."""
+RUNS_PAGE = "#/experiments/{}/runs?workflowType=machine_learning"
+"""MLflow opens experiments as applications of language models unless the address says otherwise."""
+LOCAL_ADDRESS = "http://127.0.0.1:5000"
+"""Where ``mlflow ui`` serves by default."""
 
 StoreError = MlflowException
 _CONNECTION_ERRORS = (
@@ -107,12 +112,26 @@ class Store:
         """Register a logged model as the newest version of a name; returns the version's number."""
         return str(mlflow.register_model(uri, name).version)
 
+    @property
+    def has_server(self) -> bool:
+        """Whether it is a server, which also has the UI."""
+        return self.uri.startswith("http")
+
     def ui_command(self) -> str:
         """The command, or the address, that shows the runs in a browser."""
         address = shlex.quote(str(self.address))
-        if self.uri.startswith("http"):
+        if self.has_server:
             return f"open {address}"
         return f"mlflow ui --backend-store-uri {address}"
+
+    def runs_address(self, server: str = LOCAL_ADDRESS) -> str:
+        """The address of the page with the runs, as model training.
+
+        Args:
+            server: that shows the store's runs, if the store is no server itself.
+        """
+        base = str(self.address) if self.has_server else server
+        return f"{base.rstrip('/')}/{RUNS_PAGE.format(self.experiment_id)}"
 
 
 def connect(settings: Settings) -> Store:
@@ -190,15 +209,17 @@ def _experiment(location: StoreLocation, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         with contextlib.suppress(MlflowException):  # Another command has just created it.
-            return str(
-                client.create_experiment(name, location.artifacts, tags=dict([MODEL_TRAINING]))
-            )
+            tags = dict([MODEL_TRAINING, (NOTE, DESCRIPTION)])
+            return str(client.create_experiment(name, location.artifacts, tags=tags))
         experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"experiment {name} is deleted in {redacted(uri)}; restore it or give another "
             "--experiment"
         )
+    if experiment.tags.get(MODEL_TRAINING[0]) == MODEL_TRAINING[1] and NOTE not in experiment.tags:
+        with contextlib.suppress(MlflowException):  # Made by an earlier version.
+            client.set_experiment_tag(experiment.experiment_id, NOTE, DESCRIPTION)
     return str(experiment.experiment_id)
 
 

@@ -61,7 +61,8 @@ def run(settings: TrainSettings) -> DeviceCheckResult:
     result = DeviceCheckResult(report=report, seconds=round(time.monotonic() - started, 1))
     if not result.passed:
         raise CheckFailedError(
-            "the devices compute other results than one device alone; see the lines above", result
+            "failed: the devices compute other results than one device alone; see the lines above",
+            result,
         )
     return result
 

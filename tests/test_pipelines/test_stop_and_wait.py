@@ -89,7 +89,7 @@ def full_run(folder: Path) -> Command:
 
 def statuses(folder: Path) -> dict[str, str]:
     client = MlflowClient(f"sqlite:///{folder}/work/mlflow.db")
-    return {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
+    return {run.data.tags["stage"]: run.info.status for run in client.search_runs(["1"])}
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_full_run_goes_from_raw_images_to_a_champion(
 
 def test_the_runs_in_mlflow(first: FullRunResult, settings: FullRunSettings) -> None:
     mlflow = client(settings)
-    runs = {run.info.run_name: run for run in mlflow.search_runs(["1"])}
+    runs = {run.data.tags["stage"]: run for run in mlflow.search_runs(["1"])}
     assert set(runs) == {"full_run", *first.stages}
     parent = runs["full_run"].info.run_id
     for name, line in first.stages.items():

@@ -38,7 +38,17 @@ def test_the_console_script_is_this_function() -> None:
 
 def test_sub_commands_are_those_of_the_contract() -> None:
     stages = ["preprocess", "train", "evaluate", "promote"]
-    assert list(COMMANDS) == ["run", *stages, "compare", "predict"]
+    assert list(COMMANDS) == [
+        "run",
+        *stages,
+        "compare",
+        "predict",
+        "ui",
+        "diff",
+        "lineage",
+        "gc",
+        "status",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

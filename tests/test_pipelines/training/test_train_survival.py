@@ -77,7 +77,7 @@ def weights_digest(result: dict[str, Any]) -> str:
 def loss_curve(workdir: Path) -> list[tuple[int, float]]:
     """Step and loss of each point that MLflow holds of the only training run."""
     client = MlflowClient(f"sqlite:///{workdir}/mlflow.db")
-    (run,) = client.search_runs(["1"], "tags.mlflow.runName = 'train'")
+    (run,) = client.search_runs(["1"], "tags.stage = 'train'")
     return [
         (point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss")
     ]
