@@ -182,7 +182,10 @@ class TrainSettings(StageSettings):
         "none", "number format of gradients on their way between workers", result=True
     )
     channels_last: Switch = option(
-        False, "on: the weights' layout in memory that suits tensor cores", result=True
+        False,
+        "layout in memory of images, activations and weights on GPUs: off is NCHW, on is NHWC, "
+        "which suits tensor cores; on CPUs it concerns the weights alone",
+        result=True,
     )
     compile: Switch = option(
         False, "on: the towers through torch.compile, if the machine has a compiler", result=True

@@ -19,7 +19,7 @@ from alexnet.recipes import Recipe
 from alexnet.shards.codec import read_images
 from alexnet.shards.loader import Batch, ShardLoader
 from alexnet.shards.manifest import Manifest
-from alexnet.training.augment import CENTRE_VIEW, sample_augment_params, ten_crop, training_crops
+from alexnet.training.augment import centre_crops, sample_augment_params, training_crops
 from alexnet.training.optimizer import EpochRates, MomentumSGD, apply_warmup, set_rates
 
 
@@ -35,6 +35,8 @@ class TrainContext:
     seed: int
     bf16: bool = False
     """Matrix products and convolutions in bfloat16, under ``torch.autocast``."""
+    channels_last: bool = True
+    """Memory layout of the network's input on GPUs, and so of its activations."""
     warmup_rows: int = 0
     """The learning rate rises over this many rows (``optimizer.apply_warmup``)."""
 
@@ -72,29 +74,57 @@ def train_epoch(
     """
     model.train()
     for batch in loader.epoch(epoch, offset):
-        params = sample_augment_params(
-            context.recipe,
-            context.pca_axes,
-            batch.rows,
-            seed=context.seed,
-            epoch=epoch,
-            offset=batch.offset,
-            colour_noise=rates.colour_noise,
-        ).take(batch.positions)
-        crops = [
-            training_crops(
-                batch.images.to(mean.device, non_blocking=True),
-                params,
-                mean,
-                context.recipe.training_scale if rates.colour_noise else 1.0,
-            )
-            for mean in context.means
-        ]
         if context.warmup_rows:
             seen = epoch * loader.manifest.rows("train") + batch.offset + batch.rows
             set_rates(optimizer, apply_warmup(rates, seen, context.warmup_rows))
-        _seed_dropout(context, epoch, batch.offset, loader.rank)
-        yield train_step(model, optimizer, crops, batch, loader.world_size, bf16=context.bf16)
+        yield train_on_batch(
+            model,
+            optimizer,
+            batch,
+            context,
+            epoch=epoch,
+            colour_noise=rates.colour_noise,
+            rank=loader.rank,
+            world_size=loader.world_size,
+        )
+
+
+def train_on_batch(
+    model: nn.Module,
+    optimizer: MomentumSGD,
+    batch: Batch,
+    context: TrainContext,
+    *,
+    epoch: int,
+    colour_noise: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Step:
+    """Everything that a step does with a batch of images: copies, augmentation, the update.
+
+    ``model`` as for ``train_epoch``. The optimizer's rates are set.
+    """
+    params = sample_augment_params(
+        context.recipe,
+        context.pca_axes,
+        batch.rows,
+        seed=context.seed,
+        epoch=epoch,
+        offset=batch.offset,
+        colour_noise=colour_noise,
+    ).take(batch.positions)
+    crops = [
+        training_crops(
+            batch.images.to(mean.device, non_blocking=True),
+            params,
+            mean,
+            context.recipe.training_scale if colour_noise else 1.0,
+            channels_last=context.channels_last,
+        )
+        for mean in context.means
+    ]
+    _seed_dropout(context, epoch, batch.offset, rank)
+    return train_step(model, optimizer, crops, batch, world_size, bf16=context.bf16)
 
 
 def train_step(
@@ -153,9 +183,13 @@ def validate(
     with ThreadPoolExecutor(2, "decode") as decoders:
         for group in manifest.row_groups("val")[rank::world_size]:
             table, images = read_images(group, ["label"], decoders)
-            crops = ten_crop(torch.from_numpy(images))[CENTRE_VIEW]
             inputs = [
-                crops.to(mean.device).permute(0, 3, 1, 2).float() - mean for mean in context.means
+                centre_crops(
+                    torch.from_numpy(images).to(mean.device),
+                    mean,
+                    channels_last=context.channels_last,
+                )
+                for mean in context.means
             ]
             with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=context.bf16):
                 logits = model(*inputs).float()

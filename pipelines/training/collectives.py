@@ -1,10 +1,9 @@
-"""Small values reduced over all workers of a training."""
+"""Small values reduced over all workers of a training, on the CPU, in the default process group."""
 
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from ray.train.torch import get_devices
 
 from alexnet.metrics import LossAndErrors
 
@@ -33,7 +32,5 @@ def _several_workers() -> bool:
 
 def _all_reduce(values: list[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64)
-    if dist.get_backend() == "nccl":
-        tensor = tensor.to(get_devices()[0])
     dist.all_reduce(tensor, operation)
     return [float(value) for value in tensor]

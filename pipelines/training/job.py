@@ -16,12 +16,13 @@ from ray.train import (
     ScalingConfig,
     TrainingFailedError,
 )
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group_table
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.recipes import Recipe
+from alexnet.training.ddp import DEFAULT_BACKEND, TIMEOUT
 from pipelines import cluster
 from pipelines.allocation import (
     WorkerResources,
@@ -42,6 +43,9 @@ from pipelines.training.checkpoint_folder import list_checkpoints
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
 from pipelines.workdir import Workdir
+
+TORCH_CONFIG = TorchConfig(backend=DEFAULT_BACKEND, timeout_s=int(TIMEOUT.total_seconds()))
+"""The default process group of all workers, on GPUs too; ``alexnet.training.ddp`` says why."""
 
 BEGAN_WITH = "devices.json"
 """File beside the checkpoints: the kind of device that a training began with and keeps."""
@@ -163,6 +167,7 @@ def _fit(
         trainer = TorchTrainer(
             train_loop_per_worker,
             train_loop_config={"loop": loop(cpus=resources.threads, worker_log=lines)},
+            torch_config=TORCH_CONFIG,
             scaling_config=scaling_config(settings.num_workers, resources),
             run_config=RunConfig(
                 name=name,
