@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import SOURCE145_AND_SLOW_PAPER, narrow_network, train_context
+from factories import SOURCE145_AND_SLOW_PAPER, narrow_network, random_inputs, train_context
 from fake_device import CPU, FakeDeviceMode, FakeDeviceTensor, fake_device
 from torch import Tensor
 
@@ -137,6 +137,45 @@ def test_all_copies_of_a_step(dataset: Manifest, fake_devices: FakeDeviceMode) -
     assert augment_params[FIRST] == augment_params[SECOND]
 
 
+STAGES = {
+    aten._to_copy.default: "copy",
+    aten.cat.default: "concatenate",
+    aten.convolution.default: "compute",
+    aten.addmm.default: "compute",
+}
+
+
+@pytest.mark.parametrize("recipe", SOURCE145_AND_SLOW_PAPER)
+def test_each_stage_copies_then_concatenates_then_computes(
+    recipe: Recipe, fake_devices: FakeDeviceMode
+) -> None:
+    """Otherwise each GPU would wait for the other one's computation."""
+    network = narrow_network(recipe)
+    he_init(network)
+    crops = random_inputs(1)
+    expected = network.eval()(crops)
+    place_towers(network, TWO_DEVICES)
+    inputs = [crops.to(device) for device in TWO_DEVICES]
+    fake_devices.operations.clear()
+    logits = network(*inputs)
+    order = [STAGES[operation] for operation in fake_devices.operations if operation in STAGES]
+    runs = [(name, len(list(run))) for name, run in itertools.groupby(order)]
+    towers_and_copies = [("copy", 2), ("concatenate", 2)]
+    assert runs == [
+        ("compute", 4),  # conv1 and conv2.
+        *towers_and_copies,
+        ("compute", 6),  # conv3, conv4 and conv5.
+        *towers_and_copies,
+        ("compute", 2),  # fc6.
+        *towers_and_copies,
+        ("compute", 2),  # fc7.
+        ("copy", 1),
+        ("concatenate", 1),
+        ("compute", 1),  # fc8.
+    ]
+    assert torch.equal(logits.cpu(), expected)
+
+
 BLOCKING_OPERATIONS = {
     aten._local_scalar_dense.default,
     aten.is_nonzero.default,
@@ -213,6 +252,6 @@ def test_a_missing_copy_raises_an_error(
     for devices in ([FIRST, FIRST], [SECOND, FIRST], [FIRST, CPU]):
         with pytest.raises(RuntimeError, match="more than one device"):
             network(*crops_on(devices))
-    monkeypatch.setattr(towers, "gather", lambda parts, _: torch.cat(list(parts), dim=1))
+    monkeypatch.setattr(towers, "copy_to", lambda parts, _: list(parts))
     with pytest.raises(RuntimeError, match="more than one device"):
         network(*crops_on(TWO_DEVICES))

@@ -138,10 +138,10 @@ def test_the_comparison_is_in_float64_for_any_training_precision() -> None:
 def test_a_failed_comparison_is_reported(
     fake_devices: FakeDeviceMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reversed_gather(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-        return torch.cat([part.to(device) for part in reversed(parts)], dim=1)
+    def reversed_copies(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        return [part.to(device) for part in reversed(parts)]
 
-    monkeypatch.setattr(towers, "gather", reversed_gather)
+    monkeypatch.setattr(towers, "copy_to", reversed_copies)
     lines, result = check(TWO_DEVICES)
     assert result["passed"] is False
     assert result["logits_difference"] > 0.1
