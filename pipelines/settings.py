@@ -197,11 +197,19 @@ class TrainSettings(StageSettings):
     gpus_per_worker: OneOrTwo = option(
         2, "1 puts both towers on one GPU, for machines that have no second"
     )
-    checkpoint_steps: int = option(1000, "updates between checkpoints within an epoch", ge=1)
+    checkpoint_steps: int | None = option(
+        None,
+        "updates between checkpoints within an epoch, besides those of --checkpoint-minutes; by "
+        "default only these",
+        ge=1,
+    )
     checkpoint_minutes: float = option(
         10, "minutes after which a checkpoint is due at the next point of the curves", gt=0
     )
     log_steps: int = option(10, "updates between two points of the training curves", ge=1)
+    log_seconds: float = option(
+        1.0, "seconds between two points at least; 0: --log-steps alone determine them", ge=0
+    )
     max_failures: int = option(3, "restarts after lost workers or nodes before giving up", ge=0)
 
     @property

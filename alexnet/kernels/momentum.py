@@ -54,7 +54,7 @@ def update_in_one_pass(
     assert weight.stride() == velocity.stride() == gradient.stride()
     programs = triton.cdiv(weight.numel(), BLOCK)
     # Triton launches on the current device.
-    with torch.cuda.device_of(weight):
+    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
         update_kernel[(programs,)](
             weight, velocity, gradient, weight.numel(), momentum, decay, rate, block=BLOCK
         )

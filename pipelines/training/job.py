@@ -38,6 +38,7 @@ from pipelines.console.watchdog import Watchdog
 from pipelines.console.worker_log import worker_log
 from pipelines.setting_types import Device, Workers
 from pipelines.settings import TrainSettings
+from pipelines.tracking.node_metrics import host_name
 from pipelines.training import checkpoint_folder, checkpointing
 from pipelines.training.checkpoint_folder import list_checkpoints
 from pipelines.training.state import LoopConfig
@@ -90,6 +91,7 @@ def train_to_the_end(
         shards=shards,
         tracking_uri=SecretUri(tracking_uri),
         run_id=run_id,
+        driver_host=host_name(),
     )
     resources = _resources(settings, folder)
     failures_left = settings.max_failures

@@ -6,6 +6,7 @@ checkpoints.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import Semaphore
 from typing import Any
@@ -32,6 +33,7 @@ from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
 from pipelines.tracking import server
 from pipelines.tracking.metric_writer import MetricWriter
+from pipelines.tracking.node_metrics import host_name, node_metrics
 from pipelines.tracking.run import MetricStore
 from pipelines.training.checkpointing import restore
 
@@ -48,6 +50,8 @@ class LoopConfig:
     run_id: str
     cpus: int
     """Of each worker."""
+    driver_host: str
+    """The computer whose metrics MLflow itself writes."""
     checkpoints: Sequence[str] = ()
     """Paths of those of earlier starts of the job, the newest first."""
     worker_log: Any
@@ -153,6 +157,13 @@ def _train_context(
         channels_last=settings.channels_last,
         warmup_rows=settings.warmup_epochs * manifest.rows("train"),
     )
+
+
+def open_node_metrics(config: LoopConfig) -> AbstractContextManager[None]:
+    """A context in which one worker on each computer other than the driver's writes its metrics."""
+    if config.driver_host == host_name() or ray.train.get_context().get_local_rank() != 0:
+        return nullcontext()
+    return node_metrics(config.tracking_uri.reveal(), config.run_id)
 
 
 def open_metric_writer(config: LoopConfig, train_state: TrainState) -> MetricWriter:

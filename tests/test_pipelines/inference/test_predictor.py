@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factories import narrow_network, random_crops, train_context
+from factories import loader_of, narrow_network, random_crops, train_context
 from torch import Tensor, nn
 
 from alexnet.diagnostics.equivalence import he_init
@@ -52,7 +52,9 @@ def test_the_centre_view_is_that_of_the_validation(dataset: Manifest) -> None:
                 rows, images = read_images(group, ["label"], decoders)
             centre = predictor.views(images, {"m": precision})[CENTRE_VIEW]
             evaluated.count(centre, rows["label"].to_numpy().astype(np.int64))
-        validated = validate(network, dataset, replace(context, bf16=precision == "bf16"))
+        validated = validate(
+            network, loader_of(dataset), replace(context, bf16=precision == "bf16")
+        )
         assert evaluated == validated
         losses.append(validated.loss)
     assert losses[0] != losses[1]
