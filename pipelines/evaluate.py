@@ -1,5 +1,6 @@
 """A trained model → its errors on every validation image, centre view and ten views.
 
+Each model multiplies in the precision in which it was trained and validated.
 Errors have intervals of 95 % (Wilson). Several models are averaged, as the paper's five and seven
 networks were.
 
@@ -7,6 +8,7 @@ networks were.
     python pipelines/evaluate.py --workdir /data/work --model models:/alexnet/1 models:/alexnet/2
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -16,6 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from alexnet import predictions, storage
 from alexnet.errors import UserError
+from alexnet.model.precision import Precision
 from alexnet.provenance import code_version
 from alexnet.shards.format import write_table
 from alexnet.shards.manifest import Manifest
@@ -109,7 +112,7 @@ def evaluate_models(
     uris = [model.uri for model in models]
     evaluations.tag(run, uris, content)
     table = predictions.merge(
-        _predict(settings, manifest, uris, run),
+        _predict(settings, manifest, {model.uri: model.precision for model in models}, run),
         manifest.rows("val"),
         wnids=[label.wnid for label in manifest.labels],
         models=uris,
@@ -137,7 +140,7 @@ def _log_model_errors(run: Run, result: EvaluateResult) -> None:
 
 
 def _predict(
-    settings: EvaluateSettings, manifest: Manifest, uris: list[str], run: Run
+    settings: EvaluateSettings, manifest: Manifest, models: Mapping[str, Precision], run: Run
 ) -> list[pa.Table]:
     """The predictions for all validation row groups, by a pool of Ray actors."""
     cluster.connect()
@@ -148,7 +151,7 @@ def _predict(
         Evaluator,
         batch_size=1,
         compute=ActorPoolStrategy(size=resources.workers),
-        fn_constructor_args=(run.store, uris, resources.threads),
+        fn_constructor_args=(run.store, models, resources.threads),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         runtime_env={"env_vars": KEEP_FREED_MEMORY},

@@ -54,8 +54,8 @@ is the sample's, since .01 with few classes diverges.
 ILSVRC2012: dict[str, Any] = {
     "recipe": "source145",
     "rows_per_shard": 1024,
-    "checkpoint_steps": 2000,
-    "log_steps": 50,
+    "log_steps": 10,
+    "log_seconds": 5.0,
 }
 """All of ILSVRC2012; everything else is the recipe's.
 

@@ -182,7 +182,10 @@ class TrainSettings(StageSettings):
         "none", "number format of gradients on their way between workers", result=True
     )
     channels_last: Switch = option(
-        False, "on: the weights' layout in memory that suits tensor cores", result=True
+        False,
+        "layout in memory of images, activations and weights on GPUs: off is NCHW, on is NHWC, "
+        "which suits tensor cores; on CPUs it concerns the weights alone",
+        result=True,
     )
     compile: Switch = option(
         False, "on: the towers through torch.compile, if the machine has a compiler", result=True
@@ -194,11 +197,19 @@ class TrainSettings(StageSettings):
     gpus_per_worker: OneOrTwo = option(
         2, "1 puts both towers on one GPU, for machines that have no second"
     )
-    checkpoint_steps: int = option(1000, "updates between checkpoints within an epoch", ge=1)
+    checkpoint_steps: int | None = option(
+        None,
+        "updates between checkpoints within an epoch, besides those of --checkpoint-minutes; by "
+        "default only these",
+        ge=1,
+    )
     checkpoint_minutes: float = option(
         10, "minutes after which a checkpoint is due at the next point of the curves", gt=0
     )
     log_steps: int = option(10, "updates between two points of the training curves", ge=1)
+    log_seconds: float = option(
+        1.0, "seconds between two points at least; 0: --log-steps alone determine them", ge=0
+    )
     max_failures: int = option(3, "restarts after lost workers or nodes before giving up", ge=0)
 
     @property

@@ -141,7 +141,7 @@ def log_model_and_curves(
     writer = MetricWriter(MetricStore(run.store.uri, run.run_id), state.pending_metrics)
     if pending := writer.flush(FLUSH_TIMEOUT_S):
         stage_logger("train").info("%d metrics could not be written to MLflow", pending)
-    model = _log_model(run, network, recipe, manifest)
+    model = _log_model(run, network, settings, manifest)
     last = state.history[-1]
     result = TrainResult(
         images=state.epoch * manifest.rows("train"),
@@ -186,14 +186,15 @@ def _model_params(settings: TrainSettings, recipe: Recipe, manifest: Manifest) -
     }
 
 
-def _log_model(run: Run, network: AlexNet, recipe: Recipe, manifest: Manifest) -> str:
+def _log_model(run: Run, network: AlexNet, settings: TrainSettings, manifest: Manifest) -> str:
     """Log the network and its mean image as a function of crops; returns the model's URI."""
     stage_logger("train").info("exporting the model")
     mean = mean_crop(read_statistics(manifest.statistics_path).mean_image)
     example = np.clip(mean.numpy().transpose(1, 2, 0), 0, 255).astype(np.uint8)
     metadata = {
         "classes": [[label.wnid, label.name] for label in manifest.labels],
-        "recipe": recipe.name,
+        "recipe": network.recipe.name,
+        "precision": settings.precision,
         "shards": manifest.content_digest(),
         "crop_size": CROP_SIZE,
     }

@@ -13,16 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from alexnet import predictions
+from alexnet.metrics import LossAndErrors
 from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.codec import Encoding
 from alexnet.shards.finalize import finalize, finished_results
+from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.shards.plan import ShardTask, plan_digest, write_plan
 from alexnet.sources.read import read_source
 from alexnet.training.augment import mean_crop, pca_axes
-from alexnet.training.loop import TrainContext
+from alexnet.training.loop import Step, StepSums, TrainContext
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 from pipelines.results import EvaluateResult
 
@@ -106,6 +108,21 @@ def train_context(
         pca_axes=pca_axes(recipe, statistics.rgb_covariance),
         seed=seed,
     )
+
+
+def loader_of(dataset: Manifest, *, rank: int = 0, world_size: int = 1) -> ShardLoader:
+    """A worker's loader, for a validation."""
+    return ShardLoader(
+        manifest=dataset, batch_size=BATCH_SIZE, seed=SEED, rank=rank, world_size=world_size
+    )
+
+
+def total(steps: Sequence[Step]) -> LossAndErrors:
+    """The sums over some steps."""
+    sums = StepSums()
+    for step in steps:
+        sums.add(step)
+    return sums.read()
 
 
 def start_training(recipe: Recipe, learning_rate: float = 0.001) -> tuple[AlexNet, MomentumSGD]:

@@ -28,6 +28,15 @@ GPU0, GPU1 = torch.device("cuda:0"), torch.device("cuda:1")
 """Devices for ``shapes_only``."""
 aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default}
+BLOCKING = {
+    aten._local_scalar_dense.default,
+    aten.is_nonzero.default,
+    aten.nonzero.default,
+    aten.equal.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+}
+"""The CPU waits for the result of these operations, or for its shape."""
 RANDOM = {aten.native_dropout.default, aten.bernoulli_.float, aten.bernoulli.default}
 
 
@@ -86,13 +95,15 @@ class FakeDeviceTensor(Tensor):
 class FakeDeviceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context in which tensors can be moved to fake devices and created on them.
 
-    ``operations`` lists all operations on tensors of fake devices.
+    ``operations`` lists all operations on tensors of fake devices. ``waits`` lists those for which
+    the CPU would wait for a GPU: its own and blocking copies to the CPU.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.generators = [torch.Generator() for _ in range(2)]
         self.operations: list[Callable[..., Any]] = []
+        self.waits: list[Callable[..., Any]] = []
 
     def __torch_dispatch__(
         self,
@@ -104,6 +115,8 @@ class FakeDeviceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         numbers = {leaf.number for leaf in tree_leaves(args) if isinstance(leaf, FakeDeviceTensor)}
         if numbers or _number((kwargs or {}).get("device")) is not None:
             self.operations.append(func)
+        if numbers and (func in BLOCKING or _is_blocking_copy(func, args, kwargs or {})):
+            self.waits.append(func)
         if func in RANDOM and numbers - {0}:
             with torch.random.fork_rng(devices=[]):
                 generator = self.generators[max(numbers)]
@@ -112,6 +125,20 @@ class FakeDeviceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 generator.set_state(torch.get_rng_state())
             return result
         return run_on_cpu(func, args, kwargs or {})
+
+
+def _is_blocking_copy(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> bool:
+    """Whether a tensor of a fake device is copied to the CPU before the CPU continues."""
+    if func is aten.copy_.default:
+        target = args[0].device
+        non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+    elif func is aten._to_copy.default:
+        target, non_blocking = kwargs.get("device"), kwargs.get("non_blocking", False)
+    else:
+        return False
+    return target is not None and target.type == "cpu" and not non_blocking
 
 
 def run_on_cpu(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

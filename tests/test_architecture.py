@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from alexnet.training.ddp import DEFAULT_BACKEND
 from pipelines.command_settings import BatchInferenceSettings
 from pipelines.settings import FullRunSettings, PreprocessCommandSettings, TrainCommandSettings
 
@@ -116,6 +117,47 @@ def test_mlflow_is_used_in_one_package() -> None:
         for line, text in strings_of(tree_of(file))
         if text.startswith("MLFLOW_")
     ] == []
+
+
+def calls_of(name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Module and keyword arguments of each call of a function or class in the packages."""
+    for module, file in FILES.items():
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == name:
+                yield module, {k.arg or "**": ast.unparse(k.value) for k in node.keywords}
+
+
+def test_no_process_group_is_used_for_tensors_of_several_devices() -> None:
+    """From torch 2.15 on, a process group of NCCL refuses devices other than its own."""
+    wrappers = list(calls_of("DistributedDataParallel"))
+    assert wrappers
+    assert all("process_group" in options for _, options in wrappers)
+    groups = list(calls_of("new_group"))
+    assert groups
+    assert all({"backend", "device_id"} <= options.keys() for _, options in groups)
+    # Compression hooks use the default process group unless they are given another.
+    hooks = [
+        ast.unparse(node.args[0])
+        for file in FILES.values()
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".register_comm_hook")
+    ]
+    assert hooks
+    assert "None" not in hooks
+    # The default process group is for the CPU: every job of Ray Train has gloo's.
+    jobs = list(calls_of("TorchTrainer"))
+    assert len(jobs) == 2
+    assert all(options.get("torch_config") == "TORCH_CONFIG" for _, options in jobs)
+    assert [options["backend"] for _, options in calls_of("TorchConfig")] == ["DEFAULT_BACKEND"]
+    assert DEFAULT_BACKEND == "gloo"
+    assert list(calls_of("init_process_group")) == []
+    nccl = [
+        name for name, file in FILES.items() for _, s in strings_of(tree_of(file)) if s == "nccl"
+    ]
+    assert nccl == ["alexnet.training.ddp"]
+    operations = ["all_reduce", "all_gather", "broadcast", "reduce", "barrier", "gather_object"]
+    users = {name for operation in operations for name, _ in calls_of(operation)}
+    assert users == {"pipelines.training.collectives"}
 
 
 def workflow_flags() -> set[str]:

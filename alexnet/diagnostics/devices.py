@@ -1,31 +1,29 @@
 """Measurements of the network on given devices: placement, copies between towers, times.
 
-They are for the examination of new hardware. Training does not use this module.
+They are for the examination of new hardware. What is measured is what training does with a batch of
+images in memory: ``training.loop.train_on_batch`` with a network of ``training.network``.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
-from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alexnet.diagnostics.copies import CopyTracer, DeviceCopy
-from alexnet.model.placement import place_towers
-from alexnet.model.towers import AlexNet, Tower, initialize
-from alexnet.recipes import CROP_SIZE, Recipe
+from alexnet.diagnostics.timing import measure_work
+from alexnet.model.towers import Tower
+from alexnet.recipes import CROP_SIZE, IMAGE_SIZE, Recipe
 from alexnet.shards.loader import Batch
-from alexnet.training.loop import train_step
+from alexnet.training.augment import centre_crops
+from alexnet.training.loop import TrainContext, train_on_batch
+from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import EpochRates, build_optimizer, set_rates
 
 CLASSES = 1000
-
-MAX_REPEATS, MAX_SECONDS = 10, 5.0
-"""A measurement is repeated this many times, or as often as it can start in this time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +47,9 @@ class StepTimes:
     """Medians of measured times in seconds."""
 
     step_seconds: float
-    """A whole update: forward pass, backward pass, new weights."""
+    """A whole update: images to the devices, crops, forward and backward pass, new weights."""
+    launch_seconds: float | None
+    """Until the CPU has launched an update on devices that are idle; None without GPUs."""
     tower_seconds: list[float]
     """Forward and backward pass of each tower while the others are idle; empty on one device."""
     network_seconds: float | None
@@ -64,30 +64,39 @@ class StepTimes:
 
 
 class DeviceBenchmark:
-    """A network of full size on some devices, with a batch of random crops on each."""
+    """A network of full size on some devices, and a batch of random images."""
 
     def __init__(
         self,
         recipe: Recipe,
         devices: Sequence[torch.device],
         images: int,
-        *,
-        bf16: bool = False,
-        channels_last: bool = False,
+        execution: Execution,
     ) -> None:
-        self.recipe, self.bf16 = recipe, bf16
+        self.recipe = recipe
         self.devices = list(dict.fromkeys(devices))
-        self.network = AlexNet(recipe, CLASSES)
-        initialize(self.network, recipe, 0)
-        place_towers(self.network, devices)
-        if channels_last:
-            self.network.to(memory_format=torch.channels_last)
+        self.network, self.not_compiled = build_network(recipe, CLASSES, devices, 0, execution)
         self.network.train()
-        crops = torch.rand(images, 3, CROP_SIZE, CROP_SIZE).sub_(0.5).mul_(255)
-        self.crops = [crops.to(device) for device in self.devices]
+        mean = torch.full((3, CROP_SIZE, CROP_SIZE), 127.5)
+        self.context = TrainContext(
+            recipe=recipe,
+            means=[mean.to(device) for device in self.devices],
+            pca_axes=np.eye(3),
+            seed=0,
+            bf16=execution.bf16,
+            channels_last=execution.channels_last,
+        )
+        generator = torch.Generator().manual_seed(0)
+        shape = images, IMAGE_SIZE, IMAGE_SIZE, 3
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        if self.devices[0].type == "cuda":  # As the loader's batches.
+            pixels = pixels.pin_memory()
         labels = torch.arange(images) % CLASSES
-        no_images = torch.empty(0, dtype=torch.uint8)
-        self.batch = Batch(no_images, labels, np.arange(images), offset=0, rows=images)
+        self.batch = Batch(pixels, labels, np.arange(images), offset=0, rows=images)
+        self.crops = [
+            centre_crops(pixels.to(mean.device), mean, channels_last=execution.channels_last)
+            for mean in self.context.means
+        ]
 
     def device_infos(self) -> list[DeviceInfo]:
         """The devices and the parts of the network on them."""
@@ -140,21 +149,25 @@ class DeviceBenchmark:
             for _ in range(repeats):
                 tensor.to(copy.target, non_blocking=True)
 
-        return self._seconds(copy_repeatedly) / repeats
+        return measure_work(copy_repeatedly, self.devices).work / repeats
 
     def step_times(self) -> StepTimes:
         """The time of an update, and of each tower's forward and backward pass."""
         gpus = [device for device in self.devices if device.type == "cuda"]
-        step_seconds = self._seconds(self._step())
+        step = measure_work(self._step(), self.devices)
         peak_bytes = {str(device): torch.cuda.max_memory_allocated(device) for device in gpus}
         tower_seconds: list[float] = []
         network_seconds: float | None = None
         if len(self.devices) > 1:
             numbers = range(len(self.network.towers))
-            tower_seconds = [self._seconds(partial(self._run_tower, i)) for i in numbers]
-            network_seconds = self._seconds(self._run_network)
+            tower_seconds = [
+                measure_work(partial(self._run_tower, number), self.devices).work
+                for number in numbers
+            ]
+            network_seconds = measure_work(self._run_network, self.devices).work
         return StepTimes(
-            step_seconds=step_seconds,
+            step_seconds=step.work,
+            launch_seconds=step.launch,
             tower_seconds=tower_seconds,
             network_seconds=network_seconds,
             peak_bytes=peak_bytes,
@@ -168,9 +181,7 @@ class DeviceBenchmark:
         optimizer = build_optimizer(self.network, self.recipe)
         # The optimizer skips parameters with a rate of 0. A small one hardly changes the weights.
         set_rates(optimizer, EpochRates(1e-6))
-        return lambda: train_step(
-            self.network, optimizer, self.crops, self.batch, 1, bf16=self.bf16
-        )
+        return lambda: train_on_batch(self.network, optimizer, self.batch, self.context, epoch=0)
 
     def _logits(self) -> Tensor:
         with self._autocast():
@@ -198,23 +209,4 @@ class DeviceBenchmark:
         x.sum().backward()  # type: ignore[no-untyped-call]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.devices[0].type, torch.bfloat16, enabled=self.bf16)
-
-    def _seconds(self, work: Callable[[], object]) -> float:
-        """Median time of ``work``, after some calls to warm up."""
-        for _ in range(3 if self.devices[0].type == "cuda" else 1):
-            work()
-        times: list[float] = []
-        end = time.perf_counter() + MAX_SECONDS
-        while not times or (len(times) < MAX_REPEATS and time.perf_counter() < end):
-            self._synchronize()
-            started = time.perf_counter()
-            work()
-            self._synchronize()
-            times.append(time.perf_counter() - started)
-        return median(times)
-
-    def _synchronize(self) -> None:
-        for device in self.devices:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+        return torch.autocast(self.devices[0].type, torch.bfloat16, enabled=self.context.bf16)

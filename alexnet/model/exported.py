@@ -1,4 +1,4 @@
-"""A classifier loaded from an export, run node by node: features of a layer, bfloat16.
+"""A classifier loaded from an export, in any precision; node by node for features and bfloat16.
 
 An export is a graph with the names of the network's parameters. Running its nodes one by one costs
 microseconds each, and gives access to what flows between them.
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from alexnet.errors import UserError
+from alexnet.model.precision import Precision, set_tf32
 
 Layer = Literal["fc6", "fc7"]
 
@@ -26,7 +27,7 @@ class Outputs(NamedTuple):
 
 
 def as_function(
-    model: nn.Module, name: str, layer: Layer | None, *, bf16: bool
+    model: nn.Module, name: str, layer: Layer | None, *, precision: Precision
 ) -> Callable[[Tensor], Outputs]:
     """A loaded classifier as a function of (N, 224, 224, 3) uint8 crops.
 
@@ -34,13 +35,19 @@ def as_function(
         model: as ``torch.export`` and MLflow load it.
         name: for messages.
         layer: whose activations are wanted, as the next layer reads them.
-        bf16: whether convolutions and matrix products are done in bfloat16.
+        precision: of convolutions and matrix products.
 
     Raises:
         UserError: the model is no export, or has no such layer.
     """
+    bf16 = precision == "bf16"
     if layer is None and not bf16:
-        return lambda crops: Outputs(model(crops), None)
+
+        def run_whole(crops: Tensor) -> Outputs:
+            set_tf32(precision)
+            return Outputs(model(crops), None)
+
+        return run_whole
     if not isinstance(model, fx.GraphModule):
         raise UserError(f"{name}: not an exported graph, so only its probabilities are available")
     node = None if layer is None else _input_of(_NEXT_LAYER[layer], model.graph)
@@ -48,6 +55,7 @@ def as_function(
         raise UserError(f"{name}: has no layer {layer}")
 
     def run(crops: Tensor) -> Outputs:
+        set_tf32(precision)
         interpreter = _Interpreter(model, node, bf16=bf16)
         return Outputs(cast(Tensor, interpreter.run(crops)), interpreter.features)
 

@@ -114,10 +114,11 @@ class AlexNet(nn.Module):
         towers: Sequence[Tower] = list(self.towers)  # type: ignore[arg-type]
         inputs = crops * len(towers) if len(crops) == 1 else crops
         x = [tower.before_conv3(part) for tower, part in zip(towers, inputs, strict=True)]
-        x = [tower.conv3_to_pool5(gather(x, tower.device)) for tower in towers]
-        x = [tower.hidden6(gather(x, tower.device)) for tower in towers]
-        x = [tower.hidden7(gather(x, tower.device)) for tower in towers]
-        return self.fc8(gather(x, self.fc8.weight.device))  # type: ignore[no-any-return]
+        devices = [tower.device for tower in towers]
+        x = [t.conv3_to_pool5(maps) for t, maps in zip(towers, gather(x, devices), strict=True)]
+        x = [t.hidden6(units) for t, units in zip(towers, gather(x, devices), strict=True)]
+        x = [t.hidden7(units) for t, units in zip(towers, gather(x, devices), strict=True)]
+        return self.fc8(*gather(x, [self.fc8.weight.device]))  # type: ignore[no-any-return]
 
 
 def initialize(model: AlexNet, recipe: Recipe, seed: int) -> None:
@@ -144,8 +145,18 @@ def _in_float32(norm: nn.Module, x: Tensor) -> Tensor:
         return norm(x.float())  # type: ignore[no-any-return]
 
 
-def gather(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Concatenate the towers' activations on one device, the first tower's channels first."""
+def gather(parts: Sequence[Tensor], devices: Sequence[torch.device]) -> list[Tensor]:
+    """Concatenate the towers' activations on each device, the first tower's channels first.
+
+    All copies are launched before all concatenations, and these before the computation that
+    follows. A copy between GPUs waits for what was launched before on both. If a device computed
+    between two copies, the other would wait for it, and the towers would compute one by one.
+    """
+    copies = [copy_to(parts, device) for device in devices]
+    return [torch.cat(local, dim=1) for local in copies]
+
+
+def copy_to(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on a device; those that are there already are not copied."""
     # ``to`` only where a copy is needed: ``torch.export`` would record its device as a constant.
-    local = [p if p.device == device else p.to(device, non_blocking=True) for p in parts]
-    return torch.cat(local, dim=1)
+    return [p if p.device == device else p.to(device, non_blocking=True) for p in parts]

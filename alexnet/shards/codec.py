@@ -58,13 +58,21 @@ def decode_into(stored: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
         raise ValueError(f"{decoded.shape[1]}x{decoded.shape[0]} pixels")
 
 
-def decode_images(stored: Sequence[pa.Buffer], threads: ThreadPoolExecutor) -> NDArray[np.uint8]:
+def decode_images(
+    stored: Sequence[pa.Buffer],
+    threads: ThreadPoolExecutor,
+    into: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
     """Stored images → (n, 256, 256, 3) RGB.
+
+    ``into``: an array of this shape for the result, by default a new one.
 
     Raises:
         ValueError: one of them is neither a raw image nor a 256x256 JPEG.
     """
-    images = np.empty((len(stored), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    shape = len(stored), IMAGE_SIZE, IMAGE_SIZE, 3
+    images = np.empty(shape, np.uint8) if into is None else into
+    assert images.shape == shape
 
     def decode(index: int) -> None:
         decode_into(np.frombuffer(stored[index], np.uint8), images[index])
@@ -74,9 +82,12 @@ def decode_images(stored: Sequence[pa.Buffer], threads: ThreadPoolExecutor) -> N
 
 
 def read_images(
-    group: RowGroup, columns: list[str], threads: ThreadPoolExecutor
+    group: RowGroup,
+    columns: list[str],
+    threads: ThreadPoolExecutor,
+    into: NDArray[np.uint8] | None = None,
 ) -> tuple[pa.Table, NDArray[np.uint8]]:
-    """Some columns of a row group, and its images.
+    """Some columns of a row group, and its images; ``into`` as for ``decode_images``.
 
     Returns:
         The columns, and (rows, 256, 256, 3) RGB.
@@ -87,7 +98,7 @@ def read_images(
     table = read_row_group(group, [*columns, "image"])
     stored = [image.as_buffer() for image in table["image"]]
     try:
-        return table.drop_columns("image"), decode_images(stored, threads)
+        return table.drop_columns("image"), decode_images(stored, threads, into)
     except ValueError as error:
         raise CorruptShardError(
             f"{group.path}: an image can't be decoded ({one_line(error)})"

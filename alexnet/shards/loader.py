@@ -109,6 +109,14 @@ class ShardLoader:
             decoders.shutdown(cancel_futures=True)
 
 
+def empty_images(count: int, *, pin_memory: bool) -> Tensor:
+    """(count, 256, 256, 3) uint8 on the CPU, to be overwritten."""
+    shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
+    if pin_memory:  # Torch reuses pinned memory for later batches; to allocate it is slow.
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    return torch.from_numpy(np.empty(shape, np.uint8))
+
+
 class RowGroupData(NamedTuple):
     """The columns ``image`` and ``label`` of a row group, as views of Arrow's memory."""
 
@@ -219,13 +227,7 @@ class _RowGroupCache:
         self._read_ahead(number)
         groups = self.schedule.group_of_row[number].tolist()
         indices = self.schedule.index_of_row[number].tolist()
-        shape = (len(groups), IMAGE_SIZE, IMAGE_SIZE, 3)
-        # Torch reuses pinned memory for later batches; to allocate it is slow.
-        images = (
-            torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            if self.pin_memory
-            else torch.from_numpy(np.empty(shape, np.uint8))
-        )
+        images = empty_images(len(groups), pin_memory=self.pin_memory)
         pixels = images.numpy()
         labels = np.empty(len(groups), np.int64)
         reads = {group: self.cached[group] for group in set(groups)}

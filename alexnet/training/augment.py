@@ -97,7 +97,14 @@ def mean_crop(mean_image: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(central.transpose(2, 0, 1)))
 
 
-def training_crops(images: Tensor, params: AugmentParams, mean: Tensor, scale: float) -> Tensor:
+def training_crops(
+    images: Tensor,
+    params: AugmentParams,
+    mean: Tensor,
+    scale: float,
+    *,
+    channels_last: bool = True,
+) -> Tensor:
     """Crop, mirror, subtract the mean and add colour noise, on the device of the images.
 
     Args:
@@ -105,14 +112,15 @@ def training_crops(images: Tensor, params: AugmentParams, mean: Tensor, scale: f
         params: of the B images.
         mean: (3, 224, 224) float32 on the same device.
         scale: factor of the result (``Recipe.training_scale``).
+        channels_last: the result's layout in memory on GPUs; on CPUs it is always channels last.
 
     Returns:
-        (B, 3, 224, 224) float32, channels last in memory. Both implementations, and any number of
+        (B, 3, 224, 224) float32. Both implementations, and any number of
         threads, give the same bits.
     """
-    on_cpu = images.device.type == "cpu"
-    implementation = crops_by_compiled_loop if on_cpu else crops_by_torch_operations
-    return implementation(images, params, mean, scale)
+    if images.device.type == "cpu":
+        return crops_by_compiled_loop(images, params, mean, scale)
+    return crops_by_torch_operations(images, params, mean, scale, channels_last=channels_last)
 
 
 def crops_by_compiled_loop(
@@ -132,7 +140,12 @@ def crops_by_compiled_loop(
 
 
 def crops_by_torch_operations(
-    images: Tensor, params: AugmentParams, mean: Tensor, scale: float
+    images: Tensor,
+    params: AugmentParams,
+    mean: Tensor,
+    scale: float,
+    *,
+    channels_last: bool = True,
 ) -> Tensor:
     """``training_crops`` for GPUs: few operations, and none of them waits for the device."""
     corners, flips, colours = (
@@ -144,8 +157,31 @@ def crops_by_torch_operations(
     columns = corners[:, 1:] + torch.where(flips[:, None], CROP_SIZE - 1 - steps, steps)
     number = torch.arange(len(images), device=images.device)
     crops = images[number[:, None, None], rows[:, :, None], columns[:, None, :]]
-    result = crops.permute(0, 3, 1, 2).float()
+    result = _to_float(crops, channels_last=channels_last)
     return result.sub_(mean).add_(colours[:, :, None, None]).mul_(scale)
+
+
+def centre_crops(images: Tensor, mean: Tensor, *, channels_last: bool = True) -> Tensor:
+    """The centre view as input of the network, on the device of the images.
+
+    Args:
+        images: (B, 256, 256, 3) uint8.
+        mean: (3, 224, 224) float32 on the same device.
+        channels_last: as for ``training_crops``.
+
+    Returns:
+        (B, 3, 224, 224) float32.
+    """
+    top, left = VIEW_CORNERS[CENTRE_VIEW]
+    crops = images[:, top : top + CROP_SIZE, left : left + CROP_SIZE]
+    return _to_float(crops, channels_last=channels_last) - mean
+
+
+def _to_float(crops: Tensor, *, channels_last: bool) -> Tensor:
+    """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in a layout; on CPUs it is channels last."""
+    channels_last = channels_last or crops.device.type == "cpu"
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
 
 
 def ten_crop(images: Tensor) -> Tensor:

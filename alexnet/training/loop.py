@@ -1,10 +1,10 @@
 """One step and one epoch of training, and the validation with the centre view.
 
-No operation of a step waits for a device: results stay tensors until ``total`` reads them.
+No operation of a step waits for a device: ``StepSums`` adds the results up on the device, and they
+are read later.
 """
 
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from alexnet.metrics import TOP_K, LossAndErrors
 from alexnet.recipes import Recipe
-from alexnet.shards.codec import read_images
 from alexnet.shards.loader import Batch, ShardLoader
-from alexnet.shards.manifest import Manifest
-from alexnet.training.augment import CENTRE_VIEW, sample_augment_params, ten_crop, training_crops
+from alexnet.shards.validation import validation_batches
+from alexnet.training.augment import centre_crops, sample_augment_params, training_crops
+from alexnet.training.device_queue import HostCopy
 from alexnet.training.optimizer import EpochRates, MomentumSGD, apply_warmup, set_rates
 
 
@@ -35,6 +35,8 @@ class TrainContext:
     seed: int
     bf16: bool = False
     """Matrix products and convolutions in bfloat16, under ``torch.autocast``."""
+    channels_last: bool = True
+    """Memory layout of the network's input on GPUs, and so of its activations."""
     warmup_rows: int = 0
     """The learning rate rises over this many rows (``optimizer.apply_warmup``)."""
 
@@ -72,29 +74,57 @@ def train_epoch(
     """
     model.train()
     for batch in loader.epoch(epoch, offset):
-        params = sample_augment_params(
-            context.recipe,
-            context.pca_axes,
-            batch.rows,
-            seed=context.seed,
-            epoch=epoch,
-            offset=batch.offset,
-            colour_noise=rates.colour_noise,
-        ).take(batch.positions)
-        crops = [
-            training_crops(
-                batch.images.to(mean.device, non_blocking=True),
-                params,
-                mean,
-                context.recipe.training_scale if rates.colour_noise else 1.0,
-            )
-            for mean in context.means
-        ]
         if context.warmup_rows:
             seen = epoch * loader.manifest.rows("train") + batch.offset + batch.rows
             set_rates(optimizer, apply_warmup(rates, seen, context.warmup_rows))
-        _seed_dropout(context, epoch, batch.offset, loader.rank)
-        yield train_step(model, optimizer, crops, batch, loader.world_size, bf16=context.bf16)
+        yield train_on_batch(
+            model,
+            optimizer,
+            batch,
+            context,
+            epoch=epoch,
+            colour_noise=rates.colour_noise,
+            rank=loader.rank,
+            world_size=loader.world_size,
+        )
+
+
+def train_on_batch(
+    model: nn.Module,
+    optimizer: MomentumSGD,
+    batch: Batch,
+    context: TrainContext,
+    *,
+    epoch: int,
+    colour_noise: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Step:
+    """Everything that a step does with a batch of images: copies, augmentation, the update.
+
+    ``model`` as for ``train_epoch``. The optimizer's rates are set.
+    """
+    params = sample_augment_params(
+        context.recipe,
+        context.pca_axes,
+        batch.rows,
+        seed=context.seed,
+        epoch=epoch,
+        offset=batch.offset,
+        colour_noise=colour_noise,
+    ).take(batch.positions)
+    crops = [
+        training_crops(
+            batch.images.to(mean.device, non_blocking=True),
+            params,
+            mean,
+            context.recipe.training_scale if colour_noise else 1.0,
+            channels_last=context.channels_last,
+        )
+        for mean in context.means
+    ]
+    _seed_dropout(context, epoch, batch.offset, rank)
+    return train_step(model, optimizer, crops, batch, world_size, bf16=context.bf16)
 
 
 def train_step(
@@ -128,39 +158,73 @@ def train_step(
     )
 
 
-def total(steps: Sequence[Step]) -> LossAndErrors:
-    """This worker's sums over some steps. It waits for the device."""
-    return LossAndErrors(
-        images=sum(step.images for step in steps),
-        loss=sum(float(step.loss) for step in steps),
-        top1_wrong=sum(int(step.top1_wrong) for step in steps),
-        top5_wrong=sum(int(step.top5_wrong) for step in steps),
-    )
+class StepSums:
+    """This worker's sums over some steps, on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.images = 0
+        """Of this worker."""
+        self.rows = 0
+        """Images of all workers."""
+        self._sums: Tensor | None = None
+        self._copy: HostCopy | None = None
+
+    def add(self, step: Step) -> None:
+        """Add a step, without waiting for its results."""
+        assert self._copy is None
+        values = torch.stack([step.loss.double(), step.top1_wrong, step.top5_wrong])
+        self._sums = values if self._sums is None else self._sums + values
+        self.steps += 1
+        self.images += step.images
+        self.rows += step.rows
+
+    def start_copy(self) -> None:
+        """Start to copy the sums to the CPU; no step may be added after that."""
+        assert self._sums is not None
+        self._copy = HostCopy(self._sums)
+
+    def read(self) -> LossAndErrors:
+        """The sums; waits for the device until they are copied."""
+        if self._copy is None:
+            self.start_copy()
+        assert self._copy is not None
+        loss, top1_wrong, top5_wrong = self._copy.read().tolist()
+        return LossAndErrors(
+            images=self.images, loss=loss, top1_wrong=int(top1_wrong), top5_wrong=int(top5_wrong)
+        )
 
 
 @torch.no_grad()
-def validate(
-    model: nn.Module,
-    manifest: Manifest,
-    context: TrainContext,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-) -> LossAndErrors:
-    """Errors of the centre view on this worker's row groups of the validation split."""
+def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> LossAndErrors:
+    """Errors of the centre view on this worker's row groups of the validation split.
+
+    The probabilities of a row group are counted while the device computes the next one.
+    """
     model.eval()
     errors = LossAndErrors()
-    with ThreadPoolExecutor(2, "decode") as decoders:
-        for group in manifest.row_groups("val")[rank::world_size]:
-            table, images = read_images(group, ["label"], decoders)
-            crops = ten_crop(torch.from_numpy(images))[CENTRE_VIEW]
-            inputs = [
-                crops.to(mean.device).permute(0, 3, 1, 2).float() - mean for mean in context.means
-            ]
-            with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=context.bf16):
-                logits = model(*inputs).float()
-            probabilities = logits.softmax(dim=1)
-            errors.count(probabilities.cpu().numpy(), table["label"].to_numpy().astype(np.int64))
+    uncounted: tuple[HostCopy, NDArray[np.int64]] | None = None
+
+    def count() -> None:
+        if uncounted:
+            probabilities, labels = uncounted
+            errors.count(probabilities.read().numpy(), labels)
+
+    for batch in validation_batches(loader):
+        inputs = [
+            centre_crops(
+                batch.images.to(mean.device, non_blocking=True),
+                mean,
+                channels_last=context.channels_last,
+            )
+            for mean in context.means
+        ]
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=context.bf16):
+            logits = model(*inputs).float()
+        copy = HostCopy(logits.softmax(dim=1))
+        count()
+        uncounted = copy, batch.labels
+    count()
     return errors
 
 

@@ -6,6 +6,7 @@ In ``torch.optim.SGD`` v does not contain ε. Both rules agree while ε is const
 every drop of ε, because the paper's v still contains the old rate.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,11 +45,14 @@ class MomentumSGD(torch.optim.Optimizer):
             if rate == 0:  # Frozen weights are not moved by momentum either (145).
                 continue
             for weight in group["params"]:
-                velocity = self.velocity(weight)
-                velocity.mul_(group["momentum"])
-                velocity.add_(weight, alpha=-group["weight_decay"] * rate)
-                velocity.add_(weight.grad, alpha=-rate)
-                weight.add_(velocity)
+                _update_for(weight)(
+                    weight,
+                    self.velocity(weight),
+                    weight.grad,
+                    momentum=group["momentum"],
+                    decay=group["weight_decay"] * rate,
+                    rate=rate,
+                )
 
     def velocity(self, weight: nn.Parameter) -> Tensor:
         """v of one parameter, on its device; zero before the first step."""
@@ -56,6 +60,44 @@ class MomentumSGD(torch.optim.Optimizer):
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(weight)
         return state["velocity"]  # type: ignore[no-any-return]
+
+
+def update_by_torch_operations(
+    weight: Tensor,
+    velocity: Tensor,
+    gradient: Tensor,
+    *,
+    momentum: float,
+    decay: float,
+    rate: float,
+) -> None:
+    """v ← momentum · v - decay · w - rate · g, then w ← w + v, in place, on any device."""
+    velocity.mul_(momentum)
+    velocity.add_(weight, alpha=-decay)
+    velocity.add_(gradient, alpha=-rate)
+    weight.add_(velocity)
+
+
+def _update_for(weight: nn.Parameter) -> Callable[..., None]:
+    """The implementation of the update for a parameter on its device."""
+    gradient = weight.grad
+    assert gradient is not None
+    fits = (
+        weight.device.type == "cuda"
+        and weight.dtype == gradient.dtype == torch.float32
+        and gradient.stride() == weight.stride()
+    )
+    return (_fused_update() if fits else None) or update_by_torch_operations
+
+
+@functools.cache
+def _fused_update() -> Callable[..., None] | None:
+    """The update as one kernel; None where Triton is not installed."""
+    try:
+        from alexnet.kernels.momentum import update_in_one_pass
+    except ImportError:
+        return None
+    return update_in_one_pass
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> MomentumSGD:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from alexnet import predictions
 from alexnet.metrics import average, top_labels
+from alexnet.model.precision import Precision
 from alexnet.shards.codec import read_images
 from alexnet.shards.format import RowGroup
 from alexnet.training.augment import CENTRE_VIEW
@@ -22,9 +23,11 @@ from pipelines.tracking.store import Store
 class Evaluator:
     """The actor of ``evaluate``: one row group of the validation split → one row per image."""
 
-    def __init__(self, store: Store, uris: list[str], threads: int) -> None:
+    def __init__(self, store: Store, models: Mapping[str, Precision], threads: int) -> None:
+        """``models``: the precision of each, by URI."""
+        self.models = models
         # The models are loaded in the first call, which can return errors.
-        self.predictor = cache(partial(Predictor.load, store, uris, threads))
+        self.predictor = cache(partial(Predictor.load, store, list(models), threads))
         self.decoders = ThreadPoolExecutor(threads)
 
     @errors_as_rows(predictions.SCHEMA)
@@ -39,7 +42,7 @@ class Evaluator:
         """
         group = RowGroup(str(items["path"][0]), int(items["number"][0]), int(items["rows"][0]))
         rows, images = read_images(group, ["key", "label"], self.decoders)
-        by_view = self.predictor().views(images)
+        by_view = self.predictor().views(images, self.models)
         ten_views, centre_view = average(list(by_view)), by_view[CENTRE_VIEW]
         best = top_labels(ten_views)
         return pa.table(

@@ -8,8 +8,8 @@ from typing import Any
 from alexnet.errors import UserError, one_line
 from alexnet.inference.parts import PartOptions, PartWriter
 from alexnet.model.exported import Layer
+from alexnet.model.precision import Precision
 from pipelines.inference.predictor import BatchPredictor, Predictor
-from pipelines.setting_types import Precision
 from pipelines.task_errors import pack
 from pipelines.tracking.store import Store
 

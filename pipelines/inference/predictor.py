@@ -14,8 +14,8 @@ from alexnet.inference.rows import Prediction
 from alexnet.metrics import average
 from alexnet.model.classifier import view_probabilities
 from alexnet.model.exported import Layer, Outputs, as_function
+from alexnet.model.precision import Precision
 from alexnet.training.augment import CENTRE_VIEW, ten_crop
-from pipelines.setting_types import Precision
 from pipelines.tracking import registry
 from pipelines.tracking.store import Store
 
@@ -35,20 +35,32 @@ class Predictor:
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         return cls({uri: registry.load_classifier(store, uri).to(device) for uri in uris}, device)
 
-    def views(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def views(
+        self, images: NDArray[np.uint8], precisions: Mapping[str, Precision]
+    ) -> NDArray[np.float32]:
         """Probabilities of the ten views, averaged over models.
 
         Args:
             images: (N, 256, 256, 3).
+            precisions: of each model, by URI.
 
         Returns:
             (10, N, classes).
 
         Raises:
             InvalidModelError: a model outputs NaN.
+            UserError: a model is to be computed in bfloat16 and is no export.
         """
         views = ten_crop(torch.from_numpy(images).to(self.device))
-        return view_probabilities(self.models, views).numpy()
+        functions = {
+            uri: _probabilities(as_function(model, uri, None, precision=precisions[uri]))
+            for uri, model in self.models.items()
+        }
+        return view_probabilities(functions, views).numpy()
+
+
+def _probabilities(function: Callable[[Tensor], Outputs]) -> Callable[[Tensor], Tensor]:
+    return lambda crops: function(crops).probabilities
 
 
 class BatchPredictor:
@@ -75,10 +87,8 @@ class BatchPredictor:
         Raises:
             UserError: a model has no such layer.
         """
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         self._functions = {
-            uri: as_function(model, uri, layer, bf16=precision == "bf16")
+            uri: as_function(model, uri, layer, precision=precision)
             for uri, model in models.models.items()
         }
         self._device, self._classes, self._views = models.device, classes, views

@@ -5,11 +5,12 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from alexnet import storage
 from alexnet.errors import UserError
 from pipelines.console.redact import redacted, shortened
+from pipelines.setting_types import Precision
 from pipelines.tracking.store import Store, StoreError, was_refused
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class ModelInfo:
     """Content digest of the shards that it was trained on, if it says so."""
     version: str | None = None
     """``<name>/<version>`` of a registered model."""
+    precision: Precision = "float32"
+    """In which it was trained and validated; older models do not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ def get_model_info(store: Store, uri: str) -> ModelInfo:
         metadata = info.metadata or {}
         named = tuple((str(wnid), str(name)) for wnid, name in metadata.get("classes") or ())
         version = _registered_version(store, uri)
+        precision = _precision(metadata.get("precision", "float32"))
     except (StoreError, OSError, ValueError, TypeError, AttributeError) as error:
         raise _no_model(uri, error) from error
     if not named:
@@ -80,8 +84,19 @@ def get_model_info(store: Store, uri: str) -> ModelInfo:
             "project; give another --model"
         )
     return ModelInfo(
-        f"models:/{info.model_id}", info.run_id, named, metadata.get("shards"), version
+        f"models:/{info.model_id}",
+        info.run_id,
+        named,
+        metadata.get("shards"),
+        version,
+        precision,
     )
+
+
+def _precision(text: str) -> Precision:
+    if text not in get_args(Precision):
+        raise ValueError(f"its precision is {text}")
+    return cast(Precision, text)
 
 
 def _registered_version(store: Store, uri: str) -> str | None:

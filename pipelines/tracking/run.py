@@ -30,6 +30,7 @@ from pipelines.console.redact import redacted
 from pipelines.tracking import server
 from pipelines.tracking.descriptions import NOTE
 from pipelines.tracking.metric_writer import Point, StoreUnavailableError
+from pipelines.tracking.node_metrics import set_sampling
 from pipelines.tracking.store import Store, require_server, was_refused
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def active_run(store: Store, run_id: str) -> Iterator["Run"]:
     Raises:
         UserError: the server did not answer for longer than it is waited for.
     """
-    mlflow.set_system_metrics_sampling_interval(5)
-    mlflow.set_system_metrics_samples_before_logging(1)
+    set_sampling()
 
     def end(status: str) -> None:
         mlflow.end_run(status)  # Without effect if it has not become the active run yet.

@@ -23,8 +23,9 @@ from pipelines.console.interrupt import run_in_thread
 from pipelines.console.log import stage_logger
 from pipelines.settings import TrainSettings
 from pipelines.training.device_report import DeviceCheckResult, DeviceReport
-from pipelines.training.job import scaling_config
+from pipelines.training.job import TORCH_CONFIG, scaling_config
 from pipelines.training.recipe import resolve_recipe
+from pipelines.training.state import execution_of
 
 
 def run(settings: TrainSettings) -> DeviceCheckResult:
@@ -47,6 +48,7 @@ def run(settings: TrainSettings) -> DeviceCheckResult:
             TorchTrainer(
                 measure_on_worker,
                 train_loop_config={"settings": settings, "threads": resources.threads},
+                torch_config=TORCH_CONFIG,
                 scaling_config=scaling_config((1, 1), resources),
                 run_config=RunConfig(
                     name="check",
@@ -82,17 +84,12 @@ def measure(settings: TrainSettings, devices: list[torch.device]) -> DeviceRepor
     """
     recipe = resolve_recipe(settings)
     images = math.ceil(recipe.batch_size / settings.num_workers[0])
-    benchmark = DeviceBenchmark(
-        recipe,
-        devices,
-        images,
-        bf16=settings.precision == "bf16",
-        channels_last=settings.channels_last,
-    )
+    benchmark = DeviceBenchmark(recipe, devices, images, execution_of(settings))
     copies = benchmark.forward_copies()
     forward_bytes = sum(copy.bytes for copy in copies)
     return DeviceReport(
         images=images,
+        not_compiled=benchmark.not_compiled,
         devices=benchmark.device_infos(),
         peer_access=benchmark.peer_access(),
         copies=[(copy, benchmark.copy_seconds(copy)) for copy in copies],

@@ -10,6 +10,13 @@ from alexnet.diagnostics.equivalence import TOLERANCE, Comparison
 
 GIB, MB, GB = 2**30, 10**6, 10**9
 
+GOOD_OVERLAP = 0.85
+"""Fraction of the largest possible overlap that is good."""
+LAUNCH_BOUND, LINK_BOUND = 0.9, 0.15
+"""Fractions of an update's time, and of the network's, from which on these are the bottleneck."""
+UNEQUAL = 1.2
+"""Ratio of the towers' times from which on they are not equal."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceReport:
@@ -27,6 +34,8 @@ class DeviceReport:
     times: StepTimes
     comparison: Comparison
     """With the one-column network on the first device."""
+    not_compiled: str | None = None
+    """Why ``--compile on`` has no effect, if it has none."""
 
     @property
     def forward_bytes(self) -> int:
@@ -49,7 +58,10 @@ class DeviceReport:
             yield f"{device}: an update uses at most {size / GIB:,.2f} GiB"
         if times.network_seconds and times.overlap:
             yield _about_overlap(times.tower_seconds, times.network_seconds, times.overlap)
+        if self.not_compiled:
+            yield f"--compile on has no effect: {self.not_compiled}"
         yield _about_comparison(self.comparison, self.devices[0].device)
+        yield f"verdict: {verdict(self)}"
 
     def _about_copies(self) -> Iterator[str]:
         if not self.copies:
@@ -110,12 +122,71 @@ class DeviceCheckResult:
             "tower_seconds": times.tower_seconds,
             "together_seconds": times.network_seconds,
             "overlap": times.overlap,
+            "launch_seconds": times.launch_seconds,
             "peak_bytes": times.peak_bytes,
             "logits_difference": comparison.logits,
             "gradients_difference": comparison.gradients,
             "tolerance": TOLERANCE,
+            "verdict": verdict(report),
             "seconds": self.seconds,
         }
+
+
+def verdict(report: DeviceReport) -> str:
+    """What the measurements mean, and what to do about it."""
+    times, towers = report.times, len(report.times.tower_seconds)
+    if not report.comparison.passed:
+        return (
+            f"these devices compute wrong results ({report.comparison.layer}); do not train on "
+            "them. "
+            + (
+                "If the GPUs copy to each other directly, the machine's IOMMU may be the cause: "
+                "disable it, or give --gpus-per-worker 1"
+                if report.peer_access
+                else "Check the driver and the memory of the devices"
+            )
+        )
+    bottleneck = _bottleneck(report)
+    if times.overlap is None:
+        return f"usable; {bottleneck}"
+    works = f"usable; the towers overlap {times.overlap:.1f} of {towers}.0"
+    if times.overlap >= GOOD_OVERLAP * towers:
+        return f"{works}, as they should"
+    return f"{works}; {bottleneck}"
+
+
+def _bottleneck(report: DeviceReport) -> str:
+    """What limits the speed, as far as it was measured."""
+    times = report.times
+    if times.launch_seconds is None:
+        return "without GPUs, the CPU cores limit the speed"
+    if times.launch_seconds >= LAUNCH_BOUND * times.step_seconds:
+        return (
+            f"launching the work on the GPU is the bottleneck ({_time(times.launch_seconds)} of "
+            f"{_time(times.step_seconds)}): give --compile on, or more images for each worker "
+            "with a larger --batch-size or fewer --num-workers"
+        )
+    if times.network_seconds is None:
+        return (
+            "the GPU itself is the bottleneck, as it should be: --precision tf32 or bf16 and "
+            "--channels-last on may be faster"
+        )
+    copying = 2 * sum(seconds for _, seconds in report.copies)  # Gradients go back.
+    if copying >= LINK_BOUND * times.network_seconds:
+        peer = "" if report.peer_access else ", since the GPUs can't copy to each other directly"
+        return (
+            f"the link between the GPUs is the bottleneck (copies take {_time(copying)} of "
+            f"{_time(times.network_seconds)}{peer}): use GPUs with NVLink or on one PCIe switch, "
+            "or give --gpus-per-worker 1 and twice the --num-workers"
+        )
+    slowest = max(times.tower_seconds)
+    if slowest >= UNEQUAL * min(times.tower_seconds):
+        number = times.tower_seconds.index(slowest)
+        return f"tower {number} is the bottleneck: its GPU is slower, or something else uses it"
+    return (
+        "neither launching nor the link explains it; a trace of torch.profiler shows what the "
+        "GPUs wait for. --gpus-per-worker 1 and twice the --num-workers may be faster"
+    )
 
 
 def _about_device(info: DeviceInfo) -> str:

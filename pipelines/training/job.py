@@ -16,12 +16,13 @@ from ray.train import (
     ScalingConfig,
     TrainingFailedError,
 )
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group_table
 
 from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.recipes import Recipe
+from alexnet.training.ddp import DEFAULT_BACKEND, TIMEOUT
 from pipelines import cluster
 from pipelines.allocation import (
     WorkerResources,
@@ -37,11 +38,15 @@ from pipelines.console.watchdog import Watchdog
 from pipelines.console.worker_log import worker_log
 from pipelines.setting_types import Device, Workers
 from pipelines.settings import TrainSettings
+from pipelines.tracking.node_metrics import host_name
 from pipelines.training import checkpoint_folder, checkpointing
 from pipelines.training.checkpoint_folder import list_checkpoints
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
 from pipelines.workdir import Workdir
+
+TORCH_CONFIG = TorchConfig(backend=DEFAULT_BACKEND, timeout_s=int(TIMEOUT.total_seconds()))
+"""The default process group of all workers, on GPUs too; ``alexnet.training.ddp`` says why."""
 
 BEGAN_WITH = "devices.json"
 """File beside the checkpoints: the kind of device that a training began with and keeps."""
@@ -86,6 +91,7 @@ def train_to_the_end(
         shards=shards,
         tracking_uri=SecretUri(tracking_uri),
         run_id=run_id,
+        driver_host=host_name(),
     )
     resources = _resources(settings, folder)
     failures_left = settings.max_failures
@@ -163,6 +169,7 @@ def _fit(
         trainer = TorchTrainer(
             train_loop_per_worker,
             train_loop_config={"loop": loop(cpus=resources.threads, worker_log=lines)},
+            torch_config=TORCH_CONFIG,
             scaling_config=scaling_config(settings.num_workers, resources),
             run_config=RunConfig(
                 name=name,

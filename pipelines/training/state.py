@@ -6,6 +6,7 @@ checkpoints.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import Semaphore
 from typing import Any
@@ -16,9 +17,7 @@ from ray.train.torch import get_devices
 from torch import nn
 
 from alexnet.metrics import LossAndErrors
-from alexnet.model.compilation import compile_towers
-from alexnet.model.placement import place_towers
-from alexnet.model.towers import AlexNet, initialize
+from alexnet.model.towers import AlexNet
 from alexnet.recipes import Recipe
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest, read_manifest
@@ -28,11 +27,13 @@ from alexnet.training.checkpoint import TrainState
 from alexnet.training.ddp import wrap_ddp
 from alexnet.training.ema import EMA
 from alexnet.training.loop import TrainContext
+from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import MomentumSGD, build_optimizer
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
 from pipelines.tracking import server
 from pipelines.tracking.metric_writer import MetricWriter
+from pipelines.tracking.node_metrics import host_name, node_metrics
 from pipelines.tracking.run import MetricStore
 from pipelines.training.checkpointing import restore
 
@@ -49,6 +50,8 @@ class LoopConfig:
     run_id: str
     cpus: int
     """Of each worker."""
+    driver_host: str
+    """The computer whose metrics MLflow itself writes."""
     checkpoints: Sequence[str] = ()
     """Paths of those of earlier starts of the job, the newest first."""
     worker_log: Any
@@ -88,8 +91,9 @@ def build_worker(config: LoopConfig) -> WorkerState:
     manifest = read_manifest(config.shards)
     statistics = read_statistics(manifest.statistics_path)
     devices = get_devices()
-    _set_tf32(settings)
-    network = _build_network(settings, recipe, len(manifest.labels), devices)
+    network, not_compiled = build_network(
+        recipe, len(manifest.labels), devices, settings.seed, execution_of(settings)
+    )
     optimizer = build_optimizer(network, recipe)
     average = EMA(network, settings.ema) if settings.ema else None
 
@@ -99,8 +103,8 @@ def build_worker(config: LoopConfig) -> WorkerState:
 
     weights = average.weights if average else None
     train_state = restore(network, optimizer, weights, log_line, config.checkpoints)
-    if settings.compile and (problem := compile_towers(network)):
-        log_line(f"--compile on has no effect: {problem}")
+    if not_compiled:
+        log_line(f"--compile on has no effect: {not_compiled}")
     if rank != 0:
         train_state.epoch_errors = LossAndErrors()
     return WorkerState(
@@ -127,22 +131,13 @@ def build_worker(config: LoopConfig) -> WorkerState:
     )
 
 
-def _set_tf32(settings: TrainSettings) -> None:
-    """Allow TF32 only if the settings do: torch allows it for convolutions by default."""
-    torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
-
-
-def _build_network(
-    settings: TrainSettings, recipe: Recipe, classes: int, devices: list[torch.device]
-) -> AlexNet:
-    """The network with its initial weights, on the worker's devices."""
-    network = AlexNet(recipe, classes)
-    initialize(network, recipe, settings.seed)
-    place_towers(network, devices)
-    if settings.channels_last:
-        network.to(memory_format=torch.channels_last)
-    return network
+def execution_of(settings: TrainSettings) -> Execution:
+    """How the settings let a network be computed."""
+    return Execution(
+        precision=settings.precision,
+        channels_last=settings.channels_last,
+        compile=settings.compile,
+    )
 
 
 def _train_context(
@@ -158,9 +153,17 @@ def _train_context(
         means=[mean.to(device) for device in dict.fromkeys(devices)],
         pca_axes=pca_axes(recipe, statistics.rgb_covariance),
         seed=settings.seed,
-        bf16=settings.precision == "bf16",
+        bf16=execution_of(settings).bf16,
+        channels_last=settings.channels_last,
         warmup_rows=settings.warmup_epochs * manifest.rows("train"),
     )
+
+
+def open_node_metrics(config: LoopConfig) -> AbstractContextManager[None]:
+    """A context in which one worker on each computer other than the driver's writes its metrics."""
+    if config.driver_host == host_name() or ray.train.get_context().get_local_rank() != 0:
+        return nullcontext()
+    return node_metrics(config.tracking_uri.reveal(), config.run_id)
 
 
 def open_metric_writer(config: LoopConfig, train_state: TrainState) -> MetricWriter:

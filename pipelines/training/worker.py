@@ -1,13 +1,15 @@
 """The Ray Train loop: train, report metrics, save checkpoints.
 
-All workers report at the same steps: these depend on the step's number alone, or on rank 0's
-clock, which is shared with all workers whenever metrics are logged.
+All workers report at the same steps: these depend on the step's number, or on rank 0's clock, which
+is shared with all workers whenever metrics are logged.
 """
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +17,14 @@ import torch
 from alexnet.errors import UserError
 from alexnet.metrics import LossAndErrors, has_top5
 from alexnet.training.checkpoint import Snapshot, take_snapshot
-from alexnet.training.loop import Step, total, train_epoch, validate
+from alexnet.training.device_queue import DeviceTime
+from alexnet.training.loop import StepSums, train_epoch, validate
 from alexnet.training.optimizer import EpochRates, apply_warmup, rates_at, set_rates
 from pipelines.console.progress import duration
 from pipelines.training import checkpointing
-from pipelines.training.collectives import all_reduce_errors, any_rank
-from pipelines.training.state import LoopConfig, WorkerState, build_worker
+from pipelines.training.cadence import next_point
+from pipelines.training.collectives import all_reduce_errors
+from pipelines.training.state import LoopConfig, WorkerState, build_worker, open_node_metrics
 
 FLUSH_TIMEOUT_S = 5
 """For the last metrics. The driver writes those that the last checkpoint has as pending."""
@@ -44,8 +48,9 @@ def train_loop_per_worker(config: Mapping[str, LoopConfig]) -> None:
             f"resuming from the checkpoint of step {state.step}, epoch {state.epoch + 1}"
         )
     worker.log_line(_started_line(worker))
-    while state.epoch < worker.recipe.epochs:
-        _run_epoch(worker)
+    with open_node_metrics(loop):
+        while state.epoch < worker.recipe.epochs:
+            _run_epoch(worker)
     if worker.writer:
         worker.writer.flush(FLUSH_TIMEOUT_S)
         if dropped := worker.writer.dropped:
@@ -63,14 +68,20 @@ def _started_line(worker: WorkerState) -> str:
 
 @dataclass(slots=True)
 class _Window:
-    """The steps since metrics were logged last."""
+    """The steps between two points of the curves."""
 
-    steps: list[Step] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
+    started: DeviceTime
+    sums: StepSums = field(default_factory=StepSums)
+    ended: DeviceTime | None = None
+    step: int = 0
+    """Number of the last step."""
+    offset: int = 0
+    """Rows of the epoch up to it."""
 
-    def images_per_second(self) -> float:
-        """Of all workers together."""
-        return sum(step.rows for step in self.steps) / (time.monotonic() - self.started)
+    def seconds(self) -> float:
+        """Waits for the device."""
+        assert self.ended
+        return self.ended.seconds_since(self.started)
 
 
 def _run_epoch(worker: WorkerState) -> None:
@@ -87,10 +98,18 @@ def _run_epoch(worker: WorkerState) -> None:
 
 
 def _train_rest_of_epoch(worker: WorkerState, rates: EpochRates) -> None:
-    """Train from the present offset to the end of the epoch."""
+    """Train from the present offset to the end of the epoch.
+
+    A window's sums are read when the next window has ended, so that a GPU always has work. Before
+    a checkpoint and at the end of the epoch all are read.
+    """
     settings, state = worker.settings, worker.train_state
     rows = worker.manifest.rows("train")
-    window = _Window()
+    device = worker.context.means[0].device
+    unread_windows = 0 if device.type == "cpu" else 1
+    due = _next_point(worker, seconds_per_step=0)
+    window = _Window(DeviceTime(device))
+    ended: deque[_Window] = deque()
     steps = train_epoch(
         worker.wrapped,
         worker.optimizer,
@@ -101,36 +120,69 @@ def _train_rest_of_epoch(worker: WorkerState, rates: EpochRates) -> None:
         offset=state.offset,
     )
     for step in steps:
-        window.steps.append(step)
+        window.sums.add(step)
         state.step += 1
         state.offset = step.offset
         if worker.average:
             worker.average.update(worker.network, state.step)
         last = step.offset == rows
-        checkpoint_due = state.step % settings.checkpoint_steps == 0
-        if state.step % settings.log_steps == 0 or last or checkpoint_due:
-            _log_window(worker, window, rates)
-            elapsed = time.monotonic() - worker.checkpoint_started
-            late = elapsed > 60 * settings.checkpoint_minutes
-            checkpoint_due = checkpoint_due or any_rank(late and worker.loader.rank == 0)
-            window = _Window()
+        checkpoint_due = bool(
+            settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0
+        )
+        if state.step < due and not last and not checkpoint_due:
+            continue
+        now = DeviceTime(device)
+        window.sums.start_copy()
+        window.ended, window.step, window.offset = now, state.step, state.offset
+        ended.append(window)
+        seconds_per_step = 0.0
+        while len(ended) > (0 if last or checkpoint_due else unread_windows):
+            agreed = _log_window(worker, ended.popleft(), rates)
+            checkpoint_due = checkpoint_due or agreed.checkpoint_due
+            seconds_per_step = agreed.seconds_per_step
+        due = _next_point(worker, seconds_per_step)
         if checkpoint_due and not last:
             _save_checkpoint(worker)
-            window.started = time.monotonic()
+            now = DeviceTime(device)
+        window = _Window(now)
 
 
-def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> None:
-    """Log the mean metrics of the steps since the last time, over all workers."""
-    state, recipe = worker.train_state, worker.recipe
-    images_per_second = window.images_per_second()
-    local = total(window.steps)
+def _next_point(worker: WorkerState, seconds_per_step: float) -> int:
+    settings = worker.settings
+    return next_point(
+        worker.train_state.step,
+        log_steps=settings.log_steps,
+        log_seconds=settings.log_seconds,
+        seconds_per_step=seconds_per_step,
+    )
+
+
+class _Agreed(NamedTuple):
+    """What all workers know at a point of the curves, by rank 0's clock."""
+
+    seconds_per_step: float
+    checkpoint_due: bool
+    """Because enough time has passed."""
+
+
+def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> _Agreed:
+    """Log the mean metrics of a window's steps, over all workers."""
+    state, recipe, sums = worker.train_state, worker.recipe, window.sums
+    local = sums.read()
     state.epoch_errors.add(local)
-    errors = all_reduce_errors(local)
-    _check_finite(worker, "training", errors.loss)
+    seconds_per_step = late = 0.0
+    if worker.loader.rank == 0:
+        elapsed = time.monotonic() - worker.checkpoint_started
+        late = float(elapsed > 60 * worker.settings.checkpoint_minutes)
+        seconds_per_step = window.seconds() / sums.steps
+    errors, (seconds_per_step, late) = all_reduce_errors(local, seconds_per_step, late)
+    agreed = _Agreed(seconds_per_step, bool(late))
+    _check_finite(worker, "training", errors.loss, window.step)
     if not worker.writer:
-        return
+        return agreed
     rows = worker.manifest.rows("train")
-    rows_seen = state.epoch * rows + state.offset
+    rows_seen = state.epoch * rows + window.offset
+    images_per_second = sums.rows / (seconds_per_step * sums.steps)
     worker.writer.write(
         {
             "loss": errors.mean_loss,
@@ -140,22 +192,23 @@ def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> None
             ).learning_rate,
             "images_per_second": images_per_second,
         },
-        state.step,
+        window.step,
     )
     remaining = recipe.epochs * rows - rows_seen
     worker.log_line(
-        f"epoch {state.epoch + 1}/{recipe.epochs}, {state.offset:,}/{rows:,} images, "
+        f"epoch {state.epoch + 1}/{recipe.epochs}, {window.offset:,}/{rows:,} images, "
         f"loss {errors.mean_loss:.3f}, {images_per_second:,.0f} images/s, "
         f"{duration(remaining / images_per_second)} left"
     )
+    return agreed
 
 
-def _check_finite(worker: WorkerState, kind: str, loss: float) -> None:
+def _check_finite(worker: WorkerState, kind: str, loss: float, step: int) -> None:
     """Raise a ``UserError`` if the network has diverged: NaN would count as a prediction."""
     if not np.isfinite(loss):
         state, recipe = worker.train_state, worker.recipe
         raise UserError(
-            f"the {kind} loss is {loss} in epoch {state.epoch + 1}, step {state.step}: "
+            f"the {kind} loss is {loss} in epoch {state.epoch + 1}, step {step}: "
             "the network diverged; give a lower --learning-rate than "
             f"{recipe.learning_rate} or another --recipe"
         )
@@ -164,9 +217,9 @@ def _check_finite(worker: WorkerState, kind: str, loss: float) -> None:
 def _finish_epoch(worker: WorkerState, rates: EpochRates, images_per_second: float) -> None:
     """Validate, add the epoch to the history and log its metrics."""
     state = worker.train_state
-    trained = all_reduce_errors(state.epoch_errors)
+    trained, _ = all_reduce_errors(state.epoch_errors)
     validated = _validate(worker)
-    _check_finite(worker, "validation", validated.loss)
+    _check_finite(worker, "validation", validated.loss, state.step)
     record = {
         "epoch": float(state.epoch + 1),
         "train_loss": trained.mean_loss,
@@ -196,24 +249,20 @@ def _finish_epoch(worker: WorkerState, rates: EpochRates, images_per_second: flo
 
 def _validate(worker: WorkerState) -> LossAndErrors:
     """The centre view's errors of the weights, or of their average if there is one."""
-    average, loader = worker.average, worker.loader
+    average = worker.average
     with average.swapped(worker.network) if average else nullcontext():
-        local = validate(
-            worker.network,
-            worker.manifest,
-            worker.context,
-            rank=loader.rank,
-            world_size=loader.world_size,
-        )
-    return all_reduce_errors(local)
+        local = validate(worker.network, worker.loader, worker.context)
+    errors, _ = all_reduce_errors(local)
+    return errors
 
 
 def _save_checkpoint(worker: WorkerState) -> None:
     """Start a checkpoint, which rank 0 writes."""
     state = worker.train_state
+    epoch_errors, _ = all_reduce_errors(state.epoch_errors)
     global_state = replace(
         state,
-        epoch_errors=all_reduce_errors(state.epoch_errors),
+        epoch_errors=epoch_errors,
         pending_metrics=worker.writer.pending() if worker.writer else [],
     )
     worker.checkpoint_started = time.monotonic()

@@ -63,7 +63,7 @@ def train_project(manifest: Manifest, options: argparse.Namespace, seed: int) ->
         set_rates(optimizer, rates)
         for _ in train_epoch(network, optimizer, loader, context, rates, epoch=epoch):
             pass
-        validation = validate(network, manifest, context)
+        validation = validate(network, loader, context)
         errors.append(validation.top1_error)
         line = {
             "epoch": epoch + 1,

@@ -117,10 +117,11 @@ def after_conv1(network: AlexNet, maps: Sequence[Tensor]) -> Tensor:
         else:
             pooled = tower.pool(tower.norm1(F.relu(conv1)))
         x.append(tower.pool(tower.within2(tower.norm2(F.relu(tower.conv2(pooled))))))
-    x = [tower.conv3_to_pool5(gather(x, tower.device)) for tower in towers]
-    x = [tower.hidden6(gather(x, tower.device)) for tower in towers]
-    x = [tower.hidden7(gather(x, tower.device)) for tower in towers]
-    logits: Tensor = network.fc8(gather(x, network.fc8.weight.device))
+    devices = [tower.device for tower in towers]
+    x = [t.conv3_to_pool5(maps) for t, maps in zip(towers, gather(x, devices), strict=True)]
+    x = [t.hidden6(units) for t, units in zip(towers, gather(x, devices), strict=True)]
+    x = [t.hidden7(units) for t, units in zip(towers, gather(x, devices), strict=True)]
+    logits: Tensor = network.fc8(*gather(x, devices[:1]))
     return logits
 
 

@@ -83,7 +83,7 @@ STORE = Store(SecretUri("sqlite:////nowhere/mlflow.db"), "1")
 def test_a_damaged_shard_in_the_evaluator(dataset: Manifest, tmp_path: Path) -> None:
     group = asdict(damage(dataset, tmp_path / "shards").row_groups("val")[0])
     items = {name: np.array([value]) for name, value in group.items()}
-    returned = Evaluator(STORE, ["models:/m-1"], 1)(items)
+    returned = Evaluator(STORE, {"models:/m-1": "float32"}, 1)(items)
     with pytest.raises(CorruptShardError, match=r"shards/val/part-00000\.parquet"):
         raise_errors(returned)
 

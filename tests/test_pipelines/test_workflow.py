@@ -80,6 +80,7 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> FullRunS
         "learning_rate": 0.0005,
         "checkpoint_steps": 2,
         "log_steps": 1,
+        "log_seconds": 0,
         "device": "cpu",
         # Six updates teach nothing: by itself, such a model does not become champion.
         "champion": "always",

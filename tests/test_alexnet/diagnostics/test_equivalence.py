@@ -49,10 +49,10 @@ def test_two_devices_pass(fake_devices: FakeDeviceMode) -> None:
 def test_exchanged_towers_do_not_pass(
     fake_devices: FakeDeviceMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reversed_gather(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-        return torch.cat([part.to(device) for part in reversed(parts)], dim=1)
+    def reversed_copies(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        return [part.to(device) for part in reversed(parts)]
 
-    monkeypatch.setattr(towers, "gather", reversed_gather)
+    monkeypatch.setattr(towers, "copy_to", reversed_copies)
     comparison = equivalence.compare(NARROW, TWO_DEVICES, CLASSES)
     assert not comparison.passed
     assert comparison.logits > 0.1
@@ -64,12 +64,12 @@ def test_missing_activations_and_missing_gradients_do_not_pass(
     fake_devices: FakeDeviceMode,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gather = towers.gather
+    copy_to = towers.copy_to
 
-    def corrupting_gather(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-        return gather([p if p.device == device else corrupt(p) for p in parts], device)
+    def corrupting_copies(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        return copy_to([p if p.device == device else corrupt(p) for p in parts], device)
 
-    monkeypatch.setattr(towers, "gather", corrupting_gather)
+    monkeypatch.setattr(towers, "copy_to", corrupting_copies)
     comparison = equivalence.compare(NARROW, TWO_DEVICES, CLASSES)
     assert not comparison.passed
     assert comparison.gradients > 0.1

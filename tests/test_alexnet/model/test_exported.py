@@ -47,7 +47,7 @@ def test_features_are_what_the_next_layer_reads(
     hook = following.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     expected = classifier(crops)
     hook.remove()
-    outputs = as_function(exported, "m", layer, bf16=False)(crops)
+    outputs = as_function(exported, "m", layer, precision="float32")(crops)
     assert outputs.features is not None
     torch.testing.assert_close(outputs.features, read[0])
     torch.testing.assert_close(outputs.probabilities, expected)
@@ -55,8 +55,8 @@ def test_features_are_what_the_next_layer_reads(
 
 def test_bfloat16_is_close_to_float32_and_not_the_same(exported: fx.GraphModule) -> None:
     crops = factories.random_crops(4)
-    exact = as_function(exported, "m", "fc7", bf16=False)(crops).features
-    rounded = as_function(exported, "m", "fc7", bf16=True)(crops).features
+    exact = as_function(exported, "m", "fc7", precision="float32")(crops).features
+    rounded = as_function(exported, "m", "fc7", precision="bf16")(crops).features
     assert exact is not None
     assert rounded is not None
     assert rounded.dtype == torch.float32
@@ -65,6 +65,6 @@ def test_bfloat16_is_close_to_float32_and_not_the_same(exported: fx.GraphModule)
 
 def test_what_is_no_graph_of_this_network_has_no_features(exported: fx.GraphModule) -> None:
     with pytest.raises(UserError, match="m: not an exported graph"):
-        as_function(nn.Identity(), "m", "fc7", bf16=False)
+        as_function(nn.Identity(), "m", "fc7", precision="float32")
     with pytest.raises(UserError, match="m: has no layer fc7"):
-        as_function(fx.symbolic_trace(nn.Linear(2, 2)), "m", "fc7", bf16=False)
+        as_function(fx.symbolic_trace(nn.Linear(2, 2)), "m", "fc7", precision="float32")

@@ -76,7 +76,7 @@ def test_a_missing_copy_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         place_towers(network, [GPU0, GPU1])
         first, second = (torch.empty(2, 3, 224, 224, device=device) for device in (GPU0, GPU1))
         network(first, second)
-        monkeypatch.setattr(towers, "gather", lambda parts, device: torch.cat(list(parts), dim=1))
+        monkeypatch.setattr(towers, "copy_to", lambda parts, device: list(parts))
         with pytest.raises(RuntimeError, match="device"):
             network(first, second)
 

@@ -11,7 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import SOURCE145_AND_SLOW_PAPER, narrow_network, train_context
+from factories import (
+    SOURCE145_AND_SLOW_PAPER,
+    loader_of,
+    narrow_network,
+    random_inputs,
+    total,
+    train_context,
+)
 from fake_device import CPU, FakeDeviceMode, FakeDeviceTensor, fake_device
 from torch import Tensor
 
@@ -24,7 +31,7 @@ from alexnet.model.towers import AlexNet, Dropout
 from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
-from alexnet.training.loop import Step, total, train_epoch, validate
+from alexnet.training.loop import Step, train_epoch, validate
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 
 BATCH_SIZE = 2
@@ -88,7 +95,7 @@ def test_training_on_two_devices_equals_training_on_one_bit_for_bit(
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     assert all(float(tensors[name].abs().max()) > 0 for name in tensors)
     errors: list[LossAndErrors] = [
-        validate(run.network, dataset, run.context, world_size=2) for run in (one, two)
+        validate(run.network, loader_of(dataset), run.context) for run in (one, two)
     ]
     assert errors[0] == errors[1]
 
@@ -137,15 +144,43 @@ def test_all_copies_of_a_step(dataset: Manifest, fake_devices: FakeDeviceMode) -
     assert augment_params[FIRST] == augment_params[SECOND]
 
 
-BLOCKING_OPERATIONS = {
-    aten._local_scalar_dense.default,
-    aten.is_nonzero.default,
-    aten.nonzero.default,
-    aten.equal.default,
-    aten.masked_select.default,
-    aten._unique2.default,
+STAGES = {
+    aten._to_copy.default: "copy",
+    aten.cat.default: "concatenate",
+    aten.convolution.default: "compute",
+    aten.addmm.default: "compute",
 }
-"""The CPU waits for the result of these operations, or for its shape."""
+
+
+@pytest.mark.parametrize("recipe", SOURCE145_AND_SLOW_PAPER)
+def test_each_stage_copies_then_concatenates_then_computes(
+    recipe: Recipe, fake_devices: FakeDeviceMode
+) -> None:
+    """Otherwise each GPU would wait for the other one's computation."""
+    network = narrow_network(recipe)
+    he_init(network)
+    crops = random_inputs(1)
+    expected = network.eval()(crops)
+    place_towers(network, TWO_DEVICES)
+    inputs = [crops.to(device) for device in TWO_DEVICES]
+    fake_devices.operations.clear()
+    logits = network(*inputs)
+    order = [STAGES[operation] for operation in fake_devices.operations if operation in STAGES]
+    runs = [(name, len(list(run))) for name, run in itertools.groupby(order)]
+    towers_and_copies = [("copy", 2), ("concatenate", 2)]
+    assert runs == [
+        ("compute", 4),  # conv1 and conv2.
+        *towers_and_copies,
+        ("compute", 6),  # conv3, conv4 and conv5.
+        *towers_and_copies,
+        ("compute", 2),  # fc6.
+        *towers_and_copies,
+        ("compute", 2),  # fc7.
+        ("copy", 1),
+        ("concatenate", 1),
+        ("compute", 1),  # fc8.
+    ]
+    assert torch.equal(logits.cpu(), expected)
 
 
 @pytest.mark.parametrize("recipe", SOURCE145_AND_SLOW_PAPER)
@@ -154,14 +189,16 @@ def test_no_operation_of_a_step_waits_for_a_device(
 ) -> None:
     run = TrainingRun(dataset, recipe, TWO_DEVICES)
     fake_devices.operations.clear()
-    with CopyTracer() as tracer:
-        steps = run.steps(2)
+    steps = run.steps(2)
+    sums = total(steps)
+    validate(run.network, loader_of(dataset), run.context)
     assert aten.convolution_backward.default in fake_devices.operations
-    assert not BLOCKING_OPERATIONS & set(fake_devices.operations)
-    assert not any(copy.target == CPU for copy in tracer.copies)
-    # Such an operation would be found: ``total`` has one.
-    total(steps)
-    assert aten._local_scalar_dense.default in fake_devices.operations
+    assert fake_devices.waits == []
+    # Such an operation would be found.
+    assert sums.loss == sum(float(step.loss) for step in steps)
+    assert fake_devices.waits == [aten._local_scalar_dense.default] * 2
+    steps[0].loss.cpu()
+    assert fake_devices.waits[2:] == [aten._to_copy.default]
 
 
 def test_the_devices_have_different_dropout_masks(
@@ -213,6 +250,6 @@ def test_a_missing_copy_raises_an_error(
     for devices in ([FIRST, FIRST], [SECOND, FIRST], [FIRST, CPU]):
         with pytest.raises(RuntimeError, match="more than one device"):
             network(*crops_on(devices))
-    monkeypatch.setattr(towers, "gather", lambda parts, _: torch.cat(list(parts), dim=1))
+    monkeypatch.setattr(towers, "copy_to", lambda parts, _: list(parts))
     with pytest.raises(RuntimeError, match="more than one device"):
         network(*crops_on(TWO_DEVICES))

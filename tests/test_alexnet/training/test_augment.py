@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fake_device import FakeDeviceMode, fake_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from alexnet.recipes import PAPER, RECIPES, SOURCE145, Recipe
 from alexnet.training.augment import (
     CENTRE_VIEW,
     AugmentParams,
+    centre_crops,
     crops_by_compiled_loop,
     crops_by_torch_operations,
     mean_crop,
@@ -125,6 +127,29 @@ def test_every_implementation_returns_the_same_bits(
     assert torch.equal(crops.view(torch.int32), expected.view(torch.int32))
     # The order of a convolution's sums depends on the memory format of its input.
     assert not count or crops.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_layout_of_crops_on_other_devices_than_the_cpu(channels_last: bool) -> None:
+    images, params = torch.from_numpy(random_images(3)), params_of(PAPER, 3)
+    mean = torch.ones(3, 224, 224)
+    on_cpu = [
+        training_crops(images, params, mean, 0.5, channels_last=channels_last),
+        centre_crops(images, mean, channels_last=channels_last),
+    ]
+    assert all(crops.is_contiguous(memory_format=torch.channels_last) for crops in on_cpu)
+    assert torch.equal(on_cpu[1], ten_crop(images)[CENTRE_VIEW].permute(0, 3, 1, 2) - mean)
+    with FakeDeviceMode():
+        device = fake_device(0)
+        images, mean = images.to(device), mean.to(device)
+        on_device = [
+            training_crops(images, params, mean, 0.5, channels_last=channels_last),
+            centre_crops(images, mean, channels_last=channels_last),
+        ]
+        for crops, expected in zip(on_device, on_cpu, strict=True):
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            assert crops.is_contiguous(memory_format=layout)
+            assert torch.equal(crops.cpu(), expected)
 
 
 def test_the_images_are_not_modified() -> None:

@@ -17,9 +17,11 @@ from factories import (
     ROWS,
     SEED,
     SOURCE145_AND_SLOW_PAPER,
+    loader_of,
     narrow_network,
     relative_error,
     start_training,
+    total,
     train_context,
 )
 from numpy.typing import NDArray
@@ -40,7 +42,7 @@ from alexnet.training.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
-from alexnet.training.loop import Step, total, train_epoch, train_step, validate
+from alexnet.training.loop import Step, StepSums, train_epoch, train_step, validate
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 
 RATES = EpochRates(0.001)
@@ -250,6 +252,21 @@ def test_the_counts_of_a_step_against_numpy(dataset: Manifest) -> None:
     assert 0 < sums.top1_wrong <= 7
 
 
+def test_sums_of_steps_are_exact() -> None:
+    """As Python adds the losses: in float64, one after the other."""
+    losses = torch.rand(50, generator=torch.Generator().manual_seed(1)) * 1000
+    sums = StepSums()
+    for number, loss in enumerate(losses):
+        sums.add(Step(loss, torch.tensor(number), torch.tensor(1), 3, 4, 0))
+    read = sums.read()
+    assert read.loss == sum(losses.tolist())
+    assert (read.top1_wrong, read.top5_wrong, read.images) == (sum(range(50)), 50, 150)
+    assert (sums.steps, sums.rows) == (50, 200)
+    sums.start_copy()
+    with pytest.raises(AssertionError):
+        sums.add(Step(losses[0], torch.tensor(0), torch.tensor(1), 3, 4, 0))
+
+
 def test_top5_errors_of_a_step() -> None:
     recipe = replace(PAPER, dropout=0.0)
     model = narrow_network(recipe, classes=12)
@@ -316,7 +333,8 @@ def test_validation_against_numpy(dataset: Manifest) -> None:
     for world_size in (1, 3):
         errors = LossAndErrors()
         for rank in range(world_size):
-            errors.add(validate(model, dataset, context, rank=rank, world_size=world_size))
+            loader = loader_of(dataset, rank=rank, world_size=world_size)
+            errors.add(validate(model, loader, context))
         assert (errors.images, errors.top5_wrong) == (12, 0)
         assert errors.top1_wrong == (logits.argmax(axis=1) != labels).sum()
         assert 0 < errors.top1_wrong < 12

@@ -13,6 +13,7 @@ from factories import (
     ROWS,
     SEED,
     SOURCE145_AND_SLOW_PAPER,
+    loader_of,
     narrow_network,
     relative_error,
     start_training,
@@ -120,7 +121,7 @@ def test_bf16_in_validation(dataset: Manifest) -> None:
     he_init(model)
     context = train_context(dataset, SOURCE145)
     float32, bfloat16 = (
-        validate(model, dataset, replace(context, bf16=bf16), world_size=2)
+        validate(model, loader_of(dataset, world_size=2), replace(context, bf16=bf16))
         for bf16 in (False, True)
     )
     assert bfloat16.images == float32.images

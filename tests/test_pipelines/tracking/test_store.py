@@ -151,7 +151,12 @@ def test_a_model_that_is_logged_again_replaces_the_first(store: Store) -> None:
             uris.append(run.log_model(AlwaysTheFirst(), example, metadata))
     assert len(set(uris)) == 3
     assert [registry.model_exists(store, uri) for uri in uris] == [True, False, True]
-    assert registry.get_model_info(store, uris[2]).run_id == run_id
+    info = registry.get_model_info(store, uris[2])
+    assert (info.run_id, info.precision) == (run_id, "float32")
+    with active_run(store, other) as run:
+        unknown = run.log_model(AlwaysTheFirst(), example, metadata | {"precision": "int4"})
+    with pytest.raises(UserError, match="its precision is int4"):
+        registry.get_model_info(store, unknown)
 
 
 @pytest.mark.slow
@@ -161,13 +166,15 @@ def test_a_model_in_a_workdir_of_any_name_is_loaded(mlflow_workdir: str, name: s
     workdir.mkdir()
     (Path(mlflow_workdir) / "mlflow.db").rename(workdir / "mlflow.db")
     store = connect(Settings(workdir=str(workdir)))
-    example, metadata = np.zeros((2, 224, 224, 3), np.uint8), {"classes": [["$a", "`"], ["|", "é"]]}
+    example = np.zeros((2, 224, 224, 3), np.uint8)
+    metadata = {"classes": [["$a", "`"], ["|", "é"]], "precision": "bf16"}
     with active_run(store, open_run(store, "train", resume=None, parent=None)) as run:
         uri = run.log_model(AlwaysTheFirst(), example, metadata)
     version = registry.register(store, "alexnet", uri, {})
     registry.set_alias(store, "alexnet", "champion", version.version)
     info = registry.get_model_info(store, "models:/alexnet@champion")
     assert info.classes == (("$a", "`"), ("|", "é"))
+    assert info.precision == "bf16"
     for model in (uri, info.uri, "models:/alexnet@champion"):
         network = registry.load_classifier(store, model)
         assert network(torch.zeros((2, 224, 224, 3), dtype=torch.uint8)).shape == (2, 2)

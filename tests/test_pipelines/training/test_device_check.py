@@ -11,10 +11,12 @@ import torch
 from fake_device import CPU, FakeDeviceMode, fake_device
 from torch import Tensor
 
-from alexnet.diagnostics import devices, equivalence
+from alexnet.diagnostics import devices, equivalence, timing
 from alexnet.errors import UserError
 from alexnet.model import towers
+from alexnet.model.towers import AlexNet, Tower
 from alexnet.recipes import RECIPES
+from alexnet.training import network
 from pipelines import cluster, train
 from pipelines.settings import TrainCommandSettings, TrainSettings
 from pipelines.training.device_check import measure
@@ -37,10 +39,12 @@ KEYS = [
     "tower_seconds",
     "together_seconds",
     "overlap",
+    "launch_seconds",
     "peak_bytes",
     "logits_difference",
     "gradients_difference",
     "tolerance",
+    "verdict",
     "seconds",
 ]
 
@@ -52,13 +56,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(RECIPES, name, replace(recipe, hidden=48))
     monkeypatch.setattr(devices, "CLASSES", 10)
     monkeypatch.setattr(equivalence, "COMPARED_IMAGES", 1)
-    monkeypatch.setattr(devices, "MAX_REPEATS", 1)
+    monkeypatch.setattr(timing, "MAX_REPEATS", 1)
 
 
 @pytest.fixture
-def fake_devices() -> Iterator[FakeDeviceMode]:
+def fake_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDeviceMode]:
     """Two fake devices during a test."""
     with FakeDeviceMode() as mode:
+        monkeypatch.setattr(torch.cuda, "default_generators", mode.generators)
         yield mode
 
 
@@ -96,8 +101,10 @@ def test_two_devices(fake_devices: FakeDeviceMode) -> None:
     assert result["passed"] is True
     assert result["logits_difference"] < 1e-12
     assert result["gradients_difference"] < 1e-12
-    assert "in float64" in lines[-1]
-    assert lines[-1].endswith("allowed is 1e-09: PASS")
+    assert "in float64" in lines[-2]
+    assert lines[-2].endswith("allowed is 1e-09: PASS")
+    assert lines[-1].startswith("verdict: usable; the towers overlap ")
+    assert lines[-1] == f"verdict: {result['verdict']}"
 
 
 @pytest.mark.parametrize("tower_count", [1, 2])
@@ -131,14 +138,49 @@ def test_the_comparison_is_in_float64_for_any_training_precision() -> None:
 def test_a_failed_comparison_is_reported(
     fake_devices: FakeDeviceMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reversed_gather(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-        return torch.cat([part.to(device) for part in reversed(parts)], dim=1)
+    def reversed_copies(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        return [part.to(device) for part in reversed(parts)]
 
-    monkeypatch.setattr(towers, "gather", reversed_gather)
+    monkeypatch.setattr(towers, "copy_to", reversed_copies)
     lines, result = check(TWO_DEVICES)
     assert result["passed"] is False
     assert result["logits_difference"] > 0.1
-    assert lines[-1].endswith("FAIL")
+    assert lines[-2].endswith("FAIL")
+    assert "do not train on them" in result["verdict"]
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_what_training_computes(
+    fake_devices: FakeDeviceMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Precision, layout and compilation, in the training step itself."""
+    inputs: list[Tensor] = []
+    compiled: list[AlexNet] = []
+    before_conv3 = Tower.before_conv3
+
+    def record(self: Tower, crops: Tensor) -> Tensor:
+        inputs.append(crops)
+        return before_conv3(self, crops)
+
+    monkeypatch.setattr(Tower, "before_conv3", record)
+    monkeypatch.setattr(network, "compile_towers", compiled.append)
+    flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        for switch in (False, True):
+            inputs.clear()
+            check(
+                TWO_DEVICES,
+                precision="tf32" if switch else "float32",
+                channels_last=switch,
+                compile=switch,
+            )
+            assert torch.backends.cudnn.allow_tf32 == switch
+            assert torch.backends.cuda.matmul.allow_tf32 == switch
+            crops = [x for x in inputs if x.dtype == torch.float32]
+            assert all(x.is_contiguous() == (not switch) for x in crops)
+            assert len(compiled) == switch
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
 
 
 def test_too_few_gpus_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def training(
         (workdir / shared).symlink_to(prepared / shared)
     options = f"--workdir {workdir} --epochs {epochs} --num-workers {workers} --device cpu"
     more = "--batch-size 4 --learning-rate 0.001 --checkpoint-steps 2 --log-steps 1"
-    more += " --max-failures 9"
+    more += " --log-seconds 0 --max-failures 9"
     return ChaosRun(
         cluster,
         [sys.executable, str(ROOT / "pipelines" / "train.py"), *options.split(), *more.split()],

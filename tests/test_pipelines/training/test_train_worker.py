@@ -1,5 +1,6 @@
 """The training loop of one worker, with a fake of Ray Train: no cluster is started."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from factories import CLASSES, train_context
+from factories import CLASSES, loader_of, train_context
+from fake_device import FakeDeviceMode, fake_device
 from fake_ray_train import FakeRayTrain
 from ray.train import Checkpoint
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from alexnet import metrics
 from alexnet.errors import UserError
+from alexnet.metrics import LossAndErrors
 from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import SOURCE145
 from alexnet.shards.manifest import Manifest
@@ -23,7 +26,8 @@ from alexnet.training.checkpoint import load_train_state, load_weights, read_rec
 from alexnet.training.loop import validate
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
-from pipelines.training import state
+from pipelines.tracking.node_metrics import host_name
+from pipelines.training import state, worker
 from pipelines.training.recipe import resolve_recipe
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
@@ -55,6 +59,7 @@ class Trainings:
             tracking_uri=SecretUri(""),
             run_id="",
             cpus=1,
+            driver_host=host_name(),
             worker_log=SimpleNamespace(emit=SimpleNamespace(remote=self.lines.append)),
         )
         train_loop_per_worker({"loop": loop})
@@ -68,6 +73,82 @@ class Trainings:
 @pytest.fixture
 def trainings(dataset: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainings:
     return Trainings(dataset, tmp_path, monkeypatch)
+
+
+class Points:
+    """A fake ``MetricWriter`` that keeps the points of the curves."""
+
+    dropped = 0
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def write(self, values: dict[str, float], step: int) -> None:
+        self.points.append((step, values))
+
+    def pending(self) -> list[Any]:
+        return []
+
+    def flush(self, _: float) -> int:
+        return 0
+
+
+@pytest.fixture
+def points(trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> Points:
+    writer = Points()
+    monkeypatch.setattr(state, "open_metric_writer", lambda *_: writer)
+    return writer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_seconds", [0.0, 1e6])
+def test_no_update_waits_for_the_devices_also_not_at_the_points_of_the_curves(
+    trainings: Trainings, points: Points, monkeypatch: pytest.MonkeyPatch, log_seconds: float
+) -> None:
+    """On devices with a queue, a point is read when the next one is due, and all before a save."""
+    options: dict[str, Any] = {"log_steps": 1, "checkpoint_steps": None}
+    waits: list[list[Any]] = []
+    written: list[int] = []
+    with FakeDeviceMode() as mode:
+
+        def validate_after_training(*arguments: Any) -> LossAndErrors:
+            waits.append(list(mode.waits))
+            written.append(len(points.points))
+            return validate(*arguments)
+
+        devices = [fake_device(0), fake_device(1)]
+        monkeypatch.setattr(worker, "validate", validate_after_training)
+        monkeypatch.setattr(torch.cuda, "default_generators", mode.generators)
+        monkeypatch.setattr(state, "get_devices", lambda: devices)
+        checkpoints = trainings.run("devices", epochs=1, log_seconds=log_seconds, **options)
+    assert waits == [[]]
+    logged = [(step, point["loss"]) for step, point in points.points if "loss" in point]
+    assert written == [len(logged)]
+    # The speed is known when the first point is read, at the second one.
+    assert [step for step, _ in logged] == ([1, 2, 5] if log_seconds else [1, 2, 3, 4, 5])
+    assert all(point["images_per_second"] > 0 for _, point in points.points if "loss" in point)
+    assert list(checkpoints) == [5]
+    epoch = load_train_state(str(checkpoints[5])).history[0]
+    assert epoch["train_loss"] == pytest.approx(
+        sum(loss * count for (_, loss), count in zip(logged, rows_of(logged), strict=True)) / 39
+    )
+
+
+def rows_of(logged: list[tuple[int, float]]) -> list[int]:
+    """Training rows of each window: updates of 8 images, the last of 7."""
+    steps = [0, *(step for step, _ in logged)]
+    return [min(39, 8 * b) - 8 * a for a, b in itertools.pairwise(steps)]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_after_some_minutes(trainings: Trainings, points: Points) -> None:
+    """Every minute is over at once here, so one is due at each point of the curves."""
+    options: dict[str, Any] = {"checkpoint_steps": None, "log_steps": 2, "log_seconds": 0.0}
+    often = trainings.run("often", epochs=1, checkpoint_minutes=1e-9, **options)
+    assert list(often) == [2, 4, 5]
+    rarely = trainings.run("rarely", epochs=1, **options)
+    assert list(rarely) == [5]
+    assert_equal_tensors(often[5], rarely[5])
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -140,7 +221,7 @@ def test_the_average_is_validated_and_does_not_change_the_training(trainings: Tr
     context = train_context(trainings.dataset, NARROW, seed=0)
     for is_average in (False, True):
         load_weights(str(averaged[5]), network, averaged=is_average)
-        losses[is_average] = validate(network, trainings.dataset, context).mean_loss
+        losses[is_average] = validate(network, loader_of(trainings.dataset), context).mean_loss
     assert losses[True] != losses[False]
     assert load_train_state(str(averaged[5])).history[-1]["val_loss"] == losses[True]
     assert load_train_state(str(plain[5])).history[-1]["val_loss"] == losses[False]
