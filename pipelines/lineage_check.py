@@ -59,8 +59,10 @@ def check_evaluated(
         )
     pixels: NDArray[np.uint8] = np.empty((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     decode_into(np.frombuffer(stored, np.uint8), pixels[0])
-    by_view = _load(store, models).views(pixels)
-    return _difference(prediction, average(list(by_view))[0], TOLERANCE["float32"])
+    precisions = {uri: registry.get_model_info(store, uri).precision for uri in models}
+    by_view = _load(store, models).views(pixels, precisions)
+    tolerance = max(TOLERANCE[precision] for precision in precisions.values())
+    return _difference(prediction, average(list(by_view))[0], tolerance)
 
 
 def check_part(

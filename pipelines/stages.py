@@ -13,7 +13,7 @@ with ``--force`` or without.
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.lock import exclusive_lock

@@ -108,7 +108,7 @@ def evaluate(store: Any, uri: str, manifest: Manifest, run: Run) -> Any:
     (group,) = manifest.row_groups("val")
     with ThreadPoolExecutor(1) as threads:
         rows, images = read_images(group, ["key", "label"], threads)
-    by_view = predictor.views(images)
+    by_view = predictor.views(images, {uri: "float32"})
     ten_views = average(list(by_view))
     best = top_labels(ten_views)
     columns = {
