@@ -44,7 +44,7 @@ def test_models_are_ranked_by_their_errors(store: Store) -> None:
 
 
 def experiment_note(store: Store) -> str | None:
-    tags = store.client.get_experiment(store.experiment_id).tags
+    tags: dict[str, str] = store.client.get_experiment(store.experiment_id).tags
     return tags.get(NOTE)
 
 
