@@ -84,7 +84,7 @@ def _complete(
     run_id = open_run(store, "batch_inference", resume=origins.unfinished_run(output), parent=None)
     origins.set_run(output, run_id)
     with active_run(store, run_id) as run:
-        run.log_params(settings.model_dump(exclude={"tracking_uri"}))
+        run.log_params(settings.model_dump(exclude={"tracking_uri", "quiet"}))
         run.set_tags(
             {
                 "stage": "batch_inference",

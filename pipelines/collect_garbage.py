@@ -20,10 +20,10 @@ from alexnet.errors import UserError
 from alexnet.shards.manifest import manifest_path
 from pipelines.command_results import Garbage, GarbageResult
 from pipelines.command_settings import GarbageSettings
-from pipelines.console.cli import run_script
+from pipelines.console.cli import run_script, show
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
-from pipelines.console.table import show, size_in_words, table
+from pipelines.console.table import size_in_words, table
 from pipelines.needs import Node, Verdict, judge
 from pipelines.tracking import holdings
 from pipelines.tracking.store import Store, connect
@@ -51,7 +51,7 @@ def run(settings: GarbageSettings) -> GarbageResult:
         found = take_inventory(workdir, store, own_store=own_store)
         verdicts = judge(found.graph())
         garbage = [verdict for verdict in verdicts if not verdict.needed]
-        show(_in_words(found, verdicts))
+        show(settings, _in_words(found, verdicts))
         if settings.delete:
             for verdict in garbage:
                 _delete(store, found, verdict.node)

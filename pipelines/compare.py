@@ -49,7 +49,7 @@ def run(settings: CompareSettings) -> CompareResult:
         stage_logger("compare").info("%s", line)
     run_id = open_run(store, "compare", resume=None, parent=None)
     with active_run(store, run_id) as logged:
-        logged.log_params(settings.model_dump(exclude={"tracking_uri"}))
+        logged.log_params(settings.model_dump(exclude={"tracking_uri", "quiet"}))
         logged.set_tags({"stage": "compare", evaluations.VALIDATION_TAG: first.validation})
         logged.log_metrics(result.metrics())
         logged.set_description("\n".join(["```", *in_words(result), "```"]))

@@ -13,8 +13,8 @@ from typing import NoReturn
 from alexnet.errors import UserError
 from pipelines.command_results import Difference, DiffResult
 from pipelines.command_settings import DiffSettings
-from pipelines.console.cli import run_script
-from pipelines.console.table import show, table
+from pipelines.console.cli import run_script, show
+from pipelines.console.table import table
 from pipelines.run_identity import CODE_TAGS, INPUT_TAG
 from pipelines.tracking.facts import RunFacts, find_run
 from pipelines.tracking.store import connect
@@ -31,7 +31,7 @@ def run(settings: DiffSettings) -> DiffResult:
     store = connect(settings)
     first, second = (find_run(store, name) for name in settings.runs)
     result = compare_runs(first, second, lambda run_id: find_run(store, run_id))
-    show(in_words(result))
+    show(settings, in_words(result))
     return result
 
 

@@ -179,7 +179,7 @@ def _parent_run(settings: FullRunSettings, outcomes: Outcomes) -> Iterator[Paren
 
 
 def _decorations(run: Run, settings: FullRunSettings, outcomes: Outcomes) -> Decorations:
-    excluded = {"tracking_uri", "force", "only", "from_"}
+    excluded = {"tracking_uri", "force", "quiet", "only", "from_"}
     tags = {f"run.{name}": outcome.run_id for name, outcome in outcomes.items()}
     preprocessed = outcomes.get("preprocess")
     inputs = {"shards": preprocessed.result.content[:16]} if preprocessed else {}

@@ -24,8 +24,8 @@ from alexnet.shards.manifest import Manifest
 from alexnet.sources.read import read_image, read_source
 from pipelines.command_results import LineageResult, Link
 from pipelines.command_settings import LineageSettings
-from pipelines.console.cli import CheckFailedError, run_script
-from pipelines.console.table import show, table
+from pipelines.console.cli import CheckFailedError, run_script, show
+from pipelines.console.table import table
 from pipelines.datasets import readable_manifest
 from pipelines.lineage_check import check_evaluated, check_part
 from pipelines.lineage_model import model_links, shards_of, version_links
@@ -51,13 +51,14 @@ def run(settings: LineageSettings) -> LineageResult:
     links = list(_follow(store, workdir, subject, settings))
     result = LineageResult(target=settings.targets[0], checked=settings.check, links=links)
     show(
+        settings,
         table(
             ["link", "name", "about"],
             [
                 [link.kind, link.name, f"BROKEN: {link.problem}" if link.problem else link.detail]
                 for link in links
             ],
-        )
+        ),
     )
     if broken := [link for link in links if link.problem]:
         first = broken[0]

@@ -48,6 +48,7 @@ class Settings(BaseModel):
         None, "MLflow tracking store; by default an SQLite file in the workdir", repr=False
     )
     experiment: str = option("alexnet", "MLflow experiment", min_length=1, max_length=500)
+    quiet: bool = option(False, "print the JSON object only; warnings and errors all the same")
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 

@@ -90,7 +90,7 @@ def find_reusable(
     if record:
         return None, "it started and did not finish"
     previous = finished_records(workdir, key.stage)
-    return None, difference(previous[-1].key, key) if previous else "it has not run yet"
+    return None, difference(previous[-1].key, key) if previous else "first run"
 
 
 def run_stage(
@@ -155,7 +155,7 @@ def run_stage(
                         attempt,
                     )
                     run = stack.enter_context(active_run(store, record.run_id))
-                run.log_params(settings.model_dump(exclude={"tracking_uri", "force"}))
+                run.log_params(settings.model_dump(exclude={"tracking_uri", "force", "quiet"}))
                 run.set_tags(
                     {"stage": key.stage, "stage.key": key.digest, "stage.reason": reason}
                     | identity_tags(key.inputs, key.code, recipe_of(settings))

@@ -22,9 +22,9 @@ from alexnet.provenance import code_version
 from alexnet.shards.manifest import Manifest
 from pipelines.command_results import StageStatus, StatusResult
 from pipelines.command_settings import StatusSettings
-from pipelines.console.cli import CheckFailedError, run_script
+from pipelines.console.cli import CheckFailedError, run_script, show
 from pipelines.console.lock import Holder, holders
-from pipelines.console.table import show, table
+from pipelines.console.table import table
 from pipelines.datasets import holds_content, readable_manifest
 from pipelines.records import StageHistory, StageKey, StageOutcome, StageRecord, difference, history
 from pipelines.results import (
@@ -88,7 +88,7 @@ def run(settings: StatusSettings) -> StatusResult:
         stages=stages,
     )
     if not settings.json_:
-        show(in_words(result))
+        show(settings, in_words(result))
     if not result.fresh:
         names = ", ".join(
             f"{stage.stage} ({stage.state})" for stage in stages if stage.state != "fresh"

@@ -40,7 +40,7 @@ from pipelines.console.options import option_name, option_parser
 from pipelines.console.output import OUTPUT_CLOSED, discard_if_closed, printable, take_any_text
 from pipelines.console.redact import redacted, redacted_output, remember_secrets, shortened
 from pipelines.presets import PRESETS
-from pipelines.settings import S
+from pipelines.settings import S, Settings
 from pipelines.tracking.environment import VARIABLES, settings_of_environment
 from pipelines.workdir import Workdir
 
@@ -60,6 +60,13 @@ REMEDIES: Mapping[type[UserError], str] = {
 
 _failures = logging.getLogger("pipelines.failures")
 """Not shown in the terminal as a line of a stage: the last line on standard error tells of it."""
+
+
+def show(settings: Settings, lines: Sequence[str]) -> None:
+    """Print lines on standard output, unless the settings say ``--quiet``."""
+    if not settings.quiet:
+        for line in lines:
+            print(line)
 
 
 class Summary(Protocol):
@@ -90,6 +97,7 @@ def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoRet
     try:
         with redacted_output():
             settings = read_settings(kind, sys.argv[1:], description)
+            show_in_terminal(quiet=settings.quiet)
             name = _program().removesuffix(".py").replace(" ", "-")
             with log_file(Workdir(settings.workdir), name), _failures_logged():
                 result = work(settings)

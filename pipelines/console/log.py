@@ -76,12 +76,13 @@ class _LogFile(logging.Handler):
                 file.write(self.format(record) + "\n")
 
 
-def show_in_terminal() -> None:
-    """Show the lines of all stages in the terminal; a second call changes nothing."""
+def show_in_terminal(*, quiet: bool = False) -> None:
+    """Show the lines of all stages in the terminal; if ``quiet``, warnings and errors only."""
     logger = logging.getLogger(_ROOT)
     logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
-        logger.addHandler(_Terminal())
+    handler = next((each for each in logger.handlers if isinstance(each, _Terminal)), _Terminal())
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.addHandler(handler)  # Without effect for one that is there already.
 
 
 @contextlib.contextmanager

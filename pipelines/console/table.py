@@ -28,12 +28,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def show(lines: Sequence[str]) -> None:
-    """Print lines on standard output."""
-    for line in lines:
-        print(line)
-
-
 def size_in_words(size: int) -> str:
     """``512 B``, ``3.4 kB``, ``1.2 GB``."""
     value = float(size)

@@ -49,6 +49,8 @@ def find_run(store: Store, name: str) -> RunFacts:
                 f"run {name} was deleted in MLflow; `mlflow runs restore --run-id {name}` "
                 "restores it"
             )
+    elif "'" in name and '"' in name:  # MLflow's filters have no escapes.
+        run = None
     else:
         attribute = "tags.`stage.key`" if _is_key(name) else "attributes.run_name"
         quote = '"' if "'" in name else "'"

@@ -57,7 +57,9 @@ def open_run(
     """
     if resume and run_exists(store, resume):
         return resume
-    tags = {"mlflow.runName": name or stage, "stage": stage} | ({PARENT: parent} if parent else {})
+    tags = {"mlflow.runName": redacted(name or stage), "stage": stage} | (
+        {PARENT: parent} if parent else {}
+    )
     with require_server(store.uri):
         run = store.client.create_run(store.experiment_id, tags=tags)
     return str(run.info.run_id)

@@ -6,6 +6,7 @@ beside it.
 
 import contextlib
 import functools
+import io
 import os
 import shlex
 import sqlite3
@@ -110,7 +111,8 @@ class Store:
 
     def register_model(self, uri: str, name: str) -> str:
         """Register a logged model as the newest version of a name; returns the version's number."""
-        return str(mlflow.register_model(uri, name).version)
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of it in its own words.
+            return str(mlflow.register_model(uri, name).version)
 
     @property
     def has_server(self) -> bool:

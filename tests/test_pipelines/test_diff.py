@@ -99,6 +99,8 @@ def test_real_runs_by_id_name_and_key(
         command(first, second)
     with pytest.raises(UserError, match="no run of this experiment has this id, name or stage"):
         command("it's nothing", second)
+    with pytest.raises(UserError, match="no run of this experiment"):
+        command("'\"", second)
 
 
 def test_the_commit_of_a_checkout(tmp_path: Path) -> None:

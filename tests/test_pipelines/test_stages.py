@@ -71,7 +71,7 @@ def reusable(workdir: Workdir, key: StageKey) -> StageOutcome[Result] | None:
 
 
 def test_a_finished_stage_is_skipped(workdir: Workdir) -> None:
-    assert reason(workdir, KEY) == "it has not run yet"
+    assert reason(workdir, KEY) == "first run"
     complete(workdir, KEY)
     outcome, why = find_reusable(workdir, KEY, Result, force=False, usable=lambda _: True)
     assert outcome is not None
@@ -143,7 +143,7 @@ def test_records_of_another_format_are_passed_over(workdir: Workdir) -> None:
     for other in (older, record | {"format": RECORD_FORMAT + 1}, {"format": 1, "figures": {}}):
         path.write_text(json.dumps(other))
         assert reusable(workdir, KEY) is None
-        assert reason(workdir, KEY) == "it has not run yet"
+        assert reason(workdir, KEY) == "first run"
         assert not finished_records(workdir, "train")
     with pytest.raises(UserError, match="train has not finished here"):
         newest(workdir, TrainResult, "evaluate")
@@ -181,7 +181,7 @@ def test_a_stage_that_is_run_and_then_skipped(
     assert run.data.params["seed"] == "0"
     assert run.data.tags["stage"] == "train"
     assert run.data.tags["stage.key"] == KEY.digest
-    assert run.data.tags["stage.reason"] == "it has not run yet"
+    assert run.data.tags["stage.reason"] == "first run"
     assert run.data.tags["mlflow.note.content"] == (
         "stage `train` · loss `1.5` · images `12,000` · seconds each `0.25` · models `m-1, m-2` · "
         "complete `yes` · rate `1e-05`"
@@ -193,7 +193,7 @@ def test_a_stage_that_is_run_and_then_skipped(
     assert again == replace(first, skipped=True)
     assert again.to_json() == first.to_json() | {"skipped": True}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "train: running, it has not run yet"
+    assert lines[0] == "train: running, first run"
     assert lines[1].startswith("train: done in ")
     assert lines[2].startswith("train: skipped, nothing has changed since it ran on ")
     assert len(lines) == 3
@@ -271,7 +271,7 @@ def test_a_damaged_record_is_passed_over(workdir: Workdir, text: str) -> None:
     complete(workdir, KEY)
     Path(workdir.record("train", KEY.digest)).write_text(text)
     assert not finished_records(workdir, "train")
-    assert reason(workdir, KEY) == "it has not run yet"
+    assert reason(workdir, KEY) == "first run"
     complete(workdir, KEY)
     assert reusable(workdir, KEY) is not None
 

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,8 +15,8 @@ from chaos import small_file_system
 from alexnet import storage
 from alexnet.errors import CorruptShardError
 from pipelines import preprocess
-from pipelines.console.cli import run_script
-from pipelines.console.log import current_log_file, log_file, stage_logger
+from pipelines.console.cli import run_script, show
+from pipelines.console.log import current_log_file, log_file, show_in_terminal, stage_logger
 from pipelines.settings import Settings
 from pipelines.workdir import Workdir
 
@@ -210,3 +211,26 @@ def test_a_full_disk_costs_lines_only(full_disk: Path, capsys: pytest.CaptureFix
         assert current_log_file() is not None
     assert len(capsys.readouterr().out.splitlines()) == 300
     assert "0 x" in only_log(full_disk)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_commands_print_warnings_and_the_json_line_only(
+    quiet: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclass
+    class Result:
+        def to_json(self) -> dict[str, Any]:
+            return {"stage": "train"}
+
+    def work(settings: Settings) -> Result:
+        stage_logger("train").info("epoch 1")
+        stage_logger("train").warning("a figure is missing")
+        show(settings, ["a table"])
+        return Result()
+
+    options = ["--workdir", str(tmp_path), *(["--quiet"] if quiet else [])]
+    assert exit_status(lambda: run_script(Settings, work, "text"), "train.py", *options) == 0
+    lines = ["train: epoch 1", "train: a figure is missing", "a table", '{"stage": "train"}']
+    assert capsys.readouterr().out.splitlines() == (lines[1::2] if quiet else lines)
+    assert "epoch 1" in only_log(tmp_path)
+    show_in_terminal()
