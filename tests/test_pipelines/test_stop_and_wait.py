@@ -85,7 +85,8 @@ def full_run(folder: Path) -> Command:
     work = ["--source", str(folder / "source"), "--workdir", str(folder / "work")]
     numbers = "--epochs 1 --batch-size 4 --learning-rate 0.0005 --log-steps 1 --checkpoint-steps 1"
     numbers += " --log-seconds 0"
-    return Command("full_run.py", *work, *numbers.split(), "--device", "cpu")
+    more = ["--device", "cpu", "--champion", "always"]
+    return Command("full_run.py", *work, *numbers.split(), *more)
 
 
 def statuses(folder: Path) -> dict[str, str]:
