@@ -24,11 +24,11 @@ from pipelines.console.cli import run_script, show
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.table import size_in_words, table
-from pipelines.needs import Node, Verdict, judge
-from pipelines.tracking import holdings
+from pipelines.inspection.needs import Node, Verdict, judge
+from pipelines.inspection.workdir_graph import Inventory, take_inventory
+from pipelines.tracking import contents
 from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir
-from pipelines.workdir_graph import Inventory, take_inventory
 
 
 def run(settings: GarbageSettings) -> GarbageResult:
@@ -111,9 +111,9 @@ def _in_words(found: Inventory, verdicts: Sequence[Verdict]) -> list[str]:
 
 def _delete(store: Store, found: Inventory, node: Node) -> None:
     if node in found.runs:
-        holdings.delete_run_artifacts(store, found.runs[node], time.strftime("%Y-%m-%d"))
+        contents.delete_run_artifacts(store, found.runs[node], time.strftime("%Y-%m-%d"))
     elif node in found.models:
-        holdings.delete_model(store, found.models[node])
+        contents.delete_model(store, found.models[node])
     else:
         folder = found.folders[node]
         if node.kind == "data set":  # First the manifest: what is left of a kill is incomplete.

@@ -16,7 +16,7 @@ from pipelines.command_settings import DiffSettings
 from pipelines.console.cli import run_script, show
 from pipelines.console.table import table
 from pipelines.run_identity import CODE_TAGS, INPUT_TAG
-from pipelines.tracking.facts import RunFacts, find_run
+from pipelines.tracking.run_info import RunInfo, find_run
 from pipelines.tracking.store import connect
 
 ABSENT = "—"
@@ -35,13 +35,13 @@ def run(settings: DiffSettings) -> DiffResult:
     return result
 
 
-def compare_runs(first: RunFacts, second: RunFacts, find: Callable[[str], RunFacts]) -> DiffResult:
+def compare_runs(first: RunInfo, second: RunInfo, find: Callable[[str], RunInfo]) -> DiffResult:
     """The differences of two runs, or of the stages that two full runs have in common.
 
     Args:
         first: a run.
         second: another one.
-        find: the facts of a run, by its id.
+        find: returns a run, by its id.
 
     Raises:
         UserError: they have no stage in common, or a stage's run was deleted.
@@ -55,25 +55,25 @@ def compare_runs(first: RunFacts, second: RunFacts, find: Callable[[str], RunFac
         )
     known = {first.run_id: first, second.run_id: second}
 
-    def facts(run_id: str) -> RunFacts:
+    def run_info(run_id: str) -> RunInfo:
         return known.get(run_id) or find(run_id)
 
     differences = [
         difference
         for stage in common
-        for difference in differences_of(facts(of_first[stage]), facts(of_second[stage]))
+        for difference in differences_of(run_info(of_first[stage]), run_info(of_second[stage]))
     ]
     return DiffResult(
         first=first.run_id, second=second.run_id, stages=common, differences=differences
     )
 
 
-def _stages(run: RunFacts) -> dict[str, str]:
+def _stages(run: RunInfo) -> dict[str, str]:
     """Ids of runs by stage."""
     return run.children or {run.stage: run.run_id}
 
 
-def differences_of(first: RunFacts, second: RunFacts) -> list[Difference]:
+def differences_of(first: RunInfo, second: RunInfo) -> list[Difference]:
     """What differs between two runs of one stage."""
     sides = [_by_kind(first), _by_kind(second)]
     return [
@@ -91,7 +91,7 @@ def differences_of(first: RunFacts, second: RunFacts) -> list[Difference]:
     ]
 
 
-def _by_kind(run: RunFacts) -> dict[str, Mapping[str, str]]:
+def _by_kind(run: RunInfo) -> dict[str, Mapping[str, str]]:
     """What is compared, by kind, name by name."""
     inputs = {
         name.removeprefix(INPUT_TAG): value

@@ -27,9 +27,9 @@ from pipelines.command_settings import LineageSettings
 from pipelines.console.cli import CheckFailedError, run_script, show
 from pipelines.console.table import table
 from pipelines.datasets import readable_manifest
-from pipelines.lineage_check import check_evaluated, check_part
-from pipelines.lineage_model import model_links, shards_of, version_links
-from pipelines.lineage_subject import Prediction, Subject, read_subject
+from pipelines.inspection.lineage_check import check_evaluated, check_part
+from pipelines.inspection.lineage_model import model_links, shards_of, version_links
+from pipelines.inspection.lineage_subject import Prediction, Subject, read_subject
 from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir
 

@@ -37,7 +37,7 @@ from pipelines.results import (
 from pipelines.settings import PreprocessSettings, PromoteSettings, Settings, TrainSettings
 from pipelines.stage_code import BOUNDARY, CODE, RULES_VERSION
 from pipelines.stage_inputs import evaluate_inputs, promote_inputs, train_inputs
-from pipelines.tracking.glance import Glance, glance
+from pipelines.tracking.database_reader import DatabaseReader, read_database
 from pipelines.workdir import Workdir
 
 
@@ -73,7 +73,7 @@ def run(settings: StatusSettings) -> StatusResult:
         store_checked, stages = False, look_at_stages(workdir, None, running)
     else:
         try:
-            with glance(workdir) as database:
+            with read_database(workdir) as database:
                 store_checked = database is not None
                 stages = look_at_stages(workdir, database, running)
         except sqlite3.Error as error:
@@ -119,7 +119,7 @@ def _running(workdir: Workdir) -> Iterator[Holder]:
 
 
 def look_at_stages(
-    workdir: Workdir, database: Glance | None, running: list[Holder]
+    workdir: Workdir, database: DatabaseReader | None, running: list[Holder]
 ) -> list[StageStatus]:
     """The status of each stage, in the order of the workflow.
 
@@ -166,7 +166,7 @@ def _inputs(
 
 def _finished(
     workdir: Workdir,
-    database: Glance | None,
+    database: DatabaseReader | None,
     stage: str,
     kind: _Stage,
     past: StageHistory,
@@ -202,7 +202,7 @@ def _finished(
 
 
 def _why_stale(
-    database: Glance | None,
+    database: DatabaseReader | None,
     record: StageRecord,
     outcome: StageOutcome[Any],
     kind: _Stage,

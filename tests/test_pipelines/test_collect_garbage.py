@@ -15,7 +15,7 @@ from alexnet.errors import UserError
 from pipelines import collect_garbage
 from pipelines.command_results import GarbageResult
 from pipelines.command_settings import GarbageSettings
-from pipelines.needs import DELETABLE, Graph, Node, judge
+from pipelines.inspection.needs import DELETABLE, Graph, Node, judge
 from pipelines.records import history, start
 from pipelines.workdir import Workdir
 
@@ -148,7 +148,7 @@ def test_what_a_deleted_version_needed_is_freed_and_the_rest_works(
     assert collect(workdir).garbage == []
     assert workflow.run(epochs=2, champion="always").skipped == STAGES
     assert workflow.model(second)["epochs"] == 2
-    # The lab book stays: parameters and curves of the run whose artifacts were deleted.
+    # What was logged stays: parameters and curves of the run whose artifacts were deleted.
     assert workflow.client.get_run(first.stages["train"]["run_id"]).data.params["epochs"] == "1"
     assert workflow.curve(first)
     again = workflow.run(epochs=1, champion="always")

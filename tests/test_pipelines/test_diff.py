@@ -12,11 +12,11 @@ from pipelines import diff
 from pipelines.checkout import commit
 from pipelines.command_results import DiffResult
 from pipelines.command_settings import DiffSettings
-from pipelines.tracking.facts import RunFacts, find_run
+from pipelines.tracking.run_info import RunInfo, find_run
 from pipelines.tracking.store import connect
 
 
-def facts(**changes: Any) -> RunFacts:
+def run_info(**changes: Any) -> RunInfo:
     values: dict[str, Any] = {
         "run_id": "1" * 32,
         "name": "train",
@@ -26,17 +26,17 @@ def facts(**changes: Any) -> RunFacts:
         "tags": {"input.shards": "abc", "code.version": "c0de", "git.dirty": "no"},
         "datasets": {"shards": "abcdef"},
     }
-    return RunFacts(**values | changes)
+    return RunInfo(**values | changes)
 
 
 def test_differences_are_sorted_into_kinds() -> None:
-    other = facts(
+    other = run_info(
         params={"epochs": "5", "seed": "0", "ema": "0.9"},
         metrics={"train_loss": 1.25, "system/cpu": 4.0},
         tags={"input.shards": "xyz", "code.version": "beef"},
         datasets={},
     )
-    found = diff.differences_of(facts(), other)
+    found = diff.differences_of(run_info(), other)
     assert [(d.kind, d.name, d.first, d.second) for d in found] == [
         ("settings", "ema", diff.ABSENT, "0.9"),
         ("settings", "epochs", "4", "5"),
@@ -45,14 +45,14 @@ def test_differences_are_sorted_into_kinds() -> None:
         ("code", "git.dirty", "no", diff.ABSENT),
         ("results", "train_loss", "1.5", "1.25"),
     ]
-    assert diff.differences_of(facts(), facts()) == []
+    assert diff.differences_of(run_info(), run_info()) == []
 
 
 def test_full_runs_are_compared_stage_by_stage() -> None:
-    stages = {stage: facts(run_id=stage, stage=stage) for stage in ("train", "evaluate")}
-    changed = facts(run_id="changed", stage="evaluate", params={})
-    first = facts(stage="full_run", tags={f"run.{stage}": stage for stage in stages})
-    second = facts(
+    stages = {stage: run_info(run_id=stage, stage=stage) for stage in ("train", "evaluate")}
+    changed = run_info(run_id="changed", stage="evaluate", params={})
+    first = run_info(stage="full_run", tags={f"run.{stage}": stage for stage in stages})
+    second = run_info(
         run_id="2" * 32, stage="full_run", tags={"run.train": "train", "run.evaluate": "changed"}
     )
     known = stages | {"changed": changed}
@@ -65,7 +65,9 @@ def test_full_runs_are_compared_stage_by_stage() -> None:
 
 def test_runs_of_different_stages_have_nothing_in_common() -> None:
     with pytest.raises(UserError, match="is a run of train, other of evaluate; give two runs"):
-        diff.compare_runs(facts(), facts(name="other", stage="evaluate"), lambda _: facts())
+        diff.compare_runs(
+            run_info(), run_info(name="other", stage="evaluate"), lambda _: run_info()
+        )
 
 
 @pytest.mark.slow

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 
 from alexnet.errors import UserError, one_line
 from pipelines.command_results import Link
-from pipelines.lineage_subject import Subject
-from pipelines.tracking import holdings, registry
+from pipelines.inspection.lineage_subject import Subject
+from pipelines.tracking import contents, registry
 from pipelines.tracking.run import run_exists
 from pipelines.tracking.store import Store
 
 
 def version_links(store: Store, uri: str, recorded: tuple[str, ...]) -> Iterator[Link]:
     """The registered versions of a model, and those by which a file names it."""
-    versions = {v.name: v for v in holdings.versions(store) if v.source == uri}
+    versions = {v.name: v for v in contents.versions(store) if v.source == uri}
     for name, version in versions.items():
         aliases = ", ".join(version.aliases)
         detail = f"aliases {aliases}" if aliases else "no alias"

@@ -14,7 +14,7 @@ from pipelines.workdir import Workdir
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class DatabaseReader:
     """A database of MLflow that is open for reading."""
 
     _database: sqlite3.Connection
@@ -47,11 +47,11 @@ class Glance:
 
 
 @contextlib.contextmanager
-def glance(workdir: Workdir) -> Iterator[Glance | None]:
+def read_database(workdir: Workdir) -> Iterator[DatabaseReader | None]:
     """The workdir's own database; None if there is none."""
     if not os.path.isfile(workdir.database):
         yield None
         return
     uri = f"file:{quote(workdir.database)}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=1)) as database:
-        yield Glance(database)
+        yield DatabaseReader(database)

@@ -17,7 +17,7 @@ FREED_TAG = "artifacts.deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldRun:
+class StoredRun:
     """A run of a stage."""
 
     run_id: str
@@ -29,7 +29,7 @@ class HeldRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldModel:
+class StoredModel:
     """A logged model."""
 
     uri: str
@@ -38,7 +38,7 @@ class HeldModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldVersion:
+class StoredVersion:
     """A registered version."""
 
     name: str
@@ -49,7 +49,7 @@ class HeldVersion:
     tags: Mapping[str, str]
 
 
-def stage_runs(store: Store) -> Iterator[HeldRun]:
+def stage_runs(store: Store) -> Iterator[StoredRun]:
     """The runs of the experiment's stages that are not deleted."""
     for run in _pages(
         lambda token: store.client.search_runs(
@@ -57,7 +57,7 @@ def stage_runs(store: Store) -> Iterator[HeldRun]:
         ),
         store,
     ):
-        yield HeldRun(
+        yield StoredRun(
             run_id=str(run.info.run_id),
             stage=run.data.tags["stage"],
             key=run.data.tags.get("stage.key", ""),
@@ -65,20 +65,20 @@ def stage_runs(store: Store) -> Iterator[HeldRun]:
         )
 
 
-def models(store: Store) -> Iterator[HeldModel]:
+def models(store: Store) -> Iterator[StoredModel]:
     """The experiment's logged models that are not deleted."""
     for model in _pages(
         lambda token: store.client.search_logged_models([store.experiment_id], page_token=token),
         store,
     ):
-        yield HeldModel(
+        yield StoredModel(
             uri=f"models:/{model.model_id}",
             run_id=str(model.source_run_id or ""),
             artifacts=_folder(model.artifact_location),
         )
 
 
-def versions(store: Store) -> Iterator[HeldVersion]:
+def versions(store: Store) -> Iterator[StoredVersion]:
     """All registered versions, of any name."""
     aliases = {
         (model.name, str(version)): alias
@@ -91,7 +91,7 @@ def versions(store: Store) -> Iterator[HeldVersion]:
         lambda token: store.client.search_model_versions(page_token=token), store
     ):
         name, number = version.name, str(version.version)
-        yield HeldVersion(
+        yield StoredVersion(
             name=f"{name}/{number}",
             source=str(version.source),
             aliases=tuple(sorted(a for key, a in aliases.items() if key == (name, number))),
@@ -99,13 +99,13 @@ def versions(store: Store) -> Iterator[HeldVersion]:
         )
 
 
-def delete_run_artifacts(store: Store, run: HeldRun, date: str) -> None:
+def delete_run_artifacts(store: Store, run: StoredRun, date: str) -> None:
     """Delete a run's artifacts; its parameters, metrics and tags stay."""
     store.client.set_tag(run.run_id, FREED_TAG, date)
     storage.delete_folder(run.artifacts)
 
 
-def delete_model(store: Store, model: HeldModel) -> None:
+def delete_model(store: Store, model: StoredModel) -> None:
     """Delete a logged model, then its files."""
     store.client.delete_logged_model(model.uri.removeprefix("models:/"))
     storage.delete_folder(model.artifacts)

@@ -14,7 +14,7 @@ from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.shards.manifest import Manifest
 from pipelines.datasets import readable_manifest
-from pipelines.needs import Graph, Node
+from pipelines.inspection.needs import Graph, Node
 from pipelines.records import StageOutcome, StageRecord, history
 from pipelines.results import (
     EvaluateResult,
@@ -23,8 +23,8 @@ from pipelines.results import (
     StageResult,
     TrainResult,
 )
-from pipelines.tracking import holdings
-from pipelines.tracking.holdings import HeldModel, HeldRun
+from pipelines.tracking import contents
+from pipelines.tracking.contents import StoredModel, StoredRun
 from pipelines.tracking.store import Store
 from pipelines.workdir import Workdir
 
@@ -46,8 +46,8 @@ class Inventory:
     roots: dict[Node, str] = field(default_factory=dict)
     folders: dict[Node, str] = field(default_factory=dict)
     """Of data sets, checkpoints and evaluations."""
-    runs: dict[Node, HeldRun] = field(default_factory=dict)
-    models: dict[Node, HeldModel] = field(default_factory=dict)
+    runs: dict[Node, StoredRun] = field(default_factory=dict)
+    models: dict[Node, StoredModel] = field(default_factory=dict)
     manifests: list[tuple[Node, Manifest]] = field(default_factory=list)
 
     def graph(self) -> Graph:
@@ -106,7 +106,7 @@ def size_of(folder: str) -> int:
 
 def _add_store(found: Inventory, store: Store, *, own_store: bool) -> None:
     stages = {result.stage for result in RESULTS}
-    for run in holdings.stage_runs(store) if own_store else ():
+    for run in contents.stage_runs(store) if own_store else ():
         if run.stage not in stages:  # Of commands, such as compare: nothing makes them again.
             continue
         node = Node("run", run.run_id)
@@ -116,11 +116,11 @@ def _add_store(found: Inventory, store: Store, *, own_store: bool) -> None:
             found.needs[node].add(Node("checkpoints", run.key))
         if run.stage == "evaluate" and run.key:
             found.needs[node].add(Node("evaluation", run.key))
-    for model in holdings.models(store) if own_store else ():
+    for model in contents.models(store) if own_store else ():
         node = Node("model", model.uri)
         found.exist[node], found.models[node] = size_of(model.artifacts), model
         found.needs[node].add(Node("run", model.run_id))
-    for version in holdings.versions(store):
+    for version in contents.versions(store):
         node = Node("version", version.name)
         aliases = "".join(f", alias {alias}" for alias in version.aliases)
         found.roots[node] = f"version {version.name}{aliases}"

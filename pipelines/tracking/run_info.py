@@ -14,7 +14,7 @@ _MOST = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunFacts:
+class RunInfo:
     """A run."""
 
     run_id: str
@@ -36,7 +36,7 @@ class RunFacts:
         }
 
 
-def find_run(store: Store, name: str) -> RunFacts:
+def find_run(store: Store, name: str) -> RunInfo:
     """A run that exists and is not deleted; the newest one if several have the name.
 
     Raises:
@@ -67,18 +67,18 @@ def find_run(store: Store, name: str) -> RunFacts:
             f"{name}: no run of this experiment has this id, name or stage key; check it, "
             "--experiment and --tracking-uri, or whether somebody has deleted the run in MLflow"
         )
-    return _facts(run)
+    return _info(run)
 
 
 def _is_key(name: str) -> bool:
     return re.fullmatch("[0-9a-f]{16}", name) is not None
 
 
-def _facts(run: Any) -> RunFacts:
+def _info(run: Any) -> RunInfo:
     tags = dict(run.data.tags)
     name = str(run.info.run_name or run.info.run_id)
     inputs = run.inputs.dataset_inputs if run.inputs else []
-    return RunFacts(
+    return RunInfo(
         run_id=str(run.info.run_id),
         name=name,
         # Full runs of earlier versions have no such tag.

@@ -86,7 +86,7 @@ def test_a_card_stays_between_the_newest_text_and_the_earlier_ones(store: Store)
 
 
 @pytest.mark.slow
-def test_a_full_run_in_the_lab_book(
+def test_a_full_run_in_mlflow(
     tmp_path: Path,
     empty_database: Path,
     monkeypatch: pytest.MonkeyPatch,

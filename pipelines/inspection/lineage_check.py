@@ -17,7 +17,7 @@ from alexnet.shards.decode import Decoded, decode
 from alexnet.shards.find import FoundRow
 from alexnet.shards.manifest import Manifest
 from pipelines.inference.predictor import BatchPredictor, Predictor
-from pipelines.lineage_subject import Prediction
+from pipelines.inspection.lineage_subject import Prediction
 from pipelines.tracking import registry
 from pipelines.tracking.store import Store
 

@@ -1,0 +1,1 @@
+"""What a workdir contains and where it comes from: for ``lineage`` and ``gc``."""
