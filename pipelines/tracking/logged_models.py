@@ -42,12 +42,18 @@ def log_model_metrics(
 
 
 def log_model_params(run: Run, model: str, values: Mapping[str, object]) -> None:
-    """Log parameters of a logged model.
+    """Log parameters of a logged model, apart from those that it has already.
+
+    MLflow copies the parameters of the run to a model that is logged in it, and refuses a second
+    value.
 
     Args:
         run: that has trained it.
         model: its URI, ``models:/m-...``.
         values: by name.
     """
-    params = {name: redacted(str(value)) for name, value in values.items()}
-    run.store.client.log_model_params(model.removeprefix("models:/"), params)
+    client, model_id = run.store.client, model.removeprefix("models:/")
+    known = client.get_logged_model(model_id).params
+    params = {n: redacted(str(value)) for n, value in values.items() if n not in known}
+    if params:
+        client.log_model_params(model_id, params)

@@ -43,6 +43,17 @@ def test_models_are_ranked_by_their_errors(store: Store) -> None:
     assert ranked[0].params == {"recipe": "paper", "source": "s3://***@b/raw"}
 
 
+def test_parameters_that_a_model_has_already_stay(store: Store) -> None:
+    """MLflow copies those of the run, and has one value for each name."""
+    run = Run(store, open_run(store, "train", resume=None, parent=None))
+    known = {"epochs": "4"}
+    model = store.client.create_logged_model(store.experiment_id, "model", run.run_id, params=known)
+    for _ in range(2):
+        log_model_params(run, f"models:/{model.model_id}", {"epochs": 5, "recipe": "paper"})
+    params = store.client.get_logged_model(model.model_id).params
+    assert params == known | {"recipe": "paper"}
+
+
 def experiment_note(store: Store) -> str | None:
     tags: dict[str, str] = store.client.get_experiment(store.experiment_id).tags
     return tags.get(NOTE)
