@@ -178,7 +178,8 @@ def _number(version: registry.Version | None) -> str | None:
 
 def _predictions_of(store: Store, version: registry.Version, validation: str) -> Predictions | None:
     """A version's predictions for the validation images with this content digest."""
-    runs = [found.run_id for found in evaluations.find(store, models=version.source)]
+    evaluated = evaluations.find(store, models=version.source)
+    runs = [found.run_id for found in evaluated if found.validation == validation]
     for run_id in dict.fromkeys([*runs, version.tags.get(EVALUATION_TAG, "")]):
         found = evaluations.read_predictions(store, run_id) if run_id else None
         if found and found.validation == validation:
