@@ -13,7 +13,7 @@ from typing import Any, ParamSpec
 
 import pyarrow as pa
 
-from alexnet.errors import UserError
+from alexnet.errors import UserError, one_line
 
 P = ParamSpec("P")
 
@@ -23,6 +23,27 @@ _ERROR = pa.field("error", pa.binary())
 def pack(error: UserError | OSError) -> bytes:
     """An error as a value in a row."""
     return pickle.dumps(error)
+
+
+def pack_writing_errors(write: Callable[[], object], path: str, kept: str) -> bytes:
+    """Write something; a ``UserError`` or ``OSError`` is packed. Empty if there is none.
+
+    Args:
+        write: writes it.
+        path: of what is written.
+        kept: what the same command keeps, in words.
+    """
+    try:
+        write()
+    except UserError as error:
+        return pack(error)
+    except OSError as error:
+        message = (
+            f"{path}: can't be written ({one_line(error)}); when it can, give the same command "
+            f"again: finished {kept} are kept"
+        )
+        return pack(OSError(message))
+    return b""
 
 
 def raise_packed(packed: bytes | None) -> None:

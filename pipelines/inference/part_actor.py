@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alexnet.errors import UserError, one_line
 from alexnet.inference.parts import PartOptions, PartWriter
 from alexnet.model.exported import Layer
 from alexnet.model.precision import Precision
 from pipelines.inference.predictor import BatchPredictor, Predictor
-from pipelines.task_errors import pack
+from pipelines.task_errors import pack_writing_errors
 from pipelines.tracking.store import Store
 
 
@@ -57,15 +56,6 @@ class PartActor:
         Returns:
             ``number`` and ``error``: a packed ``UserError`` or ``OSError``; empty if there is none.
         """
-        packed = b""
-        try:
-            self._writer.write(int(row["number"]))
-        except UserError as error:
-            packed = pack(error)
-        except OSError as error:
-            message = (
-                f"{self._output}: can't be written ({one_line(error)}); when it can, give the same "
-                "command again: finished parts are kept"
-            )
-            packed = pack(OSError(message))
+        number = int(row["number"])
+        packed = pack_writing_errors(lambda: self._writer.write(number), self._output, "parts")
         return {"number": row["number"], "error": packed}

@@ -8,11 +8,10 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from alexnet.errors import UserError, one_line
 from alexnet.shards.codec import Encoding
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import finished_result, make_shard
-from pipelines.task_errors import pack
+from pipelines.task_errors import pack_writing_errors
 
 
 class ShardWriter:
@@ -36,16 +35,10 @@ class ShardWriter:
             ``number`` and ``error``: a packed ``UserError`` or ``OSError``; empty if there is none.
         """
         task = ShardTask(**(row["task"] | {"encoding": Encoding(**row["task"]["encoding"])}))
-        packed = b""
-        try:
+
+        def write() -> None:
             if finished_result(task) is None:
                 make_shard(task)
-        except UserError as error:
-            packed = pack(error)
-        except OSError as error:
-            message = (
-                f"{task.shard_path}: can't be written ({one_line(error)}); when it can, give the "
-                "same command again: finished shards are kept"
-            )
-            packed = pack(OSError(message))
+
+        packed = pack_writing_errors(write, task.shard_path, "shards")
         return {"number": row["number"], "error": packed}
