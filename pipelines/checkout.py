@@ -19,9 +19,8 @@ class Commit(NamedTuple):
 @functools.cache
 def commit(root: Path = ROOT) -> Commit | None:
     """The commit that is checked out; None if the code is no checkout, or Git is missing."""
-    if not (
-        root / ".git"
-    ).exists():  # An installed package may lie in a checkout of something else.
+    # An installed package may lie in a checkout of something else.
+    if not (root / ".git").exists():
         return None
     try:
         head = _git(root, "rev-parse", "HEAD")
