@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -19,15 +18,14 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.models import Model
 from numpy.typing import NDArray
 from requests import RequestException
 
 from pipelines.console.log import current_log_file
 from pipelines.console.output import printable
 from pipelines.console.redact import redacted
-from pipelines.tracking import server
+from pipelines.tracking import saved_model, server
 from pipelines.tracking.descriptions import NOTE
 from pipelines.tracking.metric_writer import Point, StoreUnavailableError
 from pipelines.tracking.node_metrics import set_sampling
@@ -238,21 +236,16 @@ class Run:
 
         ``metadata`` is stored with the model; its ``classes`` lists wnid and name by class index.
         """
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]), "crops")]),
-            outputs=Schema(
-                [TensorSpec(np.dtype(np.float32), (-1, len(metadata["classes"])), "probabilities")]
-            ),
-        )
         with contextlib.redirect_stdout(io.StringIO()):
-            info = mlflow.pytorch.log_model(
-                classifier,
+            info = Model.log(
+                None,
+                saved_model,
                 name="model",
-                input_example=example,
-                signature=signature,
                 metadata=dict(metadata),
-                # MLflow would infer these by loading the model once more in a new process.
-                pip_requirements=[_requirement(name) for name in ("mlflow", "numpy", "torch")],
+                flavor_name="pytorch",
+                classifier=classifier,
+                example=example,
+                classes=len(metadata["classes"]),
             )
         client = self.store.client
         for model in client.search_logged_models(
@@ -261,8 +254,3 @@ class Run:
             if model.model_id != info.model_id:
                 client.delete_logged_model(model.model_id)
         return f"models:/{info.model_id}"
-
-
-def _requirement(name: str) -> str:
-    """The installed version of a package, without a local suffix that no package index has."""
-    return f"{name}=={version(name).partition('+')[0]}"
