@@ -100,7 +100,8 @@ def read_now(item: ListedItem) -> bytes | Rejection:
         if storage.is_remote(item.file):
             return storage.read_bytes(item.file)
         with open(path_bytes(item.file), "rb") as file:
-            return file.read(MAX_BYTES)
+            # Python allocates as much as is requested before it reads.
+            return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES))
     except (OSError, EOFError) as error:
         return _rejection(item, error)
 
