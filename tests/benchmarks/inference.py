@@ -145,14 +145,16 @@ def main() -> None:
         if options.memory:
             many = make_folder(originals, workdir / "many", options.memory)
             tenth = make_folder(originals, workdir / "tenth", options.memory // 10)
-            peaks = [
-                run_project(workdir, folder, 1, options.memory // 40, memory=True)["peak"]
+            runs = [
+                run_project(workdir, folder, 1, options.memory // 40, memory=True)
                 for folder in (tenth, many)
             ]
+            peaks = [run["peak"] for run in runs]
             result["memory"] = {
                 "images": [options.memory // 10, options.memory],
                 "gigabytes": [round(peak / 1e9, 3) for peak in peaks],
                 "ratio": round(peaks[1] / peaks[0], 3),
+                "start_seconds": [round(run["start"], 1) for run in runs],
             }
     print(json.dumps(result, indent=2))
     if options.output:
