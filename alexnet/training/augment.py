@@ -161,6 +161,12 @@ def crops_by_torch_operations(
     return result.sub_(mean).add_(colours[:, :, None, None]).mul_(scale)
 
 
+def centre_view(images: Tensor) -> Tensor:
+    """(B, 256, 256, 3) → (B, 224, 224, 3), the same memory."""
+    top, left = VIEW_CORNERS[CENTRE_VIEW]
+    return images[:, top : top + CROP_SIZE, left : left + CROP_SIZE]
+
+
 def centre_crops(images: Tensor, mean: Tensor, *, channels_last: bool = True) -> Tensor:
     """The centre view as input of the network, on the device of the images.
 
@@ -172,9 +178,7 @@ def centre_crops(images: Tensor, mean: Tensor, *, channels_last: bool = True) ->
     Returns:
         (B, 3, 224, 224) float32.
     """
-    top, left = VIEW_CORNERS[CENTRE_VIEW]
-    crops = images[:, top : top + CROP_SIZE, left : left + CROP_SIZE]
-    return _to_float(crops, channels_last=channels_last) - mean
+    return _to_float(centre_view(images), channels_last=channels_last) - mean
 
 
 def _to_float(crops: Tensor, *, channels_last: bool) -> Tensor:

@@ -35,7 +35,9 @@ from pipelines.tracking import server
 from pipelines.tracking.metric_writer import MetricWriter
 from pipelines.tracking.node_metrics import host_name, node_metrics
 from pipelines.tracking.run import MetricStore
+from pipelines.tracking.step_images import StepImages
 from pipelines.training.checkpointing import restore
+from pipelines.training.pictures import Pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,8 @@ class WorkerState:
     average: EMA | None
     train_state: TrainState
     writer: MetricWriter | None
+    """On rank 0."""
+    pictures: Pictures | None
     """On rank 0."""
     log_line: Callable[[str], None]
     """Logs a line in the driver; does nothing on other ranks than 0."""
@@ -127,6 +131,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
         average=average,
         train_state=train_state,
         writer=open_metric_writer(config, train_state) if rank == 0 else None,
+        pictures=open_pictures(config, manifest, statistics, log_line) if rank == 0 else None,
         log_line=log_line,
     )
 
@@ -164,6 +169,17 @@ def open_node_metrics(config: LoopConfig) -> AbstractContextManager[None]:
     if config.driver_host == host_name() or ray.train.get_context().get_local_rank() != 0:
         return nullcontext()
     return node_metrics(config.tracking_uri.reveal(), config.run_id)
+
+
+def open_pictures(
+    config: LoopConfig,
+    manifest: Manifest,
+    statistics: PixelStatistics,
+    log_line: Callable[[str], None],
+) -> Pictures:
+    """Pictures of the run, drawn in the background."""
+    images = StepImages(config.tracking_uri.reveal(), config.run_id)
+    return Pictures(images, manifest, mean_crop(statistics.mean_image), log_line)
 
 
 def open_metric_writer(config: LoopConfig, train_state: TrainState) -> MetricWriter:

@@ -4,6 +4,7 @@ All workers report at the same steps: these depend on the step's number, or on r
 is shared with all workers whenever metrics are logged.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from alexnet.diagnostics.layers import gradient_norms
 from alexnet.errors import UserError
 from alexnet.metrics import LossAndErrors, has_top5
 from alexnet.training.checkpoint import Snapshot, take_snapshot
@@ -51,6 +53,8 @@ def train_loop_per_worker(config: Mapping[str, LoopConfig]) -> None:
     with open_node_metrics(loop):
         while state.epoch < worker.recipe.epochs:
             _run_epoch(worker)
+    if worker.pictures:
+        worker.pictures.finish()
     if worker.writer:
         worker.writer.flush(FLUSH_TIMEOUT_S)
         if dropped := worker.writer.dropped:
@@ -240,7 +244,12 @@ def _finish_epoch(worker: WorkerState, rates: EpochRates, images_per_second: flo
     if not worker.writer:
         return
     point = {name: value for name, value in record.items() if name not in STEP_METRICS}
+    for layer, norms in gradient_norms(worker.network).items():
+        point[f"gradient_norm/{layer}"] = math.hypot(*norms)
     worker.writer.write(point, state.step)
+    if worker.pictures:
+        last = state.epoch == worker.recipe.epochs
+        worker.pictures.after_epoch(worker.network, state.step, state.history, last=last)
     worker.log_line(
         f"epoch {state.epoch}/{worker.recipe.epochs} done, validation error {errors} (centre "
         f"view), training loss {trained.mean_loss:.3f}"

@@ -148,7 +148,7 @@ def test_the_runs_in_mlflow(first: FullRunResult, settings: FullRunSettings) -> 
     assert [i.dataset.name for i in inputs] == ["shards"]
     artifacts = {
         "preprocess": ["images.png", "mean_image.png", "original_sizes.png", "rejects.json"],
-        "train": ["first_layer_kernels.png", "learning_curves.png", "recipe.json"],
+        "train": ["first_layer_kernels.png", "images", "learning_curves.png", "recipe.json"],
         "evaluate": [
             "classes.json",
             "confused_pairs.png",

@@ -44,6 +44,7 @@ class Trainings:
         self.lines: list[str] = []
         monkeypatch.setattr(state, "get_devices", lambda: [torch.device("cpu")])
         monkeypatch.setattr(state, "open_metric_writer", lambda *_: None)
+        monkeypatch.setattr(state, "open_pictures", lambda *_: None)
 
     def run(self, name: str, resume_from: Path | None = None, **options: Any) -> dict[int, Path]:
         """Train for two epochs of five updates; returns the new checkpoints by step."""
