@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -68,7 +69,6 @@ class Database:
         )
 
     def create(self) -> None:
-        self.folder.mkdir()
         password = self.folder / "password"
         password.write_text(self.password)
         if os.geteuid() == 0:
@@ -251,7 +251,10 @@ def test_nothing_is_lost_and_no_secret_is_written(programs: Path, tmp_path: Path
     write_images(source)
     with ExitStack() as stack:
         s3 = stack.enter_context(bucket("bucket", aws))
-        database = Database(programs, tmp_path / "database", hidden["database"])
+        # Its user can't enter the folders of root's tests.
+        parent = "/tmp" if os.geteuid() == 0 else None
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=parent))
+        database = Database(programs, Path(folder), hidden["database"])
         database.create()
         database.start()
         stack.callback(database.stop)
