@@ -2,7 +2,7 @@
 # Runs an MLflow tracking server for several people. Settings are MLflow's environment variables:
 #
 #   MLFLOW_BACKEND_STORE_URI      runs and the model registry; by default SQLite in ./work/tracking;
-#                                 for several people, postgresql://user@host/mlflow
+#                                 for several people, postgresql+psycopg2://user@host/mlflow
 #   MLFLOW_ARTIFACTS_DESTINATION  models and figures; ./work/tracking/artifacts, or s3://bucket/path
 #   MLFLOW_HOST, MLFLOW_PORT      127.0.0.1 and 5000
 #   MLFLOW_WORKERS                1, because SQLite has one writer; 4 are suitable for PostgreSQL

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 
 from alexnet.inference import page
@@ -123,16 +124,11 @@ def test_more_images_are_pages_with_an_index(
     assert second == ["index.html", "page-0001.html", "page-0003.html"]
 
 
-def browser() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(browser() is None, reason="no Chromium is installed")
+@pytest.mark.skipif(chromium.program() is None, reason="no Chromium is installed")
 def test_it_opens_and_filters_in_chromium(tmp_path: Path) -> None:
     """What the script has shown and hidden is in the document; an error would show nothing."""
-    program = browser()
+    program = chromium.program()
     assert program
     rows = [row(name, "x") for name in HOSTILE] + [rejected("bad.jpg", "empty: no bytes")]
     path = Path(write_pages(str(tmp_path), rows, len(rows), "title"))

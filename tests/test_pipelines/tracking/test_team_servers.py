@@ -92,9 +92,8 @@ class Database:
     def _control(self, *arguments: str) -> None:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", *arguments)
 
-    @property
-    def uri(self) -> str:
-        return f"postgresql://mlflow:{self.password}@127.0.0.1:{self.port}/postgres"
+    def uri(self, driver: str = "") -> str:
+        return f"postgresql{driver}://mlflow:{self.password}@127.0.0.1:{self.port}/postgres"
 
 
 @dataclass(slots=True)
@@ -263,7 +262,7 @@ def test_nothing_is_lost_and_no_secret_is_written(programs: Path, tmp_path: Path
             aws
             | {
                 "AWS_DEFAULT_REGION": "us-east-1",
-                "MLFLOW_BACKEND_STORE_URI": database.uri,
+                "MLFLOW_BACKEND_STORE_URI": database.uri("+psycopg2"),
                 "MLFLOW_ARTIFACTS_DESTINATION": "s3://bucket/mlflow",
                 "MLFLOW_S3_ENDPOINT_URL": s3.meta.endpoint_url,
             },
@@ -308,7 +307,7 @@ def test_nothing_is_lost_and_no_secret_is_written(programs: Path, tmp_path: Path
             versions = client.search_model_versions("name = 'alexnet'")
             assert len(versions) == 2
         dump = subprocess.run(
-            [str(programs / "pg_dump"), "--data-only", database.uri],
+            [str(programs / "pg_dump"), "--data-only", database.uri()],
             capture_output=True,
             check=True,
         ).stdout
