@@ -28,6 +28,10 @@ pytestmark = [
     ),
 ]
 
+OWN_ERRORS = ("/ajax-api/2.0/mlflow/users/current", "ResizeObserver loop completed")
+"""Of MLflow itself on every page: a request that only a server with a login answers, and a notice
+of the browser."""
+
 
 @pytest.fixture
 def store(finished_workdir: Path) -> Store:
@@ -72,8 +76,9 @@ def test_runs_charts_images_and_models_open_without_an_error(
         browser.open(f"{root}/runs/{train}/artifacts/learning_curves.png", "learning_curves.png")
         browser.wait_for("[...document.images].some(i => i.naturalWidth === 900)")
         browser.screenshot(shots / "image.png")
-        browser.open(f"{root}/models?workflowType=machine_learning", "model")
+        browser.open(f"{root}/models?workflowType=machine_learning", names[0], "Ready")
         browser.screenshot(shots / "models.png")
         browser.open(f"{server.address}/#/models/alexnet/versions/1", "Version 1", "champion")
         browser.screenshot(shots / "version.png")
-    assert browser.errors == []
+    errors = [error for error in browser.errors if not any(own in error for own in OWN_ERRORS)]
+    assert errors == []
