@@ -6,3 +6,5 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Models are exported graphs and plain tensors; whatever else is in a registry is not unpickled.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+# With a server it prints two lines at the end of every run, also after the result of the command.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
