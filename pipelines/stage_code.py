@@ -31,11 +31,13 @@ CODE: Mapping[str, tuple[str, ...]] = MappingProxyType(
 predictions are."""
 
 BOUNDARY = (
+    "alexnet.diagnostics",
     "alexnet.plots",
     "pipelines.cluster",
     "pipelines.console",
     "pipelines.settings",
     "pipelines.tracking",
+    "pipelines.training.pictures",
 )
 """Code that changes no result: a stage's code version leaves it out. What the settings decide is
 in the stage's key by value."""
