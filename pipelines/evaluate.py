@@ -164,7 +164,7 @@ def _predict(
         "images",
         waiting_for=lambda: "results of " + request_in_words(resources),
     )
-    with without_actor_pool_note(), progress:
+    with progress, without_actor_pool_note():
         for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(raise_errors(table))
             progress.add(len(table))

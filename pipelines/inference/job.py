@@ -76,7 +76,7 @@ def make_parts(
         "images",
         waiting_for=lambda: "results of " + request_in_words(resources),
     )
-    with without_actor_pool_note(), progress:
+    with progress, without_actor_pool_note():
         for row in job.iter_rows():
             raise_packed(row["error"])
             part = by_number[row["number"]]

@@ -119,7 +119,7 @@ def make_shards(
         "images",
         waiting_for=lambda: "results of " + request_in_words(WorkerResources(workers, 0, 1)),
     )
-    with without_actor_pool_note(), progress:
+    with progress, without_actor_pool_note():
         for row in job.iter_rows():
             task = missing[row["number"]]
             raise_packed(row["error"])
