@@ -13,6 +13,7 @@ with ``--force`` or without.
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from pipelines.console.interrupt import postponed_interrupts
@@ -85,7 +86,7 @@ def find_reusable(
         outcome = record.outcome(kind, workdir)
         if outcome and usable(outcome.result):
             done = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished))
-            return outcome, f"nothing has changed since it ran on {done}"
+            return outcome, f"unchanged since {done}"
         return None, "its result no longer exists or has changed"
     if record:
         return None, "it started and did not finish"
@@ -133,7 +134,7 @@ def run_stage(
                 with active_run(store, earlier.run_id) as run:
                     run_decorations(key.stage, _summary(run, earlier.result, earlier.seconds))
             log.info("skipped, %s", reason)
-            return earlier
+            return replace(earlier, reason=reason)
         if earlier:
             reason = "its MLflow run no longer exists"
         log.info("running, %s", reason)
@@ -173,7 +174,12 @@ def run_stage(
                 run_decorations(key.stage, {**_summary(run, result, seconds), **decorations})
         log.info("done in %s", duration(seconds))
         return StageOutcome(
-            key=key, result=result, seconds=seconds, run_id=record.run_id, skipped=False
+            key=key,
+            result=result,
+            seconds=seconds,
+            run_id=record.run_id,
+            skipped=False,
+            reason=reason,
         )
 
 

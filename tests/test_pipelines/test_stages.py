@@ -77,7 +77,7 @@ def test_a_finished_stage_is_skipped(workdir: Workdir) -> None:
     assert outcome is not None
     assert (outcome.key, outcome.seconds, outcome.result) == (KEY, 2.5, Result())
     assert outcome.skipped
-    assert why.startswith("nothing has changed since it ran on ")
+    assert why.startswith("unchanged since ")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_stage_that_is_run_and_then_skipped(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train: running, first run"
     assert lines[1].startswith("train: done in ")
-    assert lines[2].startswith("train: skipped, nothing has changed since it ran on ")
+    assert lines[2].startswith("train: skipped, unchanged since ")
     assert len(lines) == 3
 
     lost = run_stage(settings, store, KEY, Result, parent=None, usable=lambda _: False, work=work)

@@ -171,7 +171,7 @@ def test_a_second_full_run_skips_all_stages(
 ) -> None:
     again = full_run.run(settings)
     assert again.skipped == list(first.stages)
-    assert capsys.readouterr().out.count("skipped, nothing has changed since") == 4
+    assert capsys.readouterr().out.count("skipped, unchanged since") == 4
     assert len(client(settings).search_runs(["1"])) == 5
 
 

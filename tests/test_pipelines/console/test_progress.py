@@ -50,7 +50,7 @@ def test_the_time_left_decreases_until_the_next_result(
         (35.0, "0s left"),
         (99.0, "waiting 89s for the next results"),
     ):
-        monkeypatch.setattr(time, "monotonic", lambda now=now: now)  # type: ignore[misc]
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
         if now == 10.0:
             progress.add(1000)
         assert left in progress.bar(200)
