@@ -9,6 +9,7 @@ digits, a few minutes on two cores.
     python pipelines/full_run.py --preset ilsvrc2012 --source /data/ilsvrc2012 --workdir /data/work
 """
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from typing import Any, NoReturn
 
 from alexnet import storage
 from pipelines import evaluate, preprocess, promote, train
-from pipelines.console.cli import run_script
+from pipelines.console.cli import run_script, show
 from pipelines.console.interrupt import postponed_interrupts
-from pipelines.console.log import columns_beside, stage_logger
+from pipelines.console.log import stage_logger
+from pipelines.console.output import terminal_columns
 from pipelines.console.progress import duration
 from pipelines.decorations import Decorations, run_decorations
 from pipelines.records import (
@@ -80,8 +82,7 @@ def run(settings: FullRunSettings) -> FullRunResult:
     seconds = time.monotonic() - started
     log = stage_logger("full_run")
     log.info("done in %s", duration(seconds))
-    for line in summary_lines(outcomes.values(), columns_beside("full_run")):
-        log.info("%s", line)
+    show(settings, summary_lines(outcomes.values(), terminal_columns(sys.stdout)))
     store = connect(settings)
     log.info("to look at the runs:")
     log.info("  %s", store.ui_command())

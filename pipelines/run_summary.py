@@ -16,6 +16,8 @@ from pipelines.results import (
 )
 
 HEADER = ("stage", "time", "why", "result", "location")
+MIN_COLUMNS = 48
+"""For the cells beside the stage and its time; in less they are below it."""
 
 
 def summary_lines(outcomes: Iterable[StageOutcome[Any]], columns: int | None) -> list[str]:
@@ -23,7 +25,7 @@ def summary_lines(outcomes: Iterable[StageOutcome[Any]], columns: int | None) ->
 
     Args:
         outcomes: of the stages.
-        columns: of the terminal; None for a file.
+        columns: of the terminal; None if there is none.
     """
     rows = [
         (
@@ -38,17 +40,22 @@ def summary_lines(outcomes: Iterable[StageOutcome[Any]], columns: int | None) ->
     lines = table(HEADER, rows)
     if columns is None or max(map(len, lines)) <= columns:
         return lines
-    return [line for row in rows for line in _stacked(row, columns)]
+    return [line for row in rows for line in _in_lines(row, columns)]
 
 
-def _stacked(row: tuple[str, str, str, str, str], columns: int) -> list[str]:
+def _in_lines(row: tuple[str, str, str, str, str], columns: int) -> list[str]:
     stage, time, why, result, where = row
-    indent = " " * 4
-    # Paths and URIs are copied: they are not broken.
+    start = f"{stage:<10}  {time:<7}  "
+    first = []
+    if columns - len(start) < MIN_COLUMNS:
+        first, start = [start.rstrip()], "  "
+    indent = len(start) * " "
+    # A path or a URI is not broken: it is copied.
     return [
-        *textwrap.wrap(f"{stage}: {time}, {why}", columns, subsequent_indent=indent),
-        *textwrap.wrap(result, columns, initial_indent="  ", subsequent_indent=indent),
-        f"  {where}",
+        *first,
+        *textwrap.wrap(result, columns, initial_indent=start, subsequent_indent=indent),
+        *textwrap.wrap(why, columns, initial_indent=indent, subsequent_indent=indent),
+        f"{indent}{where}",
     ]
 
 

@@ -89,7 +89,7 @@ def find_reusable(
             return outcome, f"unchanged since {done}"
         return None, "its result no longer exists or has changed"
     if record:
-        return None, "it started and did not finish"
+        return None, "resumes an earlier run that did not finish"
     previous = finished_records(workdir, key.stage)
     return None, difference(previous[-1].key, key) if previous else "first run"
 
@@ -133,11 +133,11 @@ def run_stage(
             if status != "FINISHED":  # Its command ended after its result was recorded.
                 with active_run(store, earlier.run_id) as run:
                     run_decorations(key.stage, _summary(run, earlier.result, earlier.seconds))
-            log.info("skipped, %s", reason)
+            log.info("skipped (%s)", reason)
             return replace(earlier, reason=reason)
         if earlier:
             reason = "its MLflow run no longer exists"
-        log.info("running, %s", reason)
+        log.info("running (%s)", reason)
         with exclusive_lock(workdir, writes, key.stage) if writes else contextlib.nullcontext():
             server.wait_for(store.uri)
             parent_id = parent.run_id() if parent else None

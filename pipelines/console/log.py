@@ -8,7 +8,6 @@ is stored in the workdir; for a workdir in an object store it is written when th
 import contextlib
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -35,13 +34,6 @@ def stage_logger(stage: str) -> logging.Logger:
 def log_progress(stage: str, line: str) -> None:
     """Log a line about progress, which a terminal with a bar does not print."""
     stage_logger(stage).info("%s", line, extra={_PROGRESS: True})
-
-
-def columns_beside(stage: str) -> int | None:
-    """Columns of the terminal beside the name of a stage; None if there is no terminal."""
-    if not sys.stdout.isatty():
-        return None
-    return shutil.get_terminal_size().columns - len(f"{stage}: ")
 
 
 class _Formatter(logging.Formatter):

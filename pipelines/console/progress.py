@@ -13,7 +13,7 @@ from pipelines.console.watchdog import Watchdog
 INTERVAL_S = 5.0
 """Seconds between two lines."""
 LONG_S = 30.0
-"""Seconds without any result until a bar tells of the wait instead of the time left."""
+"""Seconds without any result until a bar says what is waited for instead of the time left."""
 
 
 @dataclass(slots=True)
@@ -107,7 +107,8 @@ class Progress:
         counted = f"{self.done:,}/{self.total:,} {self.unit}"
         parts = [self._left_text(), self.remark, self._rate_text(), counted, self.task]
         if waited > LONG_S or not self.done:
-            parts = [f"waiting {int(waited)}s for {self._awaited()}", self.remark, counted]
+            awaited = self._awaited() if waited > LONG_S else "the first results"
+            parts = [f"waiting {int(waited)}s for {awaited}", self.remark, counted]
         return bar_line(self.stage, self.done, self.total, [p for p in parts if p], columns)
 
 

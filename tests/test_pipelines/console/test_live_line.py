@@ -227,11 +227,13 @@ def test_a_wait_is_shown_with_its_duration_and_is_gone_at_the_end() -> None:
 
 def test_a_wait_in_a_stage_with_a_bar() -> None:
     program = START + (
+        "progress.LONG_S = 3\n"
         "with live_line.enabled(True), Progress('stage', 9, 'images', waiting_for=lambda: 'x'):\n"
         "    time.sleep(30)\n"
     )
     with Terminal(program) as terminal:
-        (line,) = terminal.wait_for("waiting 1s for x")
+        (line,) = terminal.wait_for("waiting 1s for the first results")
+        terminal.wait_for("s for x, 0/9 images")
     assert line.startswith("stage   0%|")
 
 
