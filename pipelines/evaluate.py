@@ -162,7 +162,7 @@ def _predict(
         "evaluate",
         manifest.rows("val"),
         "images",
-        waiting_for=lambda: "results of " + request_in_words(resources),
+        waiting_for=lambda: "the first results of " + request_in_words(resources),
     )
     with progress, without_actor_pool_note():
         for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -45,7 +45,7 @@ def fetch(folder: str, on_download: Callable[[], None] = lambda: None) -> str:
 
 
 def download_state(folder: str) -> str | None:
-    """What ``fetch`` does with the folder that it was given, in words; None if it downloads nothing.
+    """What ``fetch`` does with the same folder, in words; None if it downloads nothing.
 
     It can be called in another thread, for someone who waits.
     """

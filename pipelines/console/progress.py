@@ -38,6 +38,7 @@ class Progress:
     printed: float = field(default_factory=time.monotonic)
     advanced: float = field(default_factory=time.monotonic)
     """When something was done last, by the monotonic clock, as the two times before."""
+    _awaited: str = "the next results"
     _watchdog: Watchdog = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,11 +96,9 @@ class Progress:
         return f"{self.task}: {line}" if self.task else line
 
     def _standstill(self) -> str:
-        return self._line(f"waiting for {self._awaited()}")
-
-    def _awaited(self) -> str:
         # Once there are results, the workers have what they wait for at the start.
-        return "the next results" if self.done else self.waiting_for()
+        self._awaited = "the next results" if self.done else self.waiting_for()
+        return self._line(f"waiting for {self._awaited}")
 
     def bar(self, columns: int) -> str:
         """What a terminal shows, at most as long."""
@@ -107,7 +106,8 @@ class Progress:
         counted = f"{self.done:,}/{self.total:,} {self.unit}"
         parts = [self._left_text(), self.remark, self._rate_text(), counted, self.task]
         if waited > LONG_S or not self.done:
-            awaited = self._awaited() if waited > LONG_S else "the first results"
+            # Not ``waiting_for``, which may ask the cluster: a bar must not wait for an answer.
+            awaited = self._awaited if waited > LONG_S else "the first results"
             parts = [f"waiting {int(waited)}s for {awaited}", self.remark, counted]
         return bar_line(self.stage, self.done, self.total, [p for p in parts if p], columns)
 

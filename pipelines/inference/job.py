@@ -74,7 +74,7 @@ def make_parts(
         "batch_inference",
         sum(part.rows for part in missing),
         "images",
-        waiting_for=lambda: "results of " + request_in_words(resources),
+        waiting_for=lambda: "the first results of " + request_in_words(resources),
     )
     with progress, without_actor_pool_note():
         for row in job.iter_rows():

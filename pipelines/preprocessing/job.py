@@ -117,7 +117,9 @@ def make_shards(
         "preprocess",
         sum(task.rows for task in missing),
         "images",
-        waiting_for=lambda: "results of " + request_in_words(WorkerResources(workers, 0, 1)),
+        waiting_for=lambda: (
+            "the first results of " + request_in_words(WorkerResources(workers, 0, 1))
+        ),
     )
     with progress, without_actor_pool_note():
         for row in job.iter_rows():
