@@ -1,4 +1,7 @@
-"""The text of a progress bar that fits into a number of columns."""
+"""Texts for the updating line in a terminal, which fit into a number of columns: a bar, a wait.
+
+Secrets are removed before a text is cut: a part of one could not be recognized any more.
+"""
 
 from collections.abc import Sequence
 
@@ -6,6 +9,8 @@ from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
 from pipelines.console import live_line
+from pipelines.console.output import printable
+from pipelines.console.redact import redacted
 
 MIN_COLUMNS = 5
 """Of the bar itself, with its ends; in less, it shows too little."""
@@ -23,6 +28,7 @@ def bar_line(stage: str, done: int, total: int, parts: Sequence[str], columns: i
             room for them, and then the bar.
         columns: at most.
     """
+    parts = [_without_secrets(part) for part in parts]
     percent = 100 * done // total if total else 100
     start = f"{stage} {percent:3d}%"
     room = columns - len(start) - MIN_COLUMNS - 1
@@ -40,8 +46,14 @@ def bar_line(stage: str, done: int, total: int, parts: Sequence[str], columns: i
     return f"{start}{bar} {text}".rstrip()
 
 
-def trimmed(text: str, columns: int) -> str:
-    """A text that is cut off where it does not fit."""
-    if disp_len(text) <= columns:
-        return text
-    return f"{disp_trim(text, columns - 3)}..." if columns > 3 else "." * columns
+def wait_line(text: str, seconds: float, columns: int) -> str:
+    """``train: waiting for the workers to start (14s)``; a text that is too long is cut."""
+    end = f" ({int(seconds)}s)"
+    text, room = _without_secrets(text), columns - len(end)
+    if disp_len(text) > room:
+        text = f"{disp_trim(text, room - 3)}..." if room > 3 else "." * max(room, 0)
+    return str(disp_trim(f"{text}{end}", columns))
+
+
+def _without_secrets(text: str) -> str:
+    return redacted(printable(text))

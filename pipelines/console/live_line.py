@@ -18,15 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from pipelines.console.output import printable
-from pipelines.console.redact import redacted
-
 INTERVAL_S = 0.25
 """Seconds between two updates."""
 
 Source = Callable[[int], str]
-"""The line's text for a number of columns, at most as long; empty if there is nothing to show. It
-is called often and must not wait for anything."""
+"""The line's text for a number of columns: at most as long, printable, without secrets; empty if
+there is nothing to show. It is called often and must not wait for anything."""
 
 _STDOUT, _STDERR = 1, 2
 _ERASE = b"\r\x1b[K"
@@ -227,5 +224,5 @@ def _text(columns: int) -> str:
     for source in reversed(_state.sources):
         with contextlib.suppress(Exception):
             if text := source(columns):
-                return redacted(printable(text))
+                return text
     return ""

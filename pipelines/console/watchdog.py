@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from pipelines.console import live_line
-from pipelines.console.bar import trimmed
+from pipelines.console.bar import wait_line
 from pipelines.console.log import log_progress
 
 FIRST_S = 10.0
@@ -88,5 +88,4 @@ class Watchdog:
     def _text(self, columns: int) -> str:
         if self._waits_for is None or self.waited() < LIVE_FIRST_S:
             return ""
-        time_text = f" ({int(self.waited())}s)"
-        return trimmed(f"{self._stage}: {self._waits_for}", columns - len(time_text)) + time_text
+        return wait_line(f"{self._stage}: {self._waits_for}", self.waited(), columns)

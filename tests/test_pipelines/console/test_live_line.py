@@ -145,6 +145,30 @@ def test_ctrl_c_erases_the_bar(tmp_path: Path) -> None:
     ]
 
 
+def test_a_command_that_hangs_after_ctrl_c_leaves_no_bar(tmp_path: Path) -> None:
+    program = COMMAND.replace(
+        "        bar.add(50)\n",
+        "        try:\n            time.sleep(60)\n        finally:\n            time.sleep(60)\n",
+    ).replace(
+        "run_script(", "from pipelines.console import interrupt\ninterrupt.GRACE_S = 1\nrun_script("
+    )
+    with Terminal(program, arguments=["--workdir", str(tmp_path)]) as terminal:
+        terminal.wait_for("3 rejected")
+        time.sleep(1.5)
+        terminal.press(b"\x03")
+        assert terminal.end() == 130
+    assert terminal.lines() == [
+        "stage: begins",
+        "interrupted; the same command resumes where this one stopped",
+    ]
+
+
+def test_libraries_draw_no_bars() -> None:
+    program = "import pipelines\nfrom tqdm import tqdm\nprint(list(tqdm(range(3))))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[0, 1, 2]\n", "")
+
+
 @pytest.mark.parametrize(
     ("variables", "options", "expected"),
     [
@@ -242,11 +266,11 @@ def test_the_newest_of_several_lines_is_shown() -> None:
         "with live_line.enabled(True), live_line.shown(lambda _: 'first'):\n"
         "    with live_line.shown(lambda _: ''), live_line.shown(lambda _: 1 / 0):\n"
         "        time.sleep(1)\n"
-        "        with live_line.shown(lambda _: 'second\\nline'):\n"
+        "        with live_line.shown(lambda _: 'second'):\n"
         "            time.sleep(2)\n"
         "    time.sleep(30)\n"
     )
     with Terminal(program) as terminal:
         assert terminal.wait_for("first") == ["first"]
-        assert terminal.wait_for("second") == ["second\\nline"]
+        assert terminal.wait_for("second") == ["second"]
         assert terminal.wait_for("first") == ["first"]
