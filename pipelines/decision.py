@@ -115,9 +115,9 @@ def decide(
 def _first(settings: PromoteSettings, predicted: Predictions) -> Decision:
     images, right = len(predicted.keys), int(predicted.correct.sum())
     chance = chance_p_value(right, predicted.labels)
-    error = f"{100 * (images - right) / images:.2f} % top-1 error of {images:,} images"
+    error = f"{100 * (images - right) / images:.2f} % top-1 error on {images:,} images"
     if chance < settings.significance:
-        return Decision(wins=True, reason=f"the first of its name, {error}", chance=chance)
+        return Decision(wins=True, reason=f"no version was champion before; {error}", chance=chance)
     reason = f"no better than chance: {error}, p = {chance:.3g}; --champion always overrides this"
     return Decision(wins=False, reason=reason, chance=chance)
 

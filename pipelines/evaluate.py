@@ -162,9 +162,9 @@ def _predict(
         "evaluate",
         manifest.rows("val"),
         "images",
-        waiting_for=lambda: "results of " + request_in_words(resources),
+        waiting_for=lambda: "the first results of " + request_in_words(resources),
     )
-    with without_actor_pool_note(), progress:
+    with progress, without_actor_pool_note():
         for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(raise_errors(table))
             progress.add(len(table))

@@ -83,24 +83,19 @@ def _error(wrong: int, counts: ErrorCounts) -> tuple[float, float, float]:
 def in_words(result: EvaluateResult) -> list[str]:
     """The result as lines for the terminal."""
     low, high = result.top1_error_low, result.top1_error_high
-    top5 = ""
+    ten = f"{result.top1_error:.2f} % top-1 error (95 % interval {low:.2f} to {high:.2f} %)"
+    centre = f"{result.centre_top1_error:.2f} % top-1 error"
     if result.top5_error is not None:
-        top5 = (
-            f", {result.top5_error:.2f} % top-5 "
+        ten += (
+            f", {result.top5_error:.2f} % top-5 error "
             f"({result.top5_error_low:.2f} to {result.top5_error_high:.2f} %)"
         )
-    centre = f"{result.centre_top1_error:.2f} % top-1"
-    if result.centre_top5_error is not None:
-        centre += f" and {result.centre_top5_error:.2f} % top-5"
-    lines = [
-        f"{result.images:,} images, error {result.top1_error:.2f} % top-1 ({low:.2f} to "
-        f"{high:.2f} %){top5} with ten views; {centre} with the centre view; in parentheses: "
-        "intervals of 95 %"
-    ]
+        centre += f", {result.centre_top5_error:.2f} % top-5 error"
+    lines = [f"ten views: {ten}", f"centre view: {centre}"]
     if high - low > SMALL:
         lines.append(
-            f"{result.images:,} images are a small validation set: with 95 % confidence the top-1 "
-            f"error is between {low:.1f} and {high:.1f} %"
+            f"{result.images:,} images are a small validation set: the 95 % interval of the top-1 "
+            f"error is {high - low:.1f} percentage points wide"
         )
     return lines
 

@@ -9,6 +9,7 @@ digits, a few minutes on two cores.
     python pipelines/full_run.py --preset ilsvrc2012 --source /data/ilsvrc2012 --workdir /data/work
 """
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from typing import Any, NoReturn
 
 from alexnet import storage
 from pipelines import evaluate, preprocess, promote, train
-from pipelines.console.cli import run_script
+from pipelines.console.cli import run_script, show
 from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.log import stage_logger
+from pipelines.console.output import terminal_columns
 from pipelines.console.progress import duration
 from pipelines.decorations import Decorations, run_decorations
 from pipelines.records import (
@@ -30,8 +32,9 @@ from pipelines.records import (
     read_record,
     start,
 )
-from pipelines.results import FullRunResult, StageResult
+from pipelines.results import FullRunResult
 from pipelines.run_identity import identity_tags, recipe_of, run_name
+from pipelines.run_summary import as_markdown, summary_lines
 from pipelines.settings import (
     EvaluateSettings,
     FullRunSettings,
@@ -78,8 +81,10 @@ def run(settings: FullRunSettings) -> FullRunResult:
             outcomes[name] = _run_stage(name, settings, parent, outcomes)
     seconds = time.monotonic() - started
     log = stage_logger("full_run")
-    log.info("done in %s. To look at the runs:", duration(seconds))
+    log.info("done in %s", duration(seconds))
+    show(settings, summary_lines(outcomes.values(), terminal_columns(sys.stdout)))
     store = connect(settings)
+    log.info("to look at the runs:")
     log.info("  %s", store.ui_command())
     log.info("  %s", store.runs_address())
     return _result(settings, outcomes, seconds)
@@ -188,7 +193,7 @@ def _decorations(run: Run, settings: FullRunSettings, outcomes: Outcomes) -> Dec
         "the parameters": lambda: run.log_params(settings.model_dump(exclude=excluded)),
         "the tags": lambda: run.set_tags(tags),
         "the metrics": lambda: run.log_metrics(_summary(outcomes)),
-        "the description": lambda: run.set_description(_description(outcomes)),
+        "the description": lambda: run.set_description(as_markdown(outcomes.values())),
     }
 
 
@@ -208,23 +213,6 @@ def _summary(outcomes: Outcomes) -> dict[str, float]:
         for field in fields
         if (value := getattr(outcomes[name].result, field)) is not None
     }
-
-
-def _description(outcomes: Outcomes) -> str:
-    """A table of the stages in Markdown: the first thing that the run's page shows."""
-    lines = ["| stage | what happened | figures |", "| --- | --- | --- |"]
-    for name, outcome in outcomes.items():
-        happened = "skipped, nothing changed" if outcome.skipped else "ran"
-        lines.append(f"| {name} | {happened} | {_numbers(outcome.result)} |")
-    return "\n".join(lines)
-
-
-def _numbers(result: StageResult) -> str:
-    return ", ".join(
-        f"{field.replace('_', ' ')} {value:,}"
-        for field, value in result.to_json().items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    )
 
 
 def main() -> NoReturn:

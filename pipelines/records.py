@@ -9,7 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
 from alexnet import storage
@@ -52,6 +52,8 @@ class StageOutcome(Generic[R]):
     seconds: float
     run_id: str
     skipped: bool
+    reason: str = field(default="", compare=False)
+    """Why the stage ran or was skipped, in words."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON line of the stage."""
@@ -89,9 +91,9 @@ class StageRecord:
             return None
         values = dict(self.result)
         try:
-            for field in fields(kind):
-                if IN_WORKDIR.items() <= field.metadata.items():
-                    values[field.name] = workdir.absolute(values[field.name])
+            for each in fields(kind):
+                if IN_WORKDIR.items() <= each.metadata.items():
+                    values[each.name] = workdir.absolute(values[each.name])
             result = kind(**values)
         except (TypeError, KeyError, AttributeError):
             return None
@@ -173,9 +175,9 @@ def finish(
     values = {}
     if result is not None:
         values = asdict(result)
-        for field in fields(result):
-            if IN_WORKDIR.items() <= field.metadata.items():
-                values[field.name] = workdir.relative(values[field.name])
+        for each in fields(result):
+            if IN_WORKDIR.items() <= each.metadata.items():
+                values[each.name] = workdir.relative(values[each.name])
     _write(workdir, replace(record, finished=time.time(), seconds=seconds, result=values))
 
 

@@ -13,6 +13,7 @@ with ``--force`` or without.
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from pipelines.console.interrupt import postponed_interrupts
@@ -85,10 +86,10 @@ def find_reusable(
         outcome = record.outcome(kind, workdir)
         if outcome and usable(outcome.result):
             done = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished))
-            return outcome, f"nothing has changed since it ran on {done}"
+            return outcome, f"unchanged since {done}"
         return None, "its result no longer exists or has changed"
     if record:
-        return None, "it started and did not finish"
+        return None, "resumes an earlier run that did not finish"
     previous = finished_records(workdir, key.stage)
     return None, difference(previous[-1].key, key) if previous else "first run"
 
@@ -132,11 +133,11 @@ def run_stage(
             if status != "FINISHED":  # Its command ended after its result was recorded.
                 with active_run(store, earlier.run_id) as run:
                     run_decorations(key.stage, _summary(run, earlier.result, earlier.seconds))
-            log.info("skipped, %s", reason)
-            return earlier
+            log.info("skipped (%s)", reason)
+            return replace(earlier, reason=reason)
         if earlier:
             reason = "its MLflow run no longer exists"
-        log.info("running, %s", reason)
+        log.info("running (%s)", reason)
         with exclusive_lock(workdir, writes, key.stage) if writes else contextlib.nullcontext():
             server.wait_for(store.uri)
             parent_id = parent.run_id() if parent else None
@@ -173,7 +174,12 @@ def run_stage(
                 run_decorations(key.stage, {**_summary(run, result, seconds), **decorations})
         log.info("done in %s", duration(seconds))
         return StageOutcome(
-            key=key, result=result, seconds=seconds, run_id=record.run_id, skipped=False
+            key=key,
+            result=result,
+            seconds=seconds,
+            run_id=record.run_id,
+            skipped=False,
+            reason=reason,
         )
 
 

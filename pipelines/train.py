@@ -26,6 +26,7 @@ from alexnet.training.augment import mean_crop
 from alexnet.training.checkpoint import load_train_state, load_weights
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
+from pipelines.console.watchdog import Watchdog
 from pipelines.datasets import locked_dataset
 from pipelines.decorations import Decorated
 from pipelines.preprocessing.source import is_sample
@@ -198,7 +199,7 @@ def _log_model(run: Run, network: AlexNet, settings: TrainSettings, manifest: Ma
         "shards": manifest.content_digest(),
         "crop_size": CROP_SIZE,
     }
-    with torch.no_grad():
+    with torch.no_grad(), Watchdog("train", lambda: "exporting the model"):
         return run.log_model(CropClassifier(network, mean), np.stack([example, example]), metadata)
 
 

@@ -3,7 +3,7 @@
 Also the check whether the files of a complete data set are still those that the manifest lists.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -134,8 +134,14 @@ def missing_files(manifest: Manifest) -> list[str]:
     return missing + [shard.file for shard in shards if size_of(shard.file) != shard.bytes]
 
 
-def corrupt_shards(manifest: Manifest) -> list[Shard]:
+def corrupt_shards(
+    manifest: Manifest, on_hashed: Callable[[Shard], None] = lambda _: None
+) -> list[Shard]:
     """Shards that are missing or whose sha256 is not the one in the manifest.
+
+    Args:
+        manifest: of the data set.
+        on_hashed: called after each shard.
 
     Raises:
         CorruptDatasetError: one of ``EXTRA_FILES`` is missing or damaged; unlike a shard it can't
@@ -146,10 +152,14 @@ def corrupt_shards(manifest: Manifest) -> list[Shard]:
         if _sha256(path) != sha256:
             raise CorruptDatasetError(f"{path}: is missing or damaged")
     shards = [shard for split in SPLITS for shard in manifest.shards[split]]
+    corrupt = []
     with ThreadPoolExecutor(_THREADS) as threads:
         paths = [storage.join(manifest.folder, shard.file) for shard in shards]
-        actual = list(threads.map(_sha256, paths))
-    return [shard for shard, sha256 in zip(shards, actual, strict=True) if sha256 != shard.sha256]
+        for shard, sha256 in zip(shards, threads.map(_sha256, paths), strict=True):
+            on_hashed(shard)
+            if sha256 != shard.sha256:
+                corrupt.append(shard)
+    return corrupt
 
 
 def _sha256(path: str) -> str:

@@ -15,6 +15,8 @@ FOLDER = "imagenette2"
 FOLDERS = (FOLDER, "imagenette2-320", "imagenette2-160")
 """Folders of its archives: the same images in three sizes."""
 
+ARCHIVE = "imagenette2.tgz"
+
 IMAGES = {"train": 9469, "val": 3925}
 """Files in each split, as in https://huggingface.co/datasets/frgfm/imagenette."""
 
@@ -40,6 +42,21 @@ def fetch(folder: str, on_download: Callable[[], None] = lambda: None) -> str:
         _download(path, on_download)
     check_complete(path)
     return path
+
+
+def download_state(folder: str) -> str | None:
+    """What ``fetch`` does with the same folder, in words; None if it downloads nothing.
+
+    It can be called in another thread, for someone who waits.
+    """
+    temporary = os.path.join(folder, f"{FOLDER}.partial")
+    if os.path.isdir(os.path.join(temporary, FOLDER)):
+        return "unpacking Imagenette"
+    try:
+        size = os.path.getsize(os.path.join(temporary, ARCHIVE))
+    except OSError:
+        return None
+    return f"downloading Imagenette, {size / 1e9:.2f} of 1.6 GB"
 
 
 def _download(path: str, on_download: Callable[[], None]) -> None:

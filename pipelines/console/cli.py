@@ -33,7 +33,7 @@ from alexnet.errors import (
     UserError,
     one_line,
 )
-from pipelines.console import interrupt
+from pipelines.console import interrupt, live_line
 from pipelines.console.config_file import read_config_file
 from pipelines.console.log import current_log_file, log_file, show_in_terminal
 from pipelines.console.options import option_name, option_parser
@@ -99,7 +99,11 @@ def _run(kind: type[S], work: Callable[[S], Summary], description: str) -> NoRet
             settings = read_settings(kind, sys.argv[1:], description)
             show_in_terminal(quiet=settings.quiet)
             name = _program().removesuffix(".py").replace(" ", "-")
-            with log_file(Workdir(settings.workdir), name), _failures_logged():
+            with (
+                live_line.enabled(not settings.quiet),
+                log_file(Workdir(settings.workdir), name),
+                _failures_logged(),
+            ):
                 result = work(settings)
     except UserError as error:
         _exit(2, f"{_program()}: {explain(error)}")

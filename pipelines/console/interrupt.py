@@ -18,6 +18,8 @@ from typing import NoReturn, TypeVar
 
 import psutil
 
+from pipelines.console import live_line
+
 GRACE_S = 10.0
 """Seconds after a signal until the process ends in any case."""
 
@@ -104,6 +106,7 @@ def exit_now(status: int) -> NoReturn:
 
 def _end_after(seconds: float, status: int) -> None:
     def end() -> None:
+        live_line.close()
         os.write(2, f"{MESSAGE}\n".encode())
         exit_now(status)
 

@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterator
 
 from alexnet import storage
+from pipelines.console import live_line
 from pipelines.console.output import printable
 from pipelines.console.redact import redacted
 from pipelines.workdir import Workdir
 
 _ROOT = "alexnet"
+_PROGRESS = "about_progress"
+"""The attribute of records about progress."""
 _LIBRARIES = ("ray", "mlflow")
 """Loggers that pass nothing on to the root logger."""
 
@@ -26,6 +29,11 @@ _LIBRARIES = ("ray", "mlflow")
 def stage_logger(stage: str) -> logging.Logger:
     """The logger of a stage or a command."""
     return logging.getLogger(f"{_ROOT}.{stage}")
+
+
+def log_progress(stage: str, line: str) -> None:
+    """Log a line about progress, which a terminal with a bar does not print."""
+    stage_logger(stage).info("%s", line, extra={_PROGRESS: True})
 
 
 class _Formatter(logging.Formatter):
@@ -49,7 +57,9 @@ class _Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stage = record.name.removeprefix(f"{_ROOT}.")
-        with contextlib.suppress(OSError):
+        if hasattr(record, _PROGRESS) and live_line.replaces_lines(sys.stdout):
+            return
+        with contextlib.suppress(OSError), live_line.above(sys.stdout):
             line = printable(f"{stage}: {record.getMessage()}")
             print(redacted(line), file=sys.stdout, flush=True)
 

@@ -3,6 +3,7 @@
 import io
 import os
 import select
+import shutil
 from typing import TextIO
 
 OUTPUT_CLOSED = 141
@@ -19,6 +20,11 @@ def take_any_text(*streams: TextIO) -> None:
 def printable(text: str) -> str:
     """The text on one line: control characters, such as those in file names, become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def terminal_columns(stream: TextIO) -> int | None:
+    """The number of columns if a stream is a terminal."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def discard_if_closed(stream: TextIO) -> bool:

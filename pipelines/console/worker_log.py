@@ -1,7 +1,7 @@
-"""Lines from remote workers, logged by the driver.
+"""Lines and progress of remote workers, shown by the driver.
 
 Ray can forward all that workers print, but mixes it with its own messages and prefixes each
-line. Here only the lines for the user arrive, in order.
+line. Here only what is meant for the user arrives, in order.
 """
 
 import contextlib
@@ -13,7 +13,9 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.console.log import stage_logger
+from pipelines.console import live_line
+from pipelines.console.log import log_progress, stage_logger
+from pipelines.console.progress import Update
 
 POLL_INTERVAL_S = 0.5
 """Seconds between two requests for new lines."""
@@ -23,13 +25,13 @@ class WorkerLog:
     """A Ray actor that keeps lines until the driver takes them."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.lines: list[str | Update] = []
 
-    def emit(self, line: str) -> None:
-        """Add a line."""
+    def emit(self, line: str | Update) -> None:
+        """Add a line, or how far the work has got."""
         self.lines.append(line)
 
-    def drain(self) -> list[str]:
+    def drain(self) -> list[str | Update]:
         """All lines since the last call."""
         lines, self.lines = self.lines, []
         return lines
@@ -37,7 +39,7 @@ class WorkerLog:
 
 @contextlib.contextmanager
 def worker_log(stage: str, on_line: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """A ``WorkerLog`` actor whose lines are logged until the block ends.
+    """A ``WorkerLog`` actor whose lines are logged, and whose progress is shown, in the block.
 
     Workers call ``emit.remote``.
 
@@ -49,12 +51,21 @@ def worker_log(stage: str, on_line: Callable[[], None] = lambda: None) -> Iterat
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(WorkerLog).remote()
     ended = threading.Event()
+    newest: Update | None = None
 
     def show() -> None:
+        nonlocal newest
         with contextlib.suppress(RayActorError):  # Lines are lost then, but not the training.
             for line in ray.get(actor.drain.remote()):
-                stage_logger(stage).info("%s", line)
+                if isinstance(line, Update):
+                    newest = line
+                    log_progress(stage, line.line)
+                else:
+                    stage_logger(stage).info("%s", line)
                 on_line()
+
+    def bar(columns: int) -> str:
+        return newest.bar(stage, columns) if newest else ""
 
     def poll() -> None:
         while not ended.wait(POLL_INTERVAL_S):
@@ -63,7 +74,8 @@ def worker_log(stage: str, on_line: Callable[[], None] = lambda: None) -> Iterat
     poller = threading.Thread(target=poll, name="worker-log", daemon=True)
     poller.start()
     try:
-        yield actor
+        with live_line.shown(bar):
+            yield actor
     finally:
         ended.set()
         poller.join()

@@ -74,9 +74,9 @@ def make_parts(
         "batch_inference",
         sum(part.rows for part in missing),
         "images",
-        waiting_for=lambda: "results of " + request_in_words(resources),
+        waiting_for=lambda: "the first results of " + request_in_words(resources),
     )
-    with without_actor_pool_note(), progress:
+    with progress, without_actor_pool_note():
         for row in job.iter_rows():
             raise_packed(row["error"])
             part = by_number[row["number"]]

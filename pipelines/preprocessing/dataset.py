@@ -9,7 +9,7 @@ from alexnet import storage
 from alexnet.errors import SourceChangedError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.finalize import corrupt_shards, finalize, finished_results, missing_files
-from alexnet.shards.format import SPLITS
+from alexnet.shards.format import SPLITS, Shard
 from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.plan import (
     ShardTask,
@@ -144,7 +144,7 @@ def verify_dataset(settings: PreprocessSettings, folder: str) -> VerifyResult:
     manifest = read_manifest(folder)
     lock = Workdir.shards_lock(folder)
     with exclusive_lock(Workdir(settings.workdir), lock, "preprocess"):
-        damaged = {shard.file for shard in corrupt_shards(manifest)}
+        damaged = {shard.file for shard in _corrupt_shards(manifest)}
         for file in sorted(damaged):
             log.info("%s is missing or damaged; creating it again", file)
         if damaged:
@@ -153,6 +153,19 @@ def verify_dataset(settings: PreprocessSettings, folder: str) -> VerifyResult:
     count = sum(len(manifest.shards[split]) for split in SPLITS)
     log.info("%d shards verified, %d created again", count, len(damaged))
     return VerifyResult(shards_verified=count, shards_remade=len(damaged))
+
+
+def _corrupt_shards(manifest: Manifest) -> list[Shard]:
+    total = sum(shard.bytes for split in SPLITS for shard in manifest.shards[split])
+    done = 0
+    with Progress("preprocess", total // MB, "MB", task="sha256 of the shards") as progress:
+
+        def count(shard: Shard) -> None:
+            nonlocal done
+            done += shard.bytes
+            progress.advance_to(done // MB)
+
+        return corrupt_shards(manifest, count)
 
 
 def _recreate_shards(

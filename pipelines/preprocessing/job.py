@@ -117,9 +117,11 @@ def make_shards(
         "preprocess",
         sum(task.rows for task in missing),
         "images",
-        waiting_for=lambda: "results of " + request_in_words(WorkerResources(workers, 0, 1)),
+        waiting_for=lambda: (
+            "the first results of " + request_in_words(WorkerResources(workers, 0, 1))
+        ),
     )
-    with without_actor_pool_note(), progress:
+    with progress, without_actor_pool_note():
         for row in job.iter_rows():
             task = missing[row["number"]]
             raise_packed(row["error"])

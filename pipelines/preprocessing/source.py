@@ -43,7 +43,10 @@ def source_uri(settings: PreprocessSettings) -> str:
         return folder
     if settings.preset == "imagenette":
         log = stage_logger("preprocess")
-        with exclusive_lock(Workdir(settings.workdir), "imagenette", "preprocess"):
+        with (
+            exclusive_lock(Workdir(settings.workdir), "imagenette", "preprocess"),
+            Watchdog("preprocess", lambda: imagenette.download_state(settings.workdir)),
+        ):
             return imagenette.fetch(
                 settings.workdir, lambda: log.info("downloading Imagenette (1.6 GB)")
             )

@@ -29,6 +29,7 @@ from alexnet.training.ema import EMA
 from alexnet.training.loop import TrainContext
 from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import MomentumSGD, build_optimizer
+from pipelines.console.progress import Update
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
 from pipelines.tracking import server
@@ -79,7 +80,7 @@ class WorkerState:
     """On rank 0."""
     pictures: Pictures | None
     """On rank 0."""
-    log_line: Callable[[str], None]
+    log_line: Callable[[str | Update], None]
     """Logs a line in the driver; does nothing on other ranks than 0."""
     checkpoint_started: float = field(default_factory=time.monotonic)
     """When the last checkpoint was started, by the monotonic clock."""
@@ -101,7 +102,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
     optimizer = build_optimizer(network, recipe)
     average = EMA(network, settings.ema) if settings.ema else None
 
-    def log_line(line: str) -> None:
+    def log_line(line: str | Update) -> None:
         if rank == 0:
             config.worker_log.emit.remote(line)
 

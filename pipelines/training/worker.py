@@ -22,7 +22,7 @@ from alexnet.training.checkpoint import Snapshot, take_snapshot
 from alexnet.training.device_queue import DeviceTime
 from alexnet.training.loop import StepSums, train_epoch, validate
 from alexnet.training.optimizer import EpochRates, apply_warmup, rates_at, set_rates
-from pipelines.console.progress import duration
+from pipelines.console.progress import Update, duration
 from pipelines.training import checkpointing
 from pipelines.training.cadence import next_point
 from pipelines.training.collectives import all_reduce_errors
@@ -199,10 +199,17 @@ def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> _Agr
         window.step,
     )
     remaining = recipe.epochs * rows - rows_seen
+    epoch = f"epoch {state.epoch + 1}/{recipe.epochs}"
+    loss, rate = f"loss {errors.mean_loss:.3f}", f"{images_per_second:,.0f} images/s"
+    left = f"{duration(remaining / images_per_second)} left"
+    now = f"{epoch} validation" if window.offset == rows else epoch
     worker.log_line(
-        f"epoch {state.epoch + 1}/{recipe.epochs}, {window.offset:,}/{rows:,} images, "
-        f"loss {errors.mean_loss:.3f}, {images_per_second:,.0f} images/s, "
-        f"{duration(remaining / images_per_second)} left"
+        Update(
+            f"{epoch}, {window.offset:,}/{rows:,} images, {loss}, {rate}, {left}",
+            rows_seen,
+            recipe.epochs * rows,
+            (now, left, loss, rate),
+        )
     )
     return agreed
 

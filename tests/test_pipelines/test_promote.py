@@ -94,7 +94,7 @@ def test_the_first_version_must_be_better_than_chance(wrong: int, wins: bool) ->
         PromoteSettings(), Version("1", {}), predicted(range(wrong)), None, None, evaluation=""
     )
     assert decided.wins == wins
-    assert ("the first of its name" if wins else "no better than chance") in decided.reason
+    assert ("no version was champion before" if wins else "no better than chance") in decided.reason
 
 
 def test_eighteen_images_of_three_classes_with_two_thirds_wrong_are_chance() -> None:
@@ -103,7 +103,7 @@ def test_eighteen_images_of_three_classes_with_two_thirds_wrong_are_chance() -> 
     one = predictions.of_table(predictions_table(labels, wrong))
     decided = decide(PromoteSettings(), Version("1", {}), one, None, None, evaluation="")
     assert not decided.wins
-    assert "66.67 % top-1 error of 18 images" in decided.reason
+    assert "66.67 % top-1 error on 18 images" in decided.reason
 
 
 def test_a_single_class_is_no_better_than_chance() -> None:

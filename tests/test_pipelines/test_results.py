@@ -1,7 +1,7 @@
-"""The JSON lines and metrics of results: other programs rely on their keys."""
+"""What is made from results: JSON lines and metrics, on whose keys other programs rely; tables."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from pipelines.results import (
     TrainResult,
     VerifyResult,
 )
+from pipelines.run_summary import as_markdown, figures, location, summary_lines
 
 PREPROCESS = PreprocessResult(
     images=51,
@@ -54,7 +55,7 @@ PROMOTE = PromoteResult(
     registered_model="alexnet",
     version="3",
     champion=True,
-    reason="the first of its name, 16.667 % top-1 error",
+    reason="no version was champion before; 16.67 % top-1 error on 12 images",
     model="models:/alexnet/3",
     champion_version="3",
     compared_with="2",
@@ -333,3 +334,84 @@ def test_a_full_run_of_some_stages_has_only_their_numbers() -> None:
         "stages": {},
     }
     assert list(result.to_json().items()) == list(expected.items())
+
+
+OUTCOMES = [
+    replace(outcome_of(PREPROCESS, skipped=True), reason="unchanged since 2012-12-03 10:15"),
+    replace(outcome_of(TRAIN), reason="setting epochs changed from 1 to 2"),
+    replace(outcome_of(EVALUATE), reason="first run"),
+    replace(outcome_of(PROMOTE), reason="first run"),
+]
+
+
+def test_the_table_of_a_full_run() -> None:
+    header, *rows = summary_lines(OUTCOMES, None)
+    starts = [header.index(title) for title in ("stage", "time", "why", "result", "location")]
+    cells = [
+        [row[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)] for row in rows
+    ]
+    assert [row[:3] for row in cells] == [
+        ["preprocess", "skipped", "unchanged since 2012-12-03 10:15"],
+        ["train", "2s", "setting epochs changed from 1 to 2"],
+        ["evaluate", "2s", "first run"],
+        ["promote", "2s", "first run"],
+    ]
+    assert [row[3] for row in cells] == [
+        "51 images of 4 classes, 1 rejected, 20 images/s",
+        "2 epochs, training loss 1.234, validation error 25.0 % top-1, 12 images/s",
+        "error 16.67 % top-1 (4.70 to 44.80 %), 0.00 % top-5",
+        "version 3 is champion",
+    ]
+    assert [row[4] for row in cells] == [
+        PREPROCESS.shards,
+        "models:/m-1",
+        EVALUATE.predictions,
+        "models:/alexnet/3",
+    ]
+
+
+def test_a_terminal_that_is_wide_enough_shows_the_table() -> None:
+    table = summary_lines(OUTCOMES, None)
+    width = max(map(len, table))
+    assert summary_lines(OUTCOMES, width) == table
+    assert summary_lines(OUTCOMES, width - 1) != table
+
+
+@pytest.mark.parametrize("columns", [40, 68, 80])
+def test_a_narrower_terminal_shows_the_same_in_several_lines(columns: int) -> None:
+    lines = summary_lines(OUTCOMES, columns)
+    locations = {location(outcome.result) for outcome in OUTCOMES}
+    assert all(len(line) <= columns for line in lines if line.strip() not in locations)
+    assert lines[0].startswith("preprocess  skipped")
+    words = " ".join(lines).split()
+    assert words == [
+        word
+        for outcome, time in zip(OUTCOMES, ["skipped", "2s", "2s", "2s"], strict=True)
+        for word in (
+            f"{outcome.result.stage} {time} {figures(outcome.result)} {outcome.reason} "
+            f"{location(outcome.result)}"
+        ).split()
+    ]
+
+
+def test_a_path_is_never_broken() -> None:
+    long = replace(PREPROCESS, shards="/data/a folder with spaces" + "/x" * 50)
+    assert f"  {long.shards}" in summary_lines([outcome_of(long)], 40)
+
+
+def test_the_figures_of_other_outcomes() -> None:
+    candidate = replace(PROMOTE, champion=False, champion_version="2")
+    assert figures(candidate) == "version 3 is candidate; version 2 stays champion"
+    lone = replace(PROMOTE, champion=False, champion_version=None)
+    assert figures(lone) == "version 3 is candidate; there is no champion"
+    assert "top-5" not in figures(evaluate_result(top5_error=None))
+    kept = replace(PREPROCESS, images_per_second=0.0)
+    assert figures(kept) == "51 images of 4 classes, 1 rejected"
+    assert figures(replace(TRAIN, epochs=1)).startswith("1 epoch, ")
+
+
+def test_the_table_in_markdown() -> None:
+    rows = as_markdown(OUTCOMES).splitlines()
+    assert len(rows) == 2 + len(OUTCOMES)
+    assert all(row.count("|") == 4 for row in rows)
+    assert rows[2].startswith("| preprocess | skipped, nothing changed | 51 images of 4 classes")

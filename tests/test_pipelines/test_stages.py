@@ -77,7 +77,7 @@ def test_a_finished_stage_is_skipped(workdir: Workdir) -> None:
     assert outcome is not None
     assert (outcome.key, outcome.seconds, outcome.result) == (KEY, 2.5, Result())
     assert outcome.skipped
-    assert why.startswith("nothing has changed since it ran on ")
+    assert why.startswith("unchanged since ")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_forced_stages_and_lost_results_run_again(workdir: Workdir) -> None:
 
 def test_an_unfinished_stage_resumes_its_run(workdir: Workdir) -> None:
     start(workdir, KEY, lambda unfinished: "first")
-    assert reason(workdir, KEY) == "it started and did not finish"
+    assert reason(workdir, KEY) == "resumes an earlier run that did not finish"
     assert start(workdir, KEY, lambda unfinished: unfinished or "second").run_id == "first"
     assert not finished_records(workdir, "train")
     complete(workdir, KEY)
@@ -193,9 +193,9 @@ def test_a_stage_that_is_run_and_then_skipped(
     assert again == replace(first, skipped=True)
     assert again.to_json() == first.to_json() | {"skipped": True}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "train: running, first run"
+    assert lines[0] == "train: running (first run)"
     assert lines[1].startswith("train: done in ")
-    assert lines[2].startswith("train: skipped, nothing has changed since it ran on ")
+    assert lines[2].startswith("train: skipped (unchanged since ")
     assert len(lines) == 3
 
     lost = run_stage(settings, store, KEY, Result, parent=None, usable=lambda _: False, work=work)
@@ -212,7 +212,7 @@ def test_a_failed_stage_is_not_recorded_as_finished(mlflow_workdir: str) -> None
     with pytest.raises(OSError, match="the disk is full"):
         run_stage(settings, store, KEY, Result, parent=None, usable=lambda _: True, work=fail)
     assert not finished_records(workdir, "train")
-    assert reason(workdir, KEY) == "it started and did not finish"
+    assert reason(workdir, KEY) == "resumes an earlier run that did not finish"
 
 
 def preprocess_result(workdir: Workdir, images: int) -> PreprocessResult:

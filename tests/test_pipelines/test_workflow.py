@@ -171,7 +171,7 @@ def test_a_second_full_run_skips_all_stages(
 ) -> None:
     again = full_run.run(settings)
     assert again.skipped == list(first.stages)
-    assert capsys.readouterr().out.count("skipped, nothing has changed since") == 4
+    assert capsys.readouterr().out.count("skipped (unchanged since") == 4
     assert len(client(settings).search_runs(["1"])) == 5
 
 
@@ -241,7 +241,7 @@ def test_a_changed_setting_runs_the_stages_that_depend_on_it(
     changed = settings.model_copy(update={"epochs": 1, "num_workers": (2, 2)})
     result = full_run.run(changed)
     assert result.skipped == ["preprocess"]
-    assert "train: running, setting epochs changed from 2 to 1" in capsys.readouterr().out
+    assert "train: running (setting epochs changed from 2 to 1)" in capsys.readouterr().out
     trained = result.stages["train"]
     assert (trained["epochs"], trained["steps"], trained["images"]) == (1, 3, 3 * TRAIN)
     assert result.stages["evaluate"]["images"] == 3 * VAL

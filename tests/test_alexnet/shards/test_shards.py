@@ -23,7 +23,7 @@ from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError
 from alexnet.shards.codec import Encoding
 from alexnet.shards.decode import Decoded, decode
 from alexnet.shards.finalize import corrupt_shards, finished_results
-from alexnet.shards.format import STATISTICS, read_row_group
+from alexnet.shards.format import SPLITS, STATISTICS, Shard, read_row_group
 from alexnet.shards.manifest import MANIFEST, Manifest, read_manifest
 from alexnet.shards.plan import ShardTask, parts_folder, plan_digest, plan_path, write_plan
 from alexnet.shards.write import make_shard
@@ -338,7 +338,9 @@ def test_corrupt_shards_are_found_by_their_sha256(raw_images: Path, tmp_path: Pa
     path.write_bytes(data)
     missing = manifest.shards["val"][0]
     (tmp_path / missing.file).unlink()
-    assert corrupt_shards(manifest) == [shard, missing]
+    hashed: list[Shard] = []
+    assert corrupt_shards(manifest, hashed.append) == [shard, missing]
+    assert hashed == [each for split in SPLITS for each in manifest.shards[split]]
     Path(manifest.statistics_path).write_bytes(b"")
     with pytest.raises(CorruptDatasetError, match=r"statistics\.npz: is missing or damaged"):
         corrupt_shards(manifest)

@@ -12,7 +12,6 @@ from pipelines.preprocessing.source import source_uri
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
 
 IMAGES = {"train": 3, "val": 2}
-ARCHIVE = "imagenette2.tgz"
 
 
 def unpack(folder: Path, images: dict[str, int]) -> None:
@@ -29,14 +28,20 @@ class Download:
     def __init__(self) -> None:
         self.calls = 0
         self.interrupted: BaseException | None = None
+        self.states: list[str | None] = []
+        """In words, before the download, after it, and after the unpacking."""
 
     def __call__(self, root: str, **_: object) -> None:
         self.calls += 1
-        Path(root, ARCHIVE).write_bytes(b"an archive")
+        parent = str(Path(root).parent)
+        self.states = [imagenette.download_state(parent)]
+        Path(root, imagenette.ARCHIVE).write_bytes(b"an archive")
+        self.states.append(imagenette.download_state(parent))
         folder = Path(root, imagenette.FOLDER)
         if folder.exists():
             return
         unpack(folder, {"train": 3, "val": 1} if self.interrupted else IMAGES)
+        self.states.append(imagenette.download_state(parent))
         if self.interrupted:
             raise self.interrupted
 
@@ -60,6 +65,16 @@ def test_it_is_downloaded_once(download: Download, tmp_path: Path) -> None:
         assert path == str(tmp_path / "work" / "imagenette2")
     assert (download.calls, started) == (1, [True])
     assert len(files_below(tmp_path / "work")) == 5, "the images and no temporary file"
+
+
+def test_the_state_of_a_download_in_words(download: Download, tmp_path: Path) -> None:
+    imagenette.fetch(str(tmp_path))
+    assert download.states == [
+        None,
+        "downloading Imagenette, 0.00 of 1.6 GB",
+        "unpacking Imagenette",
+    ]
+    assert imagenette.download_state(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk\nis full")])

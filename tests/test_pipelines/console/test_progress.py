@@ -40,6 +40,23 @@ def test_a_line_is_logged_when_the_last_one_is_old(
     assert line == "stage: 1,000/2,000 images, 100 images/s, 10s left, 3 rejected\n"
 
 
+def test_the_time_left_decreases_until_the_next_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress("stage", 3000, "images", started=0.0, printed=0.0)
+    for now, left in (
+        (10.0, "20s left"),
+        (15.0, "15s left"),
+        (35.0, "0s left"),
+        (99.0, "waiting 89s for the next results"),
+    ):
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        if now == 10.0:
+            progress.add(1000)
+        assert left in progress.bar(200)
+    capsys.readouterr()
+
+
 def test_the_task_stands_before_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress("stage", 30, "MB", task="md5 of a.tar")
     progress.advance_to(30)
