@@ -25,7 +25,10 @@ from alexnet.shards.manifest import Manifest
 from alexnet.shards.order import LANES, WINDOW, epoch_order, rows_of_rank
 
 PREFETCH_BATCHES = 2
-"""Batches that are prepared while one is in use."""
+"""Batches that are prepared while one is in use, at least."""
+
+IMAGES_PER_THREAD = 2
+"""Images in preparation for each thread, at least: all have work also if batches are small."""
 
 MAX_CACHED_ROW_GROUPS = 2 * LANES * WINDOW
 """Row groups in memory, unless the batches in preparation need more. All lanes begin their next
@@ -35,7 +38,7 @@ MAX_CONCURRENT_READS = 8
 """Row groups that are read at the same time: a request to an object store mostly waits."""
 
 DECODE_CHUNK = 16
-"""Images that a thread decodes in one task."""
+"""Images that a thread decodes in one task, at most; fewer if a batch has too few for all."""
 
 
 class Batch(NamedTuple):
@@ -89,13 +92,14 @@ class ShardLoader:
         readers = ThreadPoolExecutor(MAX_CONCURRENT_READS, "read")
         decoders = ThreadPoolExecutor(self.threads, "decode")
         cache = _RowGroupCache(groups, batch_rows, readers, self.pin_memory)
+        share = max(map(len, batch_rows), default=0)
+        chunk = min(max(share // self.threads, 1), DECODE_CHUNK)
+        ahead = max(PREFETCH_BATCHES, -(-IMAGES_PER_THREAD * self.threads // max(share, 1)))
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         try:
             for number in range(len(batches)):
-                for later in range(
-                    number + len(pending), min(number + PREFETCH_BATCHES + 1, len(batches))
-                ):
-                    images, labels, tasks = cache.fetch(later, decoders)
+                for later in range(number + len(pending), min(number + ahead + 1, len(batches))):
+                    images, labels, tasks = cache.fetch(later, decoders, chunk)
                     count = len(rows[batches[later]])
                     batch = Batch(images, labels, positions[later], starts[later], count)
                     pending.append((batch, tasks))
@@ -216,9 +220,9 @@ class _RowGroupCache:
         self.cached: dict[int, Future[RowGroupData]] = {}
 
     def fetch(
-        self, number: int, decoders: ThreadPoolExecutor
+        self, number: int, decoders: ThreadPoolExecutor, chunk: int
     ) -> tuple[Tensor, Tensor, list[Future[None]]]:
-        """Start to decode a batch; the batches have to be fetched in order.
+        """Start to decode a batch, ``chunk`` images in a task; batches are fetched in order.
 
         Returns:
             Images, (b, 256, 256, 3) uint8, and labels, (b,) int64, which are complete when the
@@ -233,7 +237,7 @@ class _RowGroupCache:
         reads = {group: self.cached[group] for group in set(groups)}
 
         def decode_chunk(start: int) -> None:
-            for row in range(start, min(start + DECODE_CHUNK, len(groups))):
+            for row in range(start, min(start + chunk, len(groups))):
                 group, index = reads[groups[row]].result(), indices[row]
                 begin, end = group.bounds[index : index + 2]
                 try:
@@ -244,7 +248,7 @@ class _RowGroupCache:
                     ) from error
                 labels[row] = group.labels[index]
 
-        starts = range(0, len(groups), DECODE_CHUNK)
+        starts = range(0, len(groups), chunk)
         tasks = [decoders.submit(decode_chunk, start) for start in starts]
         return images, torch.from_numpy(labels), tasks
 

@@ -25,10 +25,12 @@ from alexnet.shards.pixel_stats import PixelStatistics, read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.checkpoint import TrainState
 from alexnet.training.ddp import wrap_ddp
+from alexnet.training.device_queue import SideStream
 from alexnet.training.ema import EMA
 from alexnet.training.loop import TrainContext
 from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import MomentumSGD, build_optimizer
+from pipelines.allocation import own_node
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
 from pipelines.tracking import server
@@ -118,7 +120,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
             seed=settings.seed,
             rank=rank,
             world_size=world_size,
-            threads=config.cpus,
+            threads=decode_threads(config.cpus, devices[0]),
             pin_memory=devices[0].type == "cuda",
         ),
         network=network,
@@ -129,6 +131,21 @@ def build_worker(config: LoopConfig) -> WorkerState:
         writer=open_metric_writer(config, train_state) if rank == 0 else None,
         log_line=log_line,
     )
+
+
+def decode_threads(cpus: int, device: torch.device) -> int:
+    """Threads that decode images for a worker on a device.
+
+    On CPUs the network needs the same cores. Beside GPUs they are free: a worker takes its part of
+    its own node, which can have more CPUs than the smallest node, from which ``cpus`` is derived.
+
+    Args:
+        cpus: that every worker has.
+        device: of the worker.
+    """
+    if device.type != "cuda":
+        return cpus
+    return max(cpus, int(own_node().cpus // ray.train.get_context().get_local_world_size()))
 
 
 def execution_of(settings: TrainSettings) -> Execution:
@@ -151,6 +168,7 @@ def _train_context(
     return TrainContext(
         recipe=recipe,
         means=[mean.to(device) for device in dict.fromkeys(devices)],
+        side_streams=[SideStream(device) for device in dict.fromkeys(devices)],
         pca_axes=pca_axes(recipe, statistics.rgb_covariance),
         seed=settings.seed,
         bf16=execution_of(settings).bf16,
