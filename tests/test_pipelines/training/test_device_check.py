@@ -40,6 +40,7 @@ KEYS = [
     "together_seconds",
     "overlap",
     "launch_seconds",
+    "launch_bound",
     "peak_bytes",
     "logits_difference",
     "gradients_difference",
