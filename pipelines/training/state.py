@@ -16,9 +16,11 @@ import torch
 from ray.train.torch import get_devices
 from torch import nn
 
+from alexnet.errors import UserError
 from alexnet.metrics import LossAndErrors
 from alexnet.model.towers import AlexNet
 from alexnet.recipes import Recipe
+from alexnet.shards.gpu_decode import check_gpu_decoding
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.pixel_stats import PixelStatistics, read_statistics
@@ -122,6 +124,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
             world_size=world_size,
             threads=decode_threads(config.cpus, devices[0]),
             pin_memory=devices[0].type == "cuda",
+            decode_on=decoding_device(settings, manifest, devices[0]),
         ),
         network=network,
         wrapped=wrap_ddp(network, settings.gradient_compression) if world_size > 1 else network,
@@ -146,6 +149,33 @@ def decode_threads(cpus: int, device: torch.device) -> int:
     if device.type != "cuda":
         return cpus
     return max(cpus, int(own_node().cpus // ray.train.get_context().get_local_world_size()))
+
+
+def decoding_device(
+    settings: TrainSettings, manifest: Manifest, device: torch.device
+) -> torch.device | None:
+    """The GPU that decodes a worker's training images; None for the CPU.
+
+    Raises:
+        UserError: ``--decode-on gpu`` can't work.
+    """
+    if settings.decode_on == "cpu":
+        return None
+    if manifest.settings.get("encoding") == "raw":
+        raise UserError(
+            "--decode-on gpu: these shards hold raw images, which nothing has to decode; give "
+            "--decode-on cpu"
+        )
+    if device.type != "cuda":
+        raise UserError(
+            f"--decode-on gpu: this training runs on the {device.type}, without GPUs; "
+            "give --decode-on cpu or --device cuda"
+        )
+    try:
+        check_gpu_decoding(device)
+    except UserError as error:
+        raise UserError(f"--decode-on gpu: {error}; give --decode-on cpu") from error
+    return device
 
 
 def execution_of(settings: TrainSettings) -> Execution:
