@@ -78,7 +78,8 @@ def make_shards(
     source_path = Path(real, "ilsvrc2012-ten") if real else folder / "source"
     if not source_path.is_dir():
         make_source(jpegs(folder), source_path, images * 20 // 19 + 400)
-    source, manifests = read_source(str(source_path)), {}
+    source = read_source(str(source_path))
+    manifests: dict[str, Manifest] = {}
     for kind in kinds:
         root, encoding = str(folder / kind), Encoding(kind=kind, jpeg_quality=95)
         tasks = write_plan(root, source, encoding, rows_per_shard, 0)

@@ -149,7 +149,7 @@ def test_the_operator_on_gpus_with_and_without_triton(
             return getattr(kernels, name)
 
     module = Recorder() if installed else None
-    monkeypatch.setitem(sys.modules, NAME, module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, NAME, module)
     monkeypatch.setattr("alexnet.kernels.lrn_triton", module, raising=False)
     if not installed:
         monkeypatch.delattr("alexnet.kernels.lrn_triton")
@@ -230,7 +230,7 @@ def test_the_kernels_compile_for_gpus(type: str) -> None:
     number = tl.float64 if type == "*fp64" else tl.float32
     across, within = (48, 1, 55 * 55, 1, 2, 0), (27, 27, 27 * 128, 128, 2, 2)
     constants: dict[str, Any] = {"norm": (2.0, 2e-5), "number": number, "block": lrn_triton.BLOCK}
-    variants = [
+    variants: list[tuple[Any, dict[str, Any]]] = [
         (lrn_triton.forward_kernel, {"axes": across}),
         (lrn_triton.forward_kernel, {"axes": within}),
         (lrn_triton.terms_kernel, {"axes": within}),

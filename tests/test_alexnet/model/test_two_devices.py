@@ -258,7 +258,9 @@ def test_inputs_are_prepared_on_side_streams(
     # The images for both towers, and the labels.
     assert notes == [*prepared(0), *prepared(1), *prepared(0)] * 2
     # What copies and crops images is on the side streams, and nothing of the network is.
-    current, on_side, on_main = "main", set(), set()
+    current = "main"
+    on_side: set[Any] = set()
+    on_main: set[Any] = set()
     for operation in operations:
         if isinstance(operation, str):
             current = operation[3:] if operation.startswith("on ") else current
