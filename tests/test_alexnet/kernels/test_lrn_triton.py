@@ -143,12 +143,12 @@ def test_the_operator_on_gpus_with_and_without_triton(
 ) -> None:
     calls = []
 
-    class Recorder:
+    class Kernels:
         def __getattr__(self, name: str) -> Any:
             calls.append(name)
             return getattr(kernels, name)
 
-    module = Recorder() if installed else None
+    module = Kernels() if installed else None
     monkeypatch.setitem(sys.modules, NAME, module)
     monkeypatch.setattr("alexnet.kernels.lrn_triton", module, raising=False)
     if not installed:
