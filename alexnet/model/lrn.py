@@ -62,8 +62,8 @@ class WithinMapNorm(nn.Module):
 
 def _normalize(x: Tensor, within: bool, norm: Normalization) -> Tensor:
     settings = within, norm.size, norm.bias, norm.alpha
-    # The compiler generates its own loops and derivative, which on GPUs would be slower than the
-    # operator. An exported network may not depend on this project's operator.
+    # On CPUs the compiler generates its own loops and derivative; GPUs have kernels for both. An
+    # exported network must not depend on this project's operator.
     if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not x.is_cuda):
         return _normalize_decomposed(x, *settings)
     result: Tensor = _forward(x, *settings)
