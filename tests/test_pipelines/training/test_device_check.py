@@ -177,6 +177,7 @@ def test_what_is_measured_is_what_training_computes(
             )
             assert torch.backends.cudnn.allow_tf32 == switch
             assert torch.backends.cuda.matmul.allow_tf32 == switch
+            assert torch.backends.cudnn.benchmark
             crops = [x for x in inputs if x.dtype == torch.float32]
             assert all(x.is_contiguous() == (not switch) for x in crops)
             assert len(compiled) == switch
