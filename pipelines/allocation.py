@@ -172,6 +172,12 @@ def total_nodes() -> list[NodeResources]:
     return [_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
+def own_node() -> NodeResources:
+    """All resources of the node on which this process of Ray runs."""
+    own = ray.get_runtime_context().get_node_id()
+    return next(_resources(node["Resources"]) for node in ray.nodes() if node["NodeID"] == own)
+
+
 def free_nodes() -> list[NodeResources]:
     """The free resources of each live node."""
     return [_resources(free) for free in available_resources_per_node().values()]

@@ -191,6 +191,12 @@ class TrainSettings(StageSettings):
     compile: Switch = option(
         False, "on: the towers through torch.compile, if the machine has a compiler", result=True
     )
+    decode_on: Literal["cpu", "gpu"] = option(
+        "cpu",
+        "gpu: training images are decoded by nvJPEG, for machines with fewer than four CPU cores "
+        "for each GPU; pixels differ slightly; never run on a GPU so far",
+        result=True,
+    )
     num_workers: Workers = option(
         1, "workers that share each batch; 1:4: as many of one to four as the cluster has room for"
     )

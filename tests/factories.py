@@ -24,6 +24,7 @@ from alexnet.shards.pixel_stats import read_statistics
 from alexnet.shards.plan import ShardTask, plan_digest, write_plan
 from alexnet.sources.read import read_source
 from alexnet.training.augment import mean_crop, pca_axes
+from alexnet.training.device_queue import SideStream
 from alexnet.training.loop import Step, StepSums, TrainContext
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 from pipelines.results import EvaluateResult
@@ -105,6 +106,7 @@ def train_context(
     return TrainContext(
         recipe=recipe,
         means=[mean.to(device) for device in devices],
+        side_streams=[SideStream(device) for device in devices],
         pca_axes=pca_axes(recipe, statistics.rgb_covariance),
         seed=seed,
     )

@@ -19,6 +19,7 @@ from alexnet.model.towers import Tower
 from alexnet.recipes import CROP_SIZE, IMAGE_SIZE, Recipe
 from alexnet.shards.loader import Batch
 from alexnet.training.augment import centre_crops
+from alexnet.training.device_queue import SideStream
 from alexnet.training.loop import TrainContext, train_on_batch
 from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import EpochRates, build_optimizer, set_rates
@@ -81,6 +82,7 @@ class DeviceBenchmark:
         self.context = TrainContext(
             recipe=recipe,
             means=[mean.to(device) for device in self.devices],
+            side_streams=[SideStream(device) for device in self.devices],
             pca_axes=np.eye(3),
             seed=0,
             bf16=execution.bf16,
@@ -135,7 +137,7 @@ class DeviceBenchmark:
 
     def step_copies(self) -> list[DeviceCopy]:
         """The copies between the towers' devices in one update, forward and backward."""
-        step = self._step()
+        step = self.step()
         with CopyTracer() as tracer:
             step()
         return self._between_towers(tracer)
@@ -151,10 +153,17 @@ class DeviceBenchmark:
 
         return measure_work(copy_repeatedly, self.devices).work / repeats
 
+    def step(self) -> Callable[[], object]:
+        """A function that launches one update."""
+        optimizer = build_optimizer(self.network, self.recipe)
+        # The optimizer skips parameters with a rate of 0. A small one hardly changes the weights.
+        set_rates(optimizer, EpochRates(1e-6))
+        return lambda: train_on_batch(self.network, optimizer, self.batch, self.context, epoch=0)
+
     def step_times(self) -> StepTimes:
         """The time of an update, and of each tower's forward and backward pass."""
         gpus = [device for device in self.devices if device.type == "cuda"]
-        step = measure_work(self._step(), self.devices)
+        step = measure_work(self.step(), self.devices)
         peak_bytes = {str(device): torch.cuda.max_memory_allocated(device) for device in gpus}
         tower_seconds: list[float] = []
         network_seconds: float | None = None
@@ -176,12 +185,6 @@ class DeviceBenchmark:
     def _between_towers(self, tracer: CopyTracer) -> list[DeviceCopy]:
         """The recorded copies, except those from the CPU to a GPU, such as labels."""
         return [copy for copy in tracer.copies if copy.source in self.devices]
-
-    def _step(self) -> Callable[[], object]:
-        optimizer = build_optimizer(self.network, self.recipe)
-        # The optimizer skips parameters with a rate of 0. A small one hardly changes the weights.
-        set_rates(optimizer, EpochRates(1e-6))
-        return lambda: train_on_batch(self.network, optimizer, self.batch, self.context, epoch=0)
 
     def _logits(self) -> Tensor:
         with self._autocast():

@@ -23,12 +23,15 @@ class WorkTimes(NamedTuple):
     """Until the CPU has launched one repetition on devices that are idle; None without GPUs."""
 
 
-def measure_work(work: Callable[[], object], devices: Sequence[torch.device]) -> WorkTimes:
+def measure_work(
+    work: Callable[[], object], devices: Sequence[torch.device], seconds: float = MAX_SECONDS
+) -> WorkTimes:
     """Measure ``work``, after some calls to warm up.
 
     Args:
         work: launches the same work at each call.
         devices: all that it uses.
+        seconds: after which no more repetition starts.
     """
     gpus = [device for device in devices if device.type == "cuda"]
     count = STEPS_PER_SYNC if gpus else 1
@@ -36,7 +39,7 @@ def measure_work(work: Callable[[], object], devices: Sequence[torch.device]) ->
         work()
     times: list[float] = []
     launches: list[float] = []
-    end = time.perf_counter() + MAX_SECONDS
+    end = time.perf_counter() + seconds
     while not times or (len(times) < MAX_REPEATS and time.perf_counter() < end):
         _synchronize(gpus)
         started = time.perf_counter()

@@ -1,6 +1,9 @@
 """The towers through ``torch.compile``, where the required compilers are installed."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from alexnet.errors import one_line
 from alexnet.model.towers import AlexNet
@@ -9,13 +12,15 @@ COMPILED_METHODS = ("before_conv3", "conv3_to_pool5", "hidden6", "hidden7")
 """Methods of a tower. Between them the towers exchange activations, which is not compiled."""
 
 RECOMPILE_LIMIT = 64
-"""Each method is compiled for every tower's device, for training and for evaluation, and again
-when the batch size changes. By default torch stops recompiling after 8 times."""
+"""Each method is compiled for every tower's device, for training and for evaluation, and again for
+a larger batch. By default torch stops recompiling after 8 times."""
 
 
 def compile_towers(network: AlexNet) -> str | None:
     """Compile each tower's methods at their first use after this call.
 
+    They are compiled for one batch size. Smaller batches, such as the last one of an epoch, are
+    computed without compiled code: torch would make the compiled code slower for all batches.
     Outputs differ in the last digits from those of a network that is not compiled.
 
     Returns:
@@ -30,5 +35,19 @@ def compile_towers(network: AlexNet) -> str | None:
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     for tower in network.towers:
         for name in COMPILED_METHODS:
-            setattr(tower, name, torch.compile(getattr(tower, name)))
+            setattr(tower, name, _compiled_for_the_largest_batch(tower, getattr(tower, name)))
     return None
+
+
+def _compiled_for_the_largest_batch(
+    tower: torch.nn.Module, method: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """``method`` of a tower; compiled, except for batches smaller than one before."""
+    compiled = torch.compile(method, dynamic=False)
+    largest = {True: 0, False: 0}  # In training and in evaluation.
+
+    def run(x: Tensor) -> Tensor:
+        largest[tower.training] = max(largest[tower.training], len(x))
+        return (compiled if len(x) == largest[tower.training] else method)(x)
+
+    return run

@@ -7,14 +7,19 @@ window of j if and only if j is in the window of i), so the backward pass needs 
     dx = g · q - 1.5 · alpha · x · W(g · x · q / d)
 
 The backward pass keeps only x and recomputes d: this takes less time than storing and loading it.
-On CPUs the compiled loops of ``alexnet.kernels.lrn`` read and write main memory once. On other
-devices torch operations compute a window sum by adding shifted views of the padded tensor. For
-torch both are one operator, ``alexnet::normalize``, with one implementation for each device type.
+On CPUs the compiled loops of ``alexnet.kernels.lrn`` read and write main memory once; on GPUs the
+kernels of ``alexnet.kernels.lrn_triton`` do. On other devices, and where Triton is not installed,
+torch operations compute a window sum by adding shifted views of the padded tensor. For torch all
+are one operator, ``alexnet::normalize``, with one implementation for each device type.
+
+Sums are in float32 at least. On GPUs the operator itself sees to that, so that bfloat16 goes in and
+out; elsewhere the caller passes float32.
 
 The paper's section 3.3 writes alpha = 1e-4 as a factor of the plain sum. The 2012 source and
 ``torch.nn.LocalResponseNorm`` divide alpha by the window size.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -57,10 +62,17 @@ class WithinMapNorm(nn.Module):
 
 def _normalize(x: Tensor, within: bool, norm: Normalization) -> Tensor:
     settings = within, norm.size, norm.bias, norm.alpha
-    if torch.compiler.is_compiling():  # The compiler generates its own loops and derivative.
+    # On CPUs the compiler generates its own loops and derivative; GPUs have kernels for both. An
+    # exported network must not depend on this project's operator.
+    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not x.is_cuda):
         return _normalize_decomposed(x, *settings)
     result: Tensor = _forward(x, *settings)
     return result
+
+
+def takes_bfloat16(norm: nn.Module, x: Tensor) -> bool:
+    """Whether ``norm`` computes in float32 by itself, also if x on this device is not float32."""
+    return x.is_cuda and isinstance(norm, CrossMapNorm | WithinMapNorm | nn.Identity)
 
 
 def _normalize_decomposed(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
@@ -127,6 +139,38 @@ def _backward_on_cpu(
     settings = within, size, scalar(bias), scalar(alpha), scalar(1.5 * alpha)
     parallel_over_batch(backward, arrays, *settings)
     return _channels_second(result, like=x)
+
+
+@_forward.register_kernel("cuda")
+def _forward_on_gpu(x: Tensor, within: bool, size: int, bias: float, alpha: float) -> Tensor:
+    if kernels := _gpu_kernels():
+        result: Tensor = kernels.normalize(x, within, size, bias, alpha)
+        return result
+    return normalize_with_torch(_at_least_float32(x), within, size, bias, alpha).to(x.dtype)
+
+
+@_backward.register_kernel("cuda")
+def _backward_on_gpu(
+    grad: Tensor, x: Tensor, within: bool, size: int, bias: float, alpha: float
+) -> Tensor:
+    if kernels := _gpu_kernels():
+        result: Tensor = kernels.normalize_backward(grad, x, within, size, bias, alpha)
+        return result
+    grad, x_float = _at_least_float32(grad), _at_least_float32(x)
+    return normalize_backward_with_torch(grad, x_float, within, size, bias, alpha).to(x.dtype)
+
+
+def _gpu_kernels() -> ModuleType | None:
+    """The kernels in Triton; None where it is not installed."""
+    try:
+        from alexnet.kernels import lrn_triton
+    except ImportError:
+        return None
+    return lrn_triton
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @_forward.register_fake

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.model.lrn import CrossMapNorm, WithinMapNorm
+from alexnet.model.lrn import CrossMapNorm, WithinMapNorm, takes_bfloat16
 from alexnet.recipes import LAYERS, Recipe
 
 CONV5_KERNELS = 256
@@ -139,7 +139,7 @@ def initialize(model: AlexNet, recipe: Recipe, seed: int) -> None:
 def _in_float32(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply a normalization in float32 also under autocast: its sums and powers need it."""
     device_type = x.device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not torch.is_autocast_enabled(device_type) or takes_bfloat16(norm, x):
         return norm(x)  # type: ignore[no-any-return]
     with torch.autocast(device_type, enabled=False):
         return norm(x.float())  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ threads.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,11 +22,15 @@ from alexnet.errors import CorruptShardError
 from alexnet.recipes import IMAGE_SIZE
 from alexnet.shards.codec import decode_into
 from alexnet.shards.format import RowGroup, read_row_group
+from alexnet.shards.gpu_decode import decode_on_gpu
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.order import LANES, WINDOW, epoch_order, rows_of_rank
 
 PREFETCH_BATCHES = 2
-"""Batches that are prepared while one is in use."""
+"""Batches that are prepared while one is in use, at least."""
+
+IMAGES_PER_THREAD = 2
+"""Images in preparation for each thread, at least: all have work also if batches are small."""
 
 MAX_CACHED_ROW_GROUPS = 2 * LANES * WINDOW
 """Row groups in memory, unless the batches in preparation need more. All lanes begin their next
@@ -35,7 +40,7 @@ MAX_CONCURRENT_READS = 8
 """Row groups that are read at the same time: a request to an object store mostly waits."""
 
 DECODE_CHUNK = 16
-"""Images that a thread decodes in one task."""
+"""Images that a thread decodes in one task, at most; fewer if a batch has too few for all."""
 
 
 class Batch(NamedTuple):
@@ -67,6 +72,8 @@ class ShardLoader:
     """Threads that decode."""
     pin_memory: bool = False
     """Whether batches are in pinned memory, from which a GPU can copy asynchronously."""
+    decode_on: torch.device | None = None
+    """A GPU that decodes the training images, all of them JPEGs; None for the CPU."""
 
     def epoch(self, epoch: int, offset: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, starting at an offset; all workers yield the same number.
@@ -88,14 +95,17 @@ class ShardLoader:
         batch_rows = [rows[batch][p] for batch, p in zip(batches, positions, strict=True)]
         readers = ThreadPoolExecutor(MAX_CONCURRENT_READS, "read")
         decoders = ThreadPoolExecutor(self.threads, "decode")
-        cache = _RowGroupCache(groups, batch_rows, readers, self.pin_memory)
+        cache = _RowGroupCache(groups, batch_rows, readers, self.pin_memory, self.decode_on)
+        share = max(map(len, batch_rows), default=0)
+        chunk = min(max(share // self.threads, 1), DECODE_CHUNK)
+        if self.decode_on:  # It decodes many at the same time.
+            chunk = max(share, 1)
+        ahead = max(PREFETCH_BATCHES, -(-IMAGES_PER_THREAD * self.threads // max(share, 1)))
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         try:
             for number in range(len(batches)):
-                for later in range(
-                    number + len(pending), min(number + PREFETCH_BATCHES + 1, len(batches))
-                ):
-                    images, labels, tasks = cache.fetch(later, decoders)
+                for later in range(number + len(pending), min(number + ahead + 1, len(batches))):
+                    images, labels, tasks = cache.fetch(later, decoders, chunk)
                     count = len(rows[batches[later]])
                     batch = Batch(images, labels, positions[later], starts[later], count)
                     pending.append((batch, tasks))
@@ -196,6 +206,15 @@ def _schedule(groups: Sequence[RowGroup], batch_rows: Sequence[NDArray[np.int64]
     )
 
 
+@contextmanager
+def _undecodable(where: str) -> Iterator[None]:
+    """Name the shard of an image that can't be decoded."""
+    try:
+        yield
+    except ValueError as error:
+        raise CorruptShardError(f"{where}: an image can't be decoded ({error})") from error
+
+
 class _RowGroupCache:
     """The row groups of an epoch; each is read before its first use and kept until its last."""
 
@@ -205,8 +224,10 @@ class _RowGroupCache:
         batch_rows: list[NDArray[np.int64]],
         readers: ThreadPoolExecutor,
         pin_memory: bool,
+        decode_on: torch.device | None,
     ) -> None:
         """``batch_rows``: see ``_schedule``."""
+        self.decode_on = decode_on
         self.groups = groups
         self.readers = readers
         self.pin_memory = pin_memory
@@ -216,9 +237,9 @@ class _RowGroupCache:
         self.cached: dict[int, Future[RowGroupData]] = {}
 
     def fetch(
-        self, number: int, decoders: ThreadPoolExecutor
+        self, number: int, decoders: ThreadPoolExecutor, chunk: int
     ) -> tuple[Tensor, Tensor, list[Future[None]]]:
-        """Start to decode a batch; the batches have to be fetched in order.
+        """Start to decode a batch, ``chunk`` images in a task; batches are fetched in order.
 
         Returns:
             Images, (b, 256, 256, 3) uint8, and labels, (b,) int64, which are complete when the
@@ -233,18 +254,23 @@ class _RowGroupCache:
         reads = {group: self.cached[group] for group in set(groups)}
 
         def decode_chunk(start: int) -> None:
-            for row in range(start, min(start + DECODE_CHUNK, len(groups))):
+            rows = range(start, min(start + chunk, len(groups)))
+            stored = []
+            for row in rows:
                 group, index = reads[groups[row]].result(), indices[row]
                 begin, end = group.bounds[index : index + 2]
-                try:
-                    decode_into(group.data[begin:end], pixels[row])
-                except ValueError as error:
-                    raise CorruptShardError(
-                        f"{self.groups[groups[row]].path}: an image can't be decoded ({error})"
-                    ) from error
+                stored.append(group.data[begin:end])
                 labels[row] = group.labels[index]
+            if self.decode_on:
+                paths = sorted({self.groups[groups[row]].path for row in rows})
+                with _undecodable(" or ".join(paths)):
+                    decode_on_gpu(stored, images[start : rows.stop], self.decode_on)
+                return
+            for row, data in zip(rows, stored, strict=True):
+                with _undecodable(self.groups[groups[row]].path):
+                    decode_into(data, pixels[row])
 
-        starts = range(0, len(groups), DECODE_CHUNK)
+        starts = range(0, len(groups), chunk)
         tasks = [decoders.submit(decode_chunk, start) for start in starts]
         return images, torch.from_numpy(labels), tasks
 

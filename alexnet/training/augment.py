@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alexnet.kernels.jit import parallel_over_batch
 from alexnet.recipes import CROP_SIZE, IMAGE_SIZE, Recipe
+from alexnet.training.device_queue import copy_to_device
 
 BORDER = IMAGE_SIZE - CROP_SIZE
 VIEW_CORNERS = ((0, 0), (0, BORDER), (BORDER // 2, BORDER // 2), (BORDER, 0), (BORDER, BORDER))
@@ -149,7 +150,7 @@ def crops_by_torch_operations(
 ) -> Tensor:
     """``training_crops`` for GPUs: few operations, and none of them waits for the device."""
     corners, flips, colours = (
-        torch.from_numpy(values).to(images.device, non_blocking=True)
+        copy_to_device(torch.from_numpy(values), images.device)
         for values in (params.corners, params.flips, params.colours)
     )
     steps = torch.arange(CROP_SIZE, device=images.device)

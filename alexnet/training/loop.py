@@ -1,11 +1,13 @@
 """One step and one epoch of training, and the validation with the centre view.
 
 No operation of a step waits for a device: ``StepSums`` adds the results up on the device, and they
-are read later.
+are read later. So the CPU launches a step while a GPU computes the one before it, and the copy and
+the augmentation of its images are then done on a second stream, beside that computation.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from alexnet.recipes import Recipe
 from alexnet.shards.loader import Batch, ShardLoader
 from alexnet.shards.validation import validation_batches
 from alexnet.training.augment import centre_crops, sample_augment_params, training_crops
-from alexnet.training.device_queue import HostCopy
+from alexnet.training.device_queue import HostCopy, SideStream, copy_to_device
 from alexnet.training.optimizer import EpochRates, MomentumSGD, apply_warmup, set_rates
 
 
@@ -30,6 +32,8 @@ class TrainContext:
     recipe: Recipe
     means: Sequence[Tensor]
     """The mean image's central crop, (3, 224, 224) float32, on each device that holds a tower."""
+    side_streams: Sequence[SideStream]
+    """For each of ``means``: where its device's inputs are prepared."""
     pca_axes: NDArray[np.float64]
     """(3, 3): axes of the colour noise, from ``augment.pca_axes``."""
     seed: int
@@ -39,6 +43,11 @@ class TrainContext:
     """Memory layout of the network's input on GPUs, and so of its activations."""
     warmup_rows: int = 0
     """The learning rate rises over this many rows (``optimizer.apply_warmup``)."""
+
+    def prepare(self, work: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The network's inputs: the result of ``work`` for each mean, on the side stream."""
+        pairs = zip(self.side_streams, self.means, strict=True)
+        return [stream.run(partial(work, mean)) for stream, mean in pairs]
 
 
 class Step(NamedTuple):
@@ -113,17 +122,18 @@ def train_on_batch(
         offset=batch.offset,
         colour_noise=colour_noise,
     ).take(batch.positions)
-    crops = [
-        training_crops(
-            batch.images.to(mean.device, non_blocking=True),
-            params,
-            mean,
-            context.recipe.training_scale if colour_noise else 1.0,
-            channels_last=context.channels_last,
-        )
-        for mean in context.means
-    ]
+    scale = context.recipe.training_scale if colour_noise else 1.0
+
+    def crops_on(mean: Tensor) -> Tensor:
+        images = copy_to_device(batch.images, mean.device)
+        channels_last = context.channels_last
+        return training_crops(images, params, mean, scale, channels_last=channels_last)
+
+    crops = context.prepare(crops_on)
+    first_device = context.means[0].device
+    labels = context.side_streams[0].run(partial(copy_to_device, batch.labels, first_device))
     _seed_dropout(context, epoch, batch.offset, rank)
+    batch = batch._replace(labels=labels)
     return train_step(model, optimizer, crops, batch, world_size, bf16=context.bf16)
 
 
@@ -138,23 +148,29 @@ def train_step(
 ) -> Step:
     """One update from the mean loss over the global batch.
 
+    The batch's labels are on the first of the crops' devices.
+
     DDP averages the workers' gradients with equal weights. So each worker scales its sum of losses
     by ``world_size / rows``. The average is then the mean over the global batch, also when workers
     have different numbers of images, or none, in the last batch of an epoch.
     """
     with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=bf16):
         logits = model(*crops).float()
-    labels = batch.labels.to(logits.device, non_blocking=True)
-    loss = F.cross_entropy(logits, labels, reduction="sum")
+    loss = F.cross_entropy(logits, batch.labels, reduction="sum")
     optimizer.zero_grad()
     (loss * (world_size / batch.rows)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     with torch.no_grad():
-        correct = logits.topk(min(TOP_K, logits.shape[1])).indices == labels[:, None]
+        correct = logits.topk(min(TOP_K, logits.shape[1])).indices == batch.labels[:, None]
         top1_wrong = (~correct[:, :1].any(dim=1)).sum()
         top5_wrong = (~correct.any(dim=1)).sum()
     return Step(
-        loss.detach(), top1_wrong, top5_wrong, len(labels), batch.rows, batch.offset + batch.rows
+        loss.detach(),
+        top1_wrong,
+        top5_wrong,
+        len(batch.labels),
+        batch.rows,
+        batch.offset + batch.rows,
     )
 
 
@@ -211,14 +227,7 @@ def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> Lo
             errors.count(probabilities.read().numpy(), labels)
 
     for batch in validation_batches(loader):
-        inputs = [
-            centre_crops(
-                batch.images.to(mean.device, non_blocking=True),
-                mean,
-                channels_last=context.channels_last,
-            )
-            for mean in context.means
-        ]
+        inputs = context.prepare(partial(_centre_view, batch.images, context))
         with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=context.bf16):
             logits = model(*inputs).float()
         copy = HostCopy(logits.softmax(dim=1))
@@ -226,6 +235,11 @@ def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> Lo
         uncounted = copy, batch.labels
     count()
     return errors
+
+
+def _centre_view(images: Tensor, context: TrainContext, mean: Tensor) -> Tensor:
+    images = copy_to_device(images, mean.device)
+    return centre_crops(images, mean, channels_last=context.channels_last)
 
 
 def _seed_dropout(context: TrainContext, epoch: int, offset: int, rank: int) -> None:

@@ -38,6 +38,12 @@ class DeviceReport:
     """Why ``--compile on`` has no effect, if it has none."""
 
     @property
+    def launch_bound(self) -> bool | None:
+        """Whether the CPU can't launch work as fast as the GPUs compute it; None without GPUs."""
+        launch = self.times.launch_seconds
+        return None if launch is None else launch >= LAUNCH_BOUND * self.times.step_seconds
+
+    @property
     def forward_bytes(self) -> int:
         """Copied between the devices in a forward pass."""
         return sum(copy.bytes for copy, _ in self.copies)
@@ -54,6 +60,11 @@ class DeviceReport:
             f"an update of {self.images} images takes {_time(times.step_seconds)}, "
             f"{self.images / times.step_seconds:,.0f} images/s (without reading images)"
         )
+        if times.launch_seconds is not None:
+            yield (
+                f"the CPU launches it in {_time(times.launch_seconds)}: launching is "
+                f"{'' if self.launch_bound else 'not '}the bottleneck"
+            )
         for device, size in times.peak_bytes.items():
             yield f"{device}: an update uses at most {size / GIB:,.2f} GiB"
         if times.network_seconds and times.overlap:
@@ -123,6 +134,7 @@ class DeviceCheckResult:
             "together_seconds": times.network_seconds,
             "overlap": times.overlap,
             "launch_seconds": times.launch_seconds,
+            "launch_bound": report.launch_bound,
             "peak_bytes": times.peak_bytes,
             "logits_difference": comparison.logits,
             "gradients_difference": comparison.gradients,
@@ -160,7 +172,7 @@ def _bottleneck(report: DeviceReport) -> str:
     times = report.times
     if times.launch_seconds is None:
         return "without GPUs, the CPU cores limit the speed"
-    if times.launch_seconds >= LAUNCH_BOUND * times.step_seconds:
+    if report.launch_bound:
         return (
             f"launching the work on the GPU is the bottleneck ({_time(times.launch_seconds)} of "
             f"{_time(times.step_seconds)}): give --compile on, or more images for each worker "

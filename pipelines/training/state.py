@@ -16,19 +16,23 @@ import torch
 from ray.train.torch import get_devices
 from torch import nn
 
+from alexnet.errors import UserError
 from alexnet.metrics import LossAndErrors
 from alexnet.model.towers import AlexNet
 from alexnet.recipes import Recipe
+from alexnet.shards.gpu_decode import check_gpu_decoding
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.pixel_stats import PixelStatistics, read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.checkpoint import TrainState
 from alexnet.training.ddp import wrap_ddp
+from alexnet.training.device_queue import SideStream
 from alexnet.training.ema import EMA
 from alexnet.training.loop import TrainContext
 from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import MomentumSGD, build_optimizer
+from pipelines.allocation import own_node
 from pipelines.console.progress import Update
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
@@ -123,8 +127,9 @@ def build_worker(config: LoopConfig) -> WorkerState:
             seed=settings.seed,
             rank=rank,
             world_size=world_size,
-            threads=config.cpus,
+            threads=decode_threads(config.cpus, devices[0]),
             pin_memory=devices[0].type == "cuda",
+            decode_on=decoding_device(settings, manifest, devices[0]),
         ),
         network=network,
         wrapped=wrap_ddp(network, settings.gradient_compression) if world_size > 1 else network,
@@ -135,6 +140,48 @@ def build_worker(config: LoopConfig) -> WorkerState:
         pictures=open_pictures(config, manifest, statistics, log_line) if rank == 0 else None,
         log_line=log_line,
     )
+
+
+def decode_threads(cpus: int, device: torch.device) -> int:
+    """Threads that decode images for a worker on a device.
+
+    On CPUs the network needs the same cores. Beside GPUs they are free: a worker takes its part of
+    its own node, which can have more CPUs than the smallest node, from which ``cpus`` is derived.
+
+    Args:
+        cpus: that every worker has.
+        device: of the worker.
+    """
+    if device.type != "cuda":
+        return cpus
+    return max(cpus, int(own_node().cpus // ray.train.get_context().get_local_world_size()))
+
+
+def decoding_device(
+    settings: TrainSettings, manifest: Manifest, device: torch.device
+) -> torch.device | None:
+    """The GPU that decodes a worker's training images; None for the CPU.
+
+    Raises:
+        UserError: ``--decode-on gpu`` can't work.
+    """
+    if settings.decode_on == "cpu":
+        return None
+    if manifest.settings.get("encoding") == "raw":
+        raise UserError(
+            "--decode-on gpu: these shards hold raw images, which nothing has to decode; give "
+            "--decode-on cpu"
+        )
+    if device.type != "cuda":
+        raise UserError(
+            f"--decode-on gpu: this training runs on the {device.type}, without GPUs; "
+            "give --decode-on cpu or --device cuda"
+        )
+    try:
+        check_gpu_decoding(device)
+    except UserError as error:
+        raise UserError(f"--decode-on gpu: {error}; give --decode-on cpu") from error
+    return device
 
 
 def execution_of(settings: TrainSettings) -> Execution:
@@ -157,6 +204,7 @@ def _train_context(
     return TrainContext(
         recipe=recipe,
         means=[mean.to(device) for device in dict.fromkeys(devices)],
+        side_streams=[SideStream(device) for device in dict.fromkeys(devices)],
         pca_axes=pca_axes(recipe, statistics.rgb_covariance),
         seed=settings.seed,
         bf16=execution_of(settings).bf16,

@@ -36,10 +36,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -67,17 +67,23 @@ ROWS_PER_SHARD = 512
 COVARIANCE = np.array([[4800.0, 4300, 3700], [4300, 4700, 4400], [3700, 4400, 5100]])
 
 
-def make_shards(images: int, folder: Path) -> dict[str, Manifest]:
+def make_shards(
+    images: int,
+    folder: Path,
+    kinds: Sequence[Literal["jpeg", "raw"]] = ("jpeg", "raw"),
+    rows_per_shard: int = ROWS_PER_SHARD,
+) -> dict[str, Manifest]:
     """The same training images as JPEG and as raw shards."""
     real = os.environ.get("ALEXNET_REAL_DATA")
     source_path = Path(real, "ilsvrc2012-ten") if real else folder / "source"
     if not source_path.is_dir():
         make_source(jpegs(folder), source_path, images * 20 // 19 + 400)
-    source, manifests = read_source(str(source_path)), {}
-    for kind in ("jpeg", "raw"):
+    source = read_source(str(source_path))
+    manifests: dict[str, Manifest] = {}
+    for kind in kinds:
         root, encoding = str(folder / kind), Encoding(kind=kind, jpeg_quality=95)
-        tasks = write_plan(root, source, encoding, ROWS_PER_SHARD, 0)
-        tasks = [task for task in tasks if task.split == "train"][: -(-images // ROWS_PER_SHARD)]
+        tasks = write_plan(root, source, encoding, rows_per_shard, 0)
+        tasks = [task for task in tasks if task.split == "train"][: -(-images // rows_per_shard)]
         manifests[kind] = Manifest(
             folder=root,
             plan_digest="",

@@ -66,10 +66,10 @@ def step_rate(classes: int, steps: int) -> float:
     return float(BATCH / statistics.median(map(float, seconds)))
 
 
-def job_rate(workdir: Path) -> float:
+def job_rate(workdir: Path, *options: str) -> float:
     """Images per second of the whole job, without its start."""
-    options = f"--workdir {workdir} --force --epochs 1 --learning-rate 0.0001 --log-steps 2"
-    result = run_script("train.py", *options.split(), f"--batch-size={BATCH}", "--device=cpu")
+    common = f"--workdir {workdir} --force --learning-rate 0.0001 --log-steps 2 --log-seconds 0"
+    result = run_script("train.py", *common.split(), *options)
     client = MlflowClient(f"sqlite:///{workdir}/mlflow.db")
     points = client.get_metric_history(result["run_id"], "images_per_second")
     assert len(points) > 2 * WARM_UP
@@ -91,7 +91,9 @@ def main() -> None:
         step_rates = [step_rate(classes, options.steps)]
         job_rates = []
         for _ in range(options.rounds):
-            job_rates.append(job_rate(folder / "work"))
+            job_rates.append(
+                job_rate(folder / "work", "--epochs=1", f"--batch-size={BATCH}", "--device=cpu")
+            )
             step_rates.append(step_rate(classes, options.steps))
             print(
                 f"job {job_rates[-1]:.1f}, step {step_rates[-2]:.1f} and {step_rates[-1]:.1f}",

@@ -28,6 +28,7 @@ from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
+from alexnet.training.device_queue import SideStream
 from alexnet.training.loop import TrainContext, train_epoch, validate
 from alexnet.training.optimizer import build_optimizer, rates_at, set_rates, with_drops
 from pipelines.records import newest
@@ -49,6 +50,7 @@ def train_project(manifest: Manifest, options: argparse.Namespace, seed: int) ->
     context = TrainContext(
         recipe=recipe,
         means=[mean_crop(statistics_.mean_image)],
+        side_streams=[SideStream(torch.device("cpu"))],
         pca_axes=pca_axes(recipe, statistics_.rgb_covariance),
         seed=seed,
     )

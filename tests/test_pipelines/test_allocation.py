@@ -1,10 +1,13 @@
 """The division of a cluster's resources; no cluster is started."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import ray.train
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +22,7 @@ from pipelines.allocation import (
     training_resources,
     worker_slots,
 )
+from pipelines.training.state import decode_threads
 
 Node = tuple[float, float]
 
@@ -38,8 +42,11 @@ class FakeCluster:
         monkeypatch.setattr(cluster, "started_here", lambda: False)
 
     def nodes(self) -> list[dict[str, Any]]:
-        live = [{"Alive": True, "Resources": {"CPU": c, "GPU": g}} for c, g in self.total]
-        return [*live, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+        live: list[dict[str, Any]] = [
+            {"Alive": True, "NodeID": str(number), "Resources": {"CPU": c, "GPU": g}}
+            for number, (c, g) in enumerate(self.total)
+        ]
+        return [*live, {"Alive": False, "NodeID": "", "Resources": {"CPU": 64.0, "GPU": 8.0}}]
 
     def available(self) -> dict[str, dict[str, float]]:
         nodes = self.total if self.free is None else self.free
@@ -188,3 +195,23 @@ def test_a_cluster_that_was_started_here_can_not_grow(
 def test_the_most_cpus_of_each_worker(workers: int, gpus: int, cpus: int) -> None:
     nodes = [NodeResources(4, 4), NodeResources(2, 0)]
     assert most_cpus(nodes, workers, gpus) == cpus
+
+
+@pytest.mark.parametrize(
+    ("node", "workers_on_node", "expected"), [("0", 1, 4), ("1", 4, 16), ("1", 3, 21), ("0", 2, 4)]
+)
+def test_workers_on_gpus_decode_with_their_nodes_cpus(
+    fake: FakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    node: str,
+    workers_on_node: int,
+    expected: int,
+) -> None:
+    fake.total = [(4, 1), (64, 8)]
+    context = SimpleNamespace(
+        get_node_id=lambda: node, get_local_world_size=lambda: workers_on_node
+    )
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    assert decode_threads(4, torch.device("cuda", 0)) == expected
+    assert decode_threads(4, torch.device("cpu")) == 4

@@ -6,8 +6,9 @@ Threads, streams and kernels of real GPUs are not tested here.
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from alexnet.model.towers import AlexNet, Dropout
 from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
+from alexnet.training.device_queue import SideStream
 from alexnet.training.loop import Step, train_epoch, validate
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 
@@ -199,6 +201,74 @@ def test_no_operation_of_a_step_waits_for_a_device(
     assert fake_devices.waits == [aten._local_scalar_dense.default] * 2
     steps[0].loss.cpu()
     assert fake_devices.waits[2:] == [aten._to_copy.default]
+
+
+class FakeStream:
+    """A stream of a GPU that notes what it is told among the operations."""
+
+    def __init__(self, operations: list[Any], name: str) -> None:
+        self.operations, self.name = operations, name
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.operations.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        self.operations.append(f"on {self.name}")
+        yield
+        self.operations.append("on main")
+
+
+def test_inputs_are_prepared_on_side_streams(
+    dataset: Manifest, fake_devices: FakeDeviceMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The side stream never waits for the step; the step waits for it, and the CPU for neither."""
+    operations: list[Any] = fake_devices.operations
+    run = TrainingRun(dataset, SOURCE145, TWO_DEVICES)
+    expected = TrainingRun(dataset, SOURCE145, TWO_DEVICES)
+    expected_losses = [float(step.loss) for step in expected.steps(2)]
+    main = FakeStream(operations, "main")
+
+    def use(stream: FakeStream) -> AbstractContextManager[None]:
+        return stream.use()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda gpu: FakeStream(operations, f"side {gpu}"))
+    monkeypatch.setattr(torch.cuda, "stream", use)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda gpu: main)
+    monkeypatch.setattr(
+        FakeDeviceTensor,
+        "record_stream",
+        lambda tensor, stream: operations.append(f"{tensor.device} is used on {stream.name}"),
+        raising=False,
+    )
+    operations.clear()
+    streams = [SideStream(torch.device("cuda", number)) for number in range(2)]
+    assert operations == [f"side cuda:{number} waits for main" for number in range(2)]
+    run.context = replace(run.context, side_streams=streams)
+    operations.clear()
+    fake_devices.waits.clear()
+    steps = run.steps(2)
+    assert fake_devices.waits == []
+
+    def prepared(number: int) -> list[str]:
+        side, device = f"side cuda:{number}", TWO_DEVICES[number]
+        return [f"on {side}", "on main", f"main waits for {side}", f"{device} is used on main"]
+
+    notes = [note for note in operations if isinstance(note, str)]
+    # The images for both towers, and the labels.
+    assert notes == [*prepared(0), *prepared(1), *prepared(0)] * 2
+    # What copies and crops images is on the side streams, and nothing of the network is.
+    current = "main"
+    on_side: set[Any] = set()
+    on_main: set[Any] = set()
+    for operation in operations:
+        if isinstance(operation, str):
+            current = operation[3:] if operation.startswith("on ") else current
+        else:
+            (on_main if current == "main" else on_side).add(operation)
+    assert aten.index.Tensor in on_side - on_main
+    assert {aten.convolution.default, aten.addmm.default} <= on_main - on_side
+    assert [float(step.loss) for step in steps] == expected_losses
 
 
 def test_the_devices_have_different_dropout_masks(

@@ -225,6 +225,25 @@ def test_closing_early_stops_the_threads(
     assert len(decoded) == expected
 
 
+def test_all_threads_have_work_if_batches_are_small(
+    coloured: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, meeting = 12, threading.Barrier(12)
+
+    def meet(stored: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+        meeting.wait(30)  # Raises an error unless all threads decode at the same time.
+        decoded.append(1)
+
+    decoded: list[int] = []
+    monkeypatch.setattr(loader, "decode_into", meet)
+    batches = loader_of(coloured, 4, threads=threads).epoch(0)
+    next(batches)
+    assert len(decoded) >= 4
+    meeting.abort()
+    with pytest.raises(threading.BrokenBarrierError):
+        list(batches)
+
+
 class SlowStore:
     """A replacement of ``read_row_group``; reads return only after ``open`` is set."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from alexnet.training.device_queue import DeviceTime, HostCopy
+from alexnet.training.device_queue import DeviceTime, HostCopy, SideStream, copy_to_device
 
 GPU = torch.device("cuda", 1)
 
@@ -56,3 +56,10 @@ def test_a_copy_does_not_follow_later_changes() -> None:
     copy = HostCopy(tensor)
     tensor.zero_()
     assert copy.read().tolist() == [1.0, 2.0]
+
+
+def test_on_a_cpu_work_is_done_at_once() -> None:
+    cpu = torch.device("cpu")
+    tensor = torch.ones(3)
+    assert SideStream(cpu).run(lambda: tensor) is tensor
+    assert copy_to_device(tensor, cpu) is tensor

@@ -40,6 +40,7 @@ KEYS = [
     "together_seconds",
     "overlap",
     "launch_seconds",
+    "launch_bound",
     "peak_bytes",
     "logits_difference",
     "gradients_difference",
@@ -176,6 +177,7 @@ def test_what_is_measured_is_what_training_computes(
             )
             assert torch.backends.cudnn.allow_tf32 == switch
             assert torch.backends.cuda.matmul.allow_tf32 == switch
+            assert torch.backends.cudnn.benchmark
             crops = [x for x in inputs if x.dtype == torch.float32]
             assert all(x.is_contiguous() == (not switch) for x in crops)
             assert len(compiled) == switch

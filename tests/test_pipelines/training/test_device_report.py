@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from alexnet.diagnostics.copies import DeviceCopy
-from alexnet.diagnostics.devices import StepTimes
+from alexnet.diagnostics.devices import DeviceInfo, StepTimes
 from alexnet.diagnostics.equivalence import Comparison
-from pipelines.training.device_report import DeviceReport, verdict
+from pipelines.training.device_report import DeviceCheckResult, DeviceReport, verdict
 
 GOOD = Comparison(logits=1e-15, gradients=1e-14, layer="conv1.weight")
 COPY = DeviceCopy(torch.device("cuda:0"), torch.device("cuda:1"), (128, 13), torch.float32, "fc6")
@@ -79,3 +79,26 @@ def test_wrong_results_are_the_verdict_before_any_speed(difference: float) -> No
     assert all("do not train on them" in text for text in (one, two))
     assert "IOMMU" in two
     assert "IOMMU" not in one
+
+
+@pytest.mark.parametrize(
+    ("launch", "expected"),
+    [(0.0095, "launching is the bottleneck"), (0.002, "launching is not the bottleneck")],
+)
+def test_a_line_says_whether_launching_is_the_bottleneck(launch: float, expected: str) -> None:
+    """Also if the towers overlap as they should."""
+    device = DeviceInfo(
+        device="cuda:0",
+        name="",
+        memory=None,
+        towers=[0, 1],
+        last_layer=True,
+        parameters=0,
+        bytes=0,
+    )
+    measured = replace(
+        report([0.008, 0.008], 0.009, launch=launch, copy_seconds=0.001), devices=[device]
+    )
+    assert [line for line in measured.lines() if expected in line]
+    result = DeviceCheckResult(report=measured, seconds=1.0).to_json()
+    assert result["launch_bound"] == (launch == 0.0095)

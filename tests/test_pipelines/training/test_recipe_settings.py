@@ -22,8 +22,9 @@ def test_modern_options_are_off_by_default() -> None:
     settings = TrainSettings()
     assert (settings.precision, settings.gradient_compression) == ("float32", "none")
     assert (settings.warmup_epochs, settings.ema) == (0, None)
+    assert settings.decode_on == "cpu"
 
 
 def test_a_change_of_a_modern_option_trains_again() -> None:
-    names = {"precision", "gradient_compression", "warmup_epochs", "ema"}
+    names = {"precision", "gradient_compression", "warmup_epochs", "ema", "decode_on"}
     assert names <= TrainSettings().results().keys()
