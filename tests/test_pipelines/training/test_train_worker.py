@@ -24,6 +24,7 @@ from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.checkpoint import load_train_state, load_weights, read_recipe, read_tensors
 from alexnet.training.loop import validate
+from pipelines.console.progress import Update
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
 from pipelines.tracking.node_metrics import host_name
@@ -41,7 +42,7 @@ class Trainings:
     def __init__(self, dataset: Manifest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.dataset, self.folder = dataset, folder
         self.ray_train = FakeRayTrain(folder, monkeypatch)
-        self.lines: list[str] = []
+        self.lines: list[str | Update] = []
         monkeypatch.setattr(state, "get_devices", lambda: [torch.device("cpu")])
         monkeypatch.setattr(state, "open_metric_writer", lambda *_: None)
         monkeypatch.setattr(state, "open_pictures", lambda *_: None)
@@ -285,3 +286,23 @@ def test_a_network_that_diverges_in_the_last_update_is_not_validated(
     monkeypatch.setattr(AlexNet, "forward", diverged_outside_training)
     with pytest.raises(UserError, match=r"^the validation loss is nan in epoch 1, step 5: "):
         trainings.run("diverged")
+
+
+def test_the_driver_is_told_how_far_the_training_is(trainings: Trainings, points: Points) -> None:
+    trainings.run("run", log_steps=2, log_seconds=0, checkpoint_steps=100)
+    updates = [line for line in trainings.lines if isinstance(line, Update)]
+    rows = trainings.dataset.rows("train")
+    assert [update.done for update in updates] == [16, 32, rows, rows + 8, rows + 24, 2 * rows]
+    assert {update.total for update in updates} == {2 * rows}
+    assert [update.parts[0] for update in updates] == [
+        *["epoch 1/2"] * 2,
+        "epoch 1/2 validation",
+        *["epoch 2/2"] * 2,
+        "epoch 2/2 validation",
+    ]
+    losses = [values["loss"] for _, values in points.points if "loss" in values]
+    assert all(
+        f"loss {loss:.3f}" in update.parts for update, loss in zip(updates, losses, strict=True)
+    )
+    assert updates[0].line.startswith(f"epoch 1/2, 16/{rows} images, loss ")
+    assert updates[-1].bar("train", 200).startswith("train 100%|")
