@@ -25,7 +25,7 @@ from requests import RequestException
 from pipelines.console.log import current_log_file
 from pipelines.console.output import printable
 from pipelines.console.redact import redacted
-from pipelines.tracking import saved_model, server
+from pipelines.tracking import server
 from pipelines.tracking.descriptions import NOTE
 from pipelines.tracking.metric_writer import Point, StoreUnavailableError
 from pipelines.tracking.node_metrics import set_sampling
@@ -236,6 +236,8 @@ class Run:
 
         ``metadata`` is stored with the model; its ``classes`` lists wnid and name by class index.
         """
+        from pipelines.tracking import saved_model  # It imports torch, which takes seconds.
+
         with contextlib.redirect_stdout(io.StringIO()):
             info = Model.log(
                 None,

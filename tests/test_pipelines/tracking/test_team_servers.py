@@ -242,7 +242,7 @@ def check_run(client: MlflowClient, output: str, experiment: str) -> None:
     assert steps == list(range(1, len(steps) + 1))
     assert len(client.get_metric_history(stages["train"], "val_loss")) == EPOCHS
     result = json.loads(output.splitlines()[-1])
-    assert result["run_id"] == stages["full_run"]
+    assert result["stages"]["train"]["run_id"] == stages["train"]
 
 
 def test_nothing_is_lost_and_no_secret_is_written(programs: Path, tmp_path: Path) -> None:
