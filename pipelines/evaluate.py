@@ -129,6 +129,7 @@ def evaluate_models(
         {
             "the errors of the model": lambda: _log_model_errors(run, result),
             **report.decorations(run, manifest, predicted),
+            "neighbours.png": lambda: _log_neighbours(run, models, manifest),
         },
     )
 
@@ -137,6 +138,13 @@ def _log_model_errors(run: Run, result: EvaluateResult) -> None:
     """Log the errors of one model; those of an average are the errors of no model."""
     if len(result.models) == 1:
         log_model_metrics(run, result.models[0], result.metrics(), "shards", result.validation)
+
+
+def _log_neighbours(run: Run, models: list[registry.ModelInfo], manifest: Manifest) -> None:
+    """Log the nearest images by the features of one model; those of several are not comparable."""
+    if len(models) == 1:
+        figure = report.neighbours_figure(run.store, models[0], manifest)
+        run.log_figure(figure, "neighbours.png")
 
 
 def _predict(

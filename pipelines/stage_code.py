@@ -35,6 +35,7 @@ BOUNDARY = (
     "alexnet.plots",
     "pipelines.cluster",
     "pipelines.console",
+    "pipelines.inference.neighbours",
     "pipelines.settings",
     "pipelines.tracking",
     "pipelines.training.pictures",

@@ -99,3 +99,45 @@ def comparison_panel(
             bars = figure.add_subplot(grid[row, 3 * column + offset])
             style.prediction_bars(bars, truth, rankings[index])
     return figure
+
+
+def nearest_images(
+    queries: Array,
+    truths: Sequence[str],
+    nearest: Sequence[Array],
+    classes: Sequence[Sequence[str]],
+    candidates: int,
+) -> Figure:
+    """Validation images, each in a row with the training images whose features are nearest.
+
+    Args:
+        queries: (images, height, width, 3) uint8.
+        truths: the true class of each.
+        nearest: of each, (neighbours, height, width, 3) uint8, the nearest first.
+        classes: of each, the true classes of its neighbours.
+        candidates: training images among which they were looked for.
+    """
+    columns = 1 + max((len(images) for images in nearest), default=0)
+    height = max(1.5, 0.9 + 1.5 * len(queries))
+    figure = style.new_figure(height, "Nearest training images")
+    if not len(queries):
+        return style.text_figure(figure, "No images.")
+    grid = figure.add_gridspec(len(queries), columns)
+    rows = zip(queries, truths, nearest, classes, strict=True)
+    for row, (query, truth, images, names) in enumerate(rows):
+        pairs = zip([query, *images], [truth, *names], strict=True)
+        for column, (image, name) in enumerate(pairs):
+            picture = style.picture_axes(figure.add_subplot(grid[row, column]))
+            picture.imshow(image)
+            picture.set_xlabel(
+                style.short_name(name, 16),
+                fontsize=style.SMALL_FONT,
+                fontweight="bold" if column == 0 or name == truth else "normal",
+                color=style.BLUE if column and name == truth else style.TEXT_COLOUR,
+            )
+    style.footnote(
+        figure,
+        f"Left: validation images. Beside each: the nearest of {candidates:,} training images, by "
+        "the Euclidean distance of\nthe activations of fc7; the same class is blue.",
+    )
+    return figure

@@ -15,7 +15,7 @@ from alexnet import predictions
 from alexnet.errors import UserError
 from alexnet.predictions import Predictions
 from pipelines.tracking.run import Run
-from pipelines.tracking.store import Store, StoreError, require_server
+from pipelines.tracking.store import Store, StoreError, require_server, storing_artifacts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +46,8 @@ def log_predictions(run: Run, table: "pa.Table") -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, FILE)
         pq.write_table(table, path)
-        run.store.client.log_artifact(run.run_id, path)
+        with storing_artifacts(run.store.uri):
+            run.store.client.log_artifact(run.run_id, path)
 
 
 def find(store: Store, *, models: str = "", key: str = "") -> list[Evaluation]:

@@ -29,7 +29,7 @@ from pipelines.tracking import server
 from pipelines.tracking.descriptions import NOTE
 from pipelines.tracking.metric_writer import Point, StoreUnavailableError
 from pipelines.tracking.node_metrics import set_sampling
-from pipelines.tracking.store import Store, require_server, was_refused
+from pipelines.tracking.store import Store, require_server, storing_artifacts, was_refused
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -238,7 +238,7 @@ class Run:
         """
         from pipelines.tracking import saved_model  # It imports torch, which takes seconds.
 
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), storing_artifacts(self.store.uri):
             info = Model.log(
                 None,
                 saved_model,

@@ -253,3 +253,22 @@ def require_server(uri: str) -> Iterator[None]:
         if not _no_answer(error):
             raise
         raise server.unavailable_error(uri, shortened(error, 300)) from error
+
+
+@contextlib.contextmanager
+def storing_artifacts(uri: str) -> Iterator[None]:
+    """Inside, an artifact is stored without which a stage has no result.
+
+    Raises:
+        UserError: its place is not writable, full, or refuses it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, RequestException) and error.response is None:
+            raise  # No answer: whoever waits for the server reports it.
+        raise UserError(
+            f"{redacted(uri)}: its artifacts can't be stored ({shortened(error, 300)}); check the "
+            "permissions and the free space of the place for artifacts, then give the same command "
+            "again: finished work is kept"
+        ) from error

@@ -153,6 +153,7 @@ def test_the_runs_in_mlflow(first: FullRunResult, settings: FullRunSettings) -> 
             "classes.json",
             "confused_pairs.png",
             "confusion_matrix.png",
+            "neighbours.png",
             "predictions.parquet",
             "predictions.png",
             "reliability.png",

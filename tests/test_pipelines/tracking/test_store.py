@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -15,7 +16,7 @@ from alexnet.errors import UserError
 from pipelines.console.log import log_file, stage_logger
 from pipelines.console.redact import SecretUri
 from pipelines.settings import Settings
-from pipelines.tracking import registry
+from pipelines.tracking import evaluations, registry
 from pipelines.tracking.run import DIGEST_LENGTH, Run, active_run, open_run, run_exists
 from pipelines.tracking.store import MODEL_TRAINING, Store, connect
 from pipelines.workdir import Workdir
@@ -157,6 +158,28 @@ def test_a_model_that_is_logged_again_replaces_the_first(store: Store) -> None:
         unknown = run.log_model(AlwaysTheFirst(), example, metadata | {"precision": "int4"})
     with pytest.raises(UserError, match="its precision is int4"):
         registry.get_model_info(store, unknown)
+
+
+@pytest.mark.slow
+def test_a_place_for_artifacts_that_is_not_writable_is_named_with_a_remedy(
+    mlflow_workdir: str,
+) -> None:
+    (Path(mlflow_workdir) / "mlartifacts").write_text("a file, so no folder can be made in it")
+    store = connect(Settings(workdir=mlflow_workdir))
+    run_id = open_run(store, "train", resume=None, parent=None)
+    example, metadata = np.zeros((2, 224, 224, 3), np.uint8), {"classes": [["a", "a"], ["b", "b"]]}
+    store_artifact: dict[str, Callable[[Run], object]] = {
+        "model": lambda run: run.log_model(AlwaysTheFirst(), example, metadata),
+        "predictions": lambda run: evaluations.log_predictions(run, pa.table({"a": [1]})),
+    }
+    for log in store_artifact.values():
+        with (
+            pytest.raises(UserError, match=r"artifacts can't be stored \(.*mlartifacts") as caught,
+            active_run(store, run_id) as run,
+        ):
+            log(run)
+        assert "finished work is kept" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
