@@ -24,21 +24,21 @@ from alexnet.inference.output import MANIFEST, PartResult, read_result
 from alexnet.inference.parts import PartOptions
 from alexnet.inference.rows import RowOptions
 from alexnet.provenance import code_version
-from pipelines.command_results import BatchInferenceResult
-from pipelines.command_settings import BatchInferenceSettings
+from pipelines.configuration.command_settings import BatchInferenceSettings
 from pipelines.console.cli import run_script
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.redact import shortened
 from pipelines.console.watchdog import Watchdog
-from pipelines.decorations import run_decorations
 from pipelines.inference import origin as origins
 from pipelines.inference import report
 from pipelines.inference.job import make_parts
 from pipelines.inference.origin import ModelOrigin, Origin
 from pipelines.inference.part_actor import ModelOptions
 from pipelines.preprocessing.job import start_ray_early
-from pipelines.stage_code import BOUNDARY, CODE
+from pipelines.results.command_results import BatchInferenceResult
+from pipelines.results.decorations import run_decorations
+from pipelines.stage_keys.stage_code import BOUNDARY, CODE
 from pipelines.tracking import registry
 from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import active_run, open_run

@@ -13,11 +13,11 @@ from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError
 
 from alexnet.errors import UserError, one_line
+from pipelines.clusters.ray_address import ask_cluster, running_cluster, with_token
 from pipelines.console.interrupt import restore_handlers, run_in_thread
 from pipelines.console.output import printable
 from pipelines.console.redact import redacted
 from pipelines.console.watchdog import Watchdog
-from pipelines.ray_address import ask_cluster, running_cluster, with_token
 
 GIB = 2**30
 

@@ -18,14 +18,14 @@ from typing import NoReturn
 from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.shards.manifest import manifest_path
-from pipelines.command_results import Garbage, GarbageResult
-from pipelines.command_settings import GarbageSettings
+from pipelines.configuration.command_settings import GarbageSettings
 from pipelines.console.cli import run_script, show
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.table import size_in_words, table
 from pipelines.inspection.needs import Node, Verdict, judge
 from pipelines.inspection.workdir_graph import Inventory, take_inventory
+from pipelines.results.command_results import Garbage, GarbageResult
 from pipelines.tracking import contents
 from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir

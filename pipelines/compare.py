@@ -21,13 +21,13 @@ from alexnet.plots import evaluation as plots
 from alexnet.predictions import Predictions
 from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.significance import PairedCounts
-from pipelines import evaluation_report as report
-from pipelines.command_results import CompareResult
-from pipelines.command_settings import CompareSettings
+from pipelines.configuration.command_settings import CompareSettings
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
-from pipelines.records import finished_records
-from pipelines.results import PreprocessResult
+from pipelines.evaluation import evaluation_report as report
+from pipelines.results.command_results import CompareResult
+from pipelines.results.records import finished_records
+from pipelines.results.stage_results import PreprocessResult
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.run import Run, active_run, open_run
 from pipelines.tracking.store import Store, connect

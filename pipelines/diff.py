@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from alexnet.errors import UserError
-from pipelines.command_results import Difference, DiffResult
-from pipelines.command_settings import DiffSettings
+from pipelines.configuration.command_settings import DiffSettings
 from pipelines.console.cli import run_script, show
 from pipelines.console.table import table
-from pipelines.run_identity import CODE_TAGS, INPUT_TAG
+from pipelines.results.command_results import Difference, DiffResult
+from pipelines.stage_keys.run_identity import CODE_TAGS, INPUT_TAG
 from pipelines.tracking.run_info import RunInfo, find_run
 from pipelines.tracking.store import connect
 

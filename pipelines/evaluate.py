@@ -23,23 +23,23 @@ from alexnet.provenance import code_version
 from alexnet.shards.format import write_table
 from alexnet.shards.manifest import Manifest
 from pipelines import cluster
-from pipelines import evaluation_report as report
-from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
+from pipelines.clusters.allocation import actor_resources, request_in_words
+from pipelines.clusters.task_errors import raise_errors
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
-from pipelines.datasets import locked_dataset
-from pipelines.decorations import Decorated
+from pipelines.evaluation import evaluation_report as report
 from pipelines.inference.actors import Evaluator
-from pipelines.records import StageKey, StageOutcome, newest
-from pipelines.results import EvaluateResult, PreprocessResult, TrainResult
+from pipelines.results.datasets import locked_dataset
+from pipelines.results.decorations import Decorated
+from pipelines.results.records import StageKey, StageOutcome, newest
+from pipelines.results.stage_results import EvaluateResult, PreprocessResult, TrainResult
 from pipelines.settings import EvaluateSettings
-from pipelines.stage_code import BOUNDARY, CODE
-from pipelines.stage_inputs import evaluate_inputs
+from pipelines.stage_keys.stage_code import BOUNDARY, CODE
+from pipelines.stage_keys.stage_inputs import evaluate_inputs
 from pipelines.stages import Parent, run_stage
-from pipelines.task_errors import raise_errors
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.logged_models import log_model_metrics
 from pipelines.tracking.run import Run

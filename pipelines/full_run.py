@@ -22,8 +22,8 @@ from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.log import stage_logger
 from pipelines.console.output import terminal_columns
 from pipelines.console.progress import duration
-from pipelines.decorations import Decorations, run_decorations
-from pipelines.records import (
+from pipelines.results.decorations import Decorations, run_decorations
+from pipelines.results.records import (
     StageKey,
     StageOutcome,
     StageRecord,
@@ -32,9 +32,8 @@ from pipelines.records import (
     read_record,
     start,
 )
-from pipelines.results import FullRunResult
-from pipelines.run_identity import identity_tags, recipe_of, run_name
-from pipelines.run_summary import as_markdown, summary_lines
+from pipelines.results.run_summary import as_markdown, summary_lines
+from pipelines.results.stage_results import FullRunResult
 from pipelines.settings import (
     EvaluateSettings,
     FullRunSettings,
@@ -43,6 +42,7 @@ from pipelines.settings import (
     StageName,
     TrainSettings,
 )
+from pipelines.stage_keys.run_identity import identity_tags, recipe_of, run_name
 from pipelines.stages import Parent
 from pipelines.tracking import server
 from pipelines.tracking.run import Run, close_run, open_run

@@ -22,14 +22,14 @@ from alexnet.inference.listing import read_items
 from alexnet.shards.find import FoundRow, find_row
 from alexnet.shards.manifest import Manifest
 from alexnet.sources.read import read_image, read_source
-from pipelines.command_results import LineageResult, Link
-from pipelines.command_settings import LineageSettings
+from pipelines.configuration.command_settings import LineageSettings
 from pipelines.console.cli import CheckFailedError, run_script, show
 from pipelines.console.table import table
-from pipelines.datasets import readable_manifest
 from pipelines.inspection.lineage_check import check_evaluated, check_part
 from pipelines.inspection.lineage_model import model_links, shards_of, version_links
 from pipelines.inspection.lineage_subject import Prediction, Subject, read_subject
+from pipelines.results.command_results import LineageResult, Link
+from pipelines.results.datasets import readable_manifest
 from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir
 

@@ -17,8 +17,6 @@ from alexnet.provenance import code_version
 from alexnet.sources.read import read_source
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
-from pipelines.datasets import holds_content
-from pipelines.decorations import Decorated
 from pipelines.preprocessing.dataset import (
     create_dataset,
     dataset_folder,
@@ -30,10 +28,12 @@ from pipelines.preprocessing.job import start_ray_early
 from pipelines.preprocessing.report import log_result
 from pipelines.preprocessing.source import check_account, check_md5, index_source, source_uri
 from pipelines.presets import describe, resolve_preset
-from pipelines.records import StageKey, StageOutcome, finished_records
-from pipelines.results import PreprocessResult, VerifyResult
+from pipelines.results.datasets import holds_content
+from pipelines.results.decorations import Decorated
+from pipelines.results.records import StageKey, StageOutcome, finished_records
+from pipelines.results.stage_results import PreprocessResult, VerifyResult
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
-from pipelines.stage_code import BOUNDARY, CODE
+from pipelines.stage_keys.stage_code import BOUNDARY, CODE
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import connect

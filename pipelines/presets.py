@@ -7,7 +7,7 @@ Without a chosen preset, the embedded sample has the preset ``sample`` and all o
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pipelines.setting_types import PresetName
+from pipelines.configuration.setting_types import PresetName
 from pipelines.settings import StageSettings
 
 S = TypeVar("S", bound=StageSettings)

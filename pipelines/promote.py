@@ -18,17 +18,17 @@ import pyarrow as pa
 from alexnet import predictions
 from alexnet.errors import UserError
 from alexnet.predictions import Predictions
-from pipelines.command_results import RollbackResult
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
-from pipelines.decision import Decision, decide
-from pipelines.decorations import Decorated
-from pipelines.model_card import Origin, model_card
-from pipelines.records import StageKey, StageOutcome, newest
-from pipelines.results import EvaluateResult, PromoteResult
+from pipelines.promotion.decision import Decision, decide
+from pipelines.promotion.model_card import Origin, model_card
+from pipelines.results.command_results import RollbackResult
+from pipelines.results.decorations import Decorated
+from pipelines.results.records import StageKey, StageOutcome, newest
+from pipelines.results.stage_results import EvaluateResult, PromoteResult
 from pipelines.settings import PromoteCommandSettings, PromoteSettings
-from pipelines.stage_code import RULES_VERSION
-from pipelines.stage_inputs import promote_inputs
+from pipelines.stage_keys.stage_code import RULES_VERSION
+from pipelines.stage_keys.stage_inputs import promote_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.promotion_lock import promotion_lock

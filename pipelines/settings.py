@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from alexnet import storage
-from pipelines.setting_types import (
+from pipelines.configuration.setting_types import (
     Device,
     Epochs,
     ModelUris,

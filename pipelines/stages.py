@@ -20,8 +20,8 @@ from pipelines.console.interrupt import postponed_interrupts
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import duration
-from pipelines.decorations import Decorated, Decorations, run_decorations
-from pipelines.records import (
+from pipelines.results.decorations import Decorated, Decorations, run_decorations
+from pipelines.results.records import (
     StageKey,
     StageOutcome,
     difference,
@@ -32,9 +32,9 @@ from pipelines.records import (
     read_record,
     start,
 )
-from pipelines.results import StageResult
-from pipelines.run_identity import identity_tags, recipe_of, run_name
+from pipelines.results.stage_results import StageResult
 from pipelines.settings import StageSettings
+from pipelines.stage_keys.run_identity import identity_tags, recipe_of, run_name
 from pipelines.tracking import server
 from pipelines.tracking.run import (
     Run,

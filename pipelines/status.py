@@ -20,14 +20,21 @@ from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.provenance import code_version
 from alexnet.shards.manifest import Manifest
-from pipelines.command_results import StageStatus, StatusResult
-from pipelines.command_settings import StatusSettings
+from pipelines.configuration.command_settings import StatusSettings
 from pipelines.console.cli import CheckFailedError, run_script, show
 from pipelines.console.lock import Holder, holders
 from pipelines.console.table import table
-from pipelines.datasets import holds_content, readable_manifest
-from pipelines.records import StageHistory, StageKey, StageOutcome, StageRecord, difference, history
-from pipelines.results import (
+from pipelines.results.command_results import StageStatus, StatusResult
+from pipelines.results.datasets import holds_content, readable_manifest
+from pipelines.results.records import (
+    StageHistory,
+    StageKey,
+    StageOutcome,
+    StageRecord,
+    difference,
+    history,
+)
+from pipelines.results.stage_results import (
     EvaluateResult,
     PreprocessResult,
     PromoteResult,
@@ -35,8 +42,8 @@ from pipelines.results import (
     TrainResult,
 )
 from pipelines.settings import PreprocessSettings, PromoteSettings, Settings, TrainSettings
-from pipelines.stage_code import BOUNDARY, CODE, RULES_VERSION
-from pipelines.stage_inputs import evaluate_inputs, promote_inputs, train_inputs
+from pipelines.stage_keys.stage_code import BOUNDARY, CODE, RULES_VERSION
+from pipelines.stage_keys.stage_inputs import evaluate_inputs, promote_inputs, train_inputs
 from pipelines.tracking.database_reader import DatabaseReader, read_database
 from pipelines.workdir import Workdir
 

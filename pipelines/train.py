@@ -27,15 +27,15 @@ from alexnet.training.checkpoint import load_train_state, load_weights
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
 from pipelines.console.watchdog import Watchdog
-from pipelines.datasets import locked_dataset
-from pipelines.decorations import Decorated
 from pipelines.preprocessing.source import is_sample
 from pipelines.presets import describe, resolve_preset
-from pipelines.records import StageKey, StageOutcome
-from pipelines.results import PreprocessResult, TrainResult
+from pipelines.results.datasets import locked_dataset
+from pipelines.results.decorations import Decorated
+from pipelines.results.records import StageKey, StageOutcome
+from pipelines.results.stage_results import PreprocessResult, TrainResult
 from pipelines.settings import TrainCommandSettings, TrainSettings
-from pipelines.stage_code import BOUNDARY, CODE
-from pipelines.stage_inputs import train_inputs
+from pipelines.stage_keys.stage_code import BOUNDARY, CODE
+from pipelines.stage_keys.stage_inputs import train_inputs
 from pipelines.stages import Parent, run_stage
 from pipelines.tracking import registry, server
 from pipelines.tracking.logged_models import log_model_params

@@ -11,11 +11,11 @@ from typing import NoReturn
 
 from alexnet import storage
 from alexnet.errors import UserError
-from pipelines.command_results import UiResult
-from pipelines.command_settings import UiSettings
+from pipelines.configuration.command_settings import UiSettings
 from pipelines.console.cli import run_script
 from pipelines.console.interrupt import Interrupted
 from pipelines.console.log import stage_logger
+from pipelines.results.command_results import UiResult
 from pipelines.tracking.store import connect
 from pipelines.tracking.ui_server import serve
 from pipelines.workdir import Workdir

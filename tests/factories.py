@@ -27,7 +27,7 @@ from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.device_queue import SideStream
 from alexnet.training.loop import Step, StepSums, TrainContext
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
-from pipelines.results import EvaluateResult
+from pipelines.results.stage_results import EvaluateResult
 
 CLASSES = ("n01", "n02", "n03", "n04")
 TRAIN, VAL = 10, 3

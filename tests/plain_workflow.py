@@ -25,10 +25,11 @@ from alexnet.shards.format import write_table
 from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, make_shard
-from pipelines import evaluate, evaluation_report, full_run, preprocess, train
+from pipelines import evaluate, full_run, preprocess, train
+from pipelines.evaluation import evaluation_report
 from pipelines.preprocessing import dataset
 from pipelines.preprocessing.job import RejectCounter
-from pipelines.results import EvaluateResult, FullRunResult, TrainResult
+from pipelines.results.stage_results import EvaluateResult, FullRunResult, TrainResult
 from pipelines.settings import EvaluateSettings, FullRunSettings, TrainSettings
 from pipelines.tracking import evaluations
 from pipelines.tracking.metric_writer import Point

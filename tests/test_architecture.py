@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.training.ddp import DEFAULT_BACKEND
-from pipelines.command_settings import BatchInferenceSettings
+from pipelines.configuration.command_settings import BatchInferenceSettings
 from pipelines.settings import FullRunSettings, PreprocessCommandSettings, TrainCommandSettings
 
 ROOT = Path(__file__).parents[1]

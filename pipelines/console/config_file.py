@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from alexnet.errors import UserError
-from pipelines.command_settings import BatchInferenceSettings
+from pipelines.configuration.command_settings import BatchInferenceSettings
 from pipelines.settings import (
     FullRunSettings,
     PreprocessCommandSettings,

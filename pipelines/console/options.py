@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from alexnet.errors import UserError
-from pipelines.setting_types import is_positional, is_switch
+from pipelines.configuration.setting_types import is_positional, is_switch
 
 _LIST_WORDS = {"lr_drops": "EPOCH", "model": "URI", "images": "PATH"}
 """What the values of settings that are lists are called in help texts."""

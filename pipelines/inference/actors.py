@@ -15,8 +15,8 @@ from alexnet.model.precision import Precision
 from alexnet.shards.codec import read_images
 from alexnet.shards.format import RowGroup
 from alexnet.training.augment import CENTRE_VIEW
+from pipelines.clusters.task_errors import errors_as_rows
 from pipelines.inference.predictor import Predictor
-from pipelines.task_errors import errors_as_rows
 from pipelines.tracking.store import Store
 
 

@@ -10,13 +10,13 @@ from alexnet.inference.listing import ListedPart
 from alexnet.inference.output import PartResult, read_result
 from alexnet.inference.parts import PartOptions
 from pipelines import cluster
-from pipelines.allocation import actor_resources, request_in_words
 from pipelines.cluster import KEEP_FREED_MEMORY
-from pipelines.command_settings import BatchInferenceSettings
+from pipelines.clusters.allocation import actor_resources, request_in_words
+from pipelines.clusters.task_errors import raise_packed
+from pipelines.configuration.command_settings import BatchInferenceSettings
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.inference.part_actor import ModelOptions, PartActor
-from pipelines.task_errors import raise_packed
 
 PARTS_AT_ONCE = 2
 """That an actor writes: while one ends, the next one keeps its threads busy."""

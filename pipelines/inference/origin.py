@@ -20,8 +20,8 @@ from alexnet.inference.listing import is_listed, listing_folder
 from alexnet.inference.output import MANIFEST, THUMBNAILS
 from alexnet.inference.page import PAGE, PAGES
 from alexnet.sources.ignored import ignoring_rule
-from pipelines.command_settings import BatchInferenceSettings
-from pipelines.setting_types import option_text
+from pipelines.configuration.command_settings import BatchInferenceSettings
+from pipelines.configuration.setting_types import option_text
 
 _OWN_FILE = re.compile(
     rf"part-\d{{6,}}\.(parquet|csv|jsonl)|{re.escape(MANIFEST)}|{re.escape(PAGE)}"

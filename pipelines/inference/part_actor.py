@@ -8,8 +8,8 @@ from typing import Any
 from alexnet.inference.parts import PartOptions, PartWriter
 from alexnet.model.exported import Layer
 from alexnet.model.precision import Precision
+from pipelines.clusters.task_errors import pack_writing_errors
 from pipelines.inference.predictor import BatchPredictor, Predictor
-from pipelines.task_errors import pack_writing_errors
 from pipelines.tracking.store import Store
 
 

@@ -25,8 +25,8 @@ from alexnet.inference.page import PageRow, write_pages
 from alexnet.inference.reading import decode_content, read_contents, read_now
 from alexnet.plots import figures, predictions
 from alexnet.shards.decode import Decoded
-from pipelines.decorations import Decorations
 from pipelines.inference.origin import Origin
+from pipelines.results.decorations import Decorations
 from pipelines.tracking.run import Run
 
 FORMAT = 1

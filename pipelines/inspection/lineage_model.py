@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from alexnet.errors import UserError, one_line
-from pipelines.command_results import Link
 from pipelines.inspection.lineage_subject import Subject
+from pipelines.results.command_results import Link
 from pipelines.tracking import contents, registry
 from pipelines.tracking.run import run_exists
 from pipelines.tracking.store import Store

@@ -13,10 +13,10 @@ from typing import Any
 from alexnet import storage
 from alexnet.errors import UserError
 from alexnet.shards.manifest import Manifest
-from pipelines.datasets import readable_manifest
 from pipelines.inspection.needs import Graph, Node
-from pipelines.records import StageOutcome, StageRecord, history
-from pipelines.results import (
+from pipelines.results.datasets import readable_manifest
+from pipelines.results.records import StageOutcome, StageRecord, history
+from pipelines.results.stage_results import (
     EvaluateResult,
     PreprocessResult,
     PromoteResult,

@@ -24,10 +24,10 @@ from alexnet.sources.read import Source
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
-from pipelines.datasets import readable_manifest
 from pipelines.preprocessing.job import RejectCounter, make_shards
 from pipelines.preprocessing.source import MB, index_source, source_uri
-from pipelines.results import PreprocessResult, VerifyResult
+from pipelines.results.datasets import readable_manifest
+from pipelines.results.stage_results import PreprocessResult, VerifyResult
 from pipelines.settings import PreprocessSettings
 from pipelines.workdir import Workdir
 

@@ -16,7 +16,7 @@ from alexnet.sources.read import Source, read_image, without_content
 from pipelines.console.output import printable
 from pipelines.console.progress import duration
 from pipelines.preprocessing.source import check_account
-from pipelines.results import DryRunResult
+from pipelines.results.stage_results import DryRunResult
 from pipelines.settings import PreprocessSettings
 
 SAMPLED_IMAGES = 64

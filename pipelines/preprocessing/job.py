@@ -14,13 +14,13 @@ from alexnet.errors import UserError
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, read_result
 from pipelines import cluster
-from pipelines.allocation import WorkerResources, request_in_words
+from pipelines.clusters.allocation import WorkerResources, request_in_words
+from pipelines.clusters.task_errors import raise_packed
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.preprocessing.source import too_many
 from pipelines.preprocessing.worker import ShardWriter
-from pipelines.task_errors import raise_packed
 
 LISTED_REJECTS = 20
 """Rejects that are listed when there are too many."""

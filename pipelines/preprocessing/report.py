@@ -19,7 +19,7 @@ from alexnet.shards.decode import render_reject
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.sources.read import Source, read_image
-from pipelines.decorations import run_decorations
+from pipelines.results.decorations import run_decorations
 from pipelines.tracking.run import Run
 
 TILES = 40

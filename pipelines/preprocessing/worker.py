@@ -11,7 +11,7 @@ from typing import Any
 from alexnet.shards.codec import Encoding
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import finished_result, make_shard
-from pipelines.task_errors import pack_writing_errors
+from pipelines.clusters.task_errors import pack_writing_errors
 
 
 class ShardWriter:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from alexnet import storage
 from alexnet.errors import UserError
+from pipelines.configuration.setting_types import Precision
 from pipelines.console.redact import redacted, shortened
-from pipelines.setting_types import Precision
 from pipelines.tracking.store import Store, StoreError, was_refused
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer, get_devices
 from alexnet.diagnostics.devices import CLASSES, DeviceBenchmark
 from alexnet.diagnostics.equivalence import compare
 from pipelines import cluster
-from pipelines.allocation import training_resources
+from pipelines.clusters.allocation import training_resources
 from pipelines.console.cli import CheckFailedError
 from pipelines.console.interrupt import run_in_thread
 from pipelines.console.log import stage_logger

@@ -24,19 +24,19 @@ from alexnet.errors import UserError, one_line
 from alexnet.recipes import Recipe
 from alexnet.training.ddp import DEFAULT_BACKEND, TIMEOUT
 from pipelines import cluster
-from pipelines.allocation import (
+from pipelines.cluster import KEEP_FREED_MEMORY
+from pipelines.clusters.allocation import (
     WorkerResources,
     choose_gpus,
     request_in_words,
     training_resources,
 )
-from pipelines.cluster import KEEP_FREED_MEMORY
+from pipelines.configuration.setting_types import Device, Workers
 from pipelines.console.interrupt import run_in_thread
 from pipelines.console.log import stage_logger
 from pipelines.console.redact import SecretUri, shortened
 from pipelines.console.watchdog import Watchdog
 from pipelines.console.worker_log import worker_log
-from pipelines.setting_types import Device, Workers
 from pipelines.settings import TrainSettings
 from pipelines.tracking.node_metrics import host_name
 from pipelines.training import checkpoint_folder, checkpointing

@@ -32,7 +32,7 @@ from alexnet.training.ema import EMA
 from alexnet.training.loop import TrainContext
 from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import MomentumSGD, build_optimizer
-from pipelines.allocation import own_node
+from pipelines.clusters.allocation import own_node
 from pipelines.console.progress import Update
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings

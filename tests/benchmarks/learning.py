@@ -31,8 +31,8 @@ from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.device_queue import SideStream
 from alexnet.training.loop import TrainContext, train_epoch, validate
 from alexnet.training.optimizer import build_optimizer, rates_at, set_rates, with_drops
-from pipelines.records import newest
-from pipelines.results import PreprocessResult
+from pipelines.results.records import newest
+from pipelines.results.stage_results import PreprocessResult
 from pipelines.workdir import Workdir
 
 PEER = Path(__file__).with_name("peer_training.py")

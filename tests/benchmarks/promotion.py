@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from alexnet.predictions import Predictions
 from alexnet.significance import wilson_interval
-from pipelines.decision import decide
+from pipelines.promotion.decision import decide
 from pipelines.settings import PromoteSettings
 from pipelines.tracking.registry import Version
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alexnet import provenance
 from alexnet.provenance import code_version, import_closure
-from pipelines.stage_code import BOUNDARY, CODE
+from pipelines.stage_keys.stage_code import BOUNDARY, CODE
 
 ROOT = Path(provenance.__file__).parents[1]
 NAMES = ("a", "b", "c", "d", "e", "plots")

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from alexnet.errors import UserError
 from pipelines import collect_garbage
-from pipelines.command_results import GarbageResult
-from pipelines.command_settings import GarbageSettings
+from pipelines.configuration.command_settings import GarbageSettings
 from pipelines.inspection.needs import DELETABLE, Graph, Node, judge
-from pipelines.records import history, start
+from pipelines.results.command_results import GarbageResult
+from pipelines.results.records import history, start
 from pipelines.workdir import Workdir
 
 KINDS = st.sampled_from(["version", "result", "data set", "checkpoints", "evaluation", "run"])

@@ -13,10 +13,10 @@ from alexnet.errors import UserError
 from alexnet.shards.format import read_row_group, write_table
 from alexnet.shards.manifest import Manifest
 from pipelines import compare
-from pipelines.command_results import CompareResult
-from pipelines.command_settings import CompareSettings
-from pipelines.records import StageKey, StageRecord, finish
-from pipelines.results import PreprocessResult
+from pipelines.configuration.command_settings import CompareSettings
+from pipelines.results.command_results import CompareResult
+from pipelines.results.records import StageKey, StageRecord, finish
+from pipelines.results.stage_results import PreprocessResult
 from pipelines.settings import Settings
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.registry import ModelInfo

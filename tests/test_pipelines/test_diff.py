@@ -9,9 +9,9 @@ from plain_workflow import PlainWorkflow
 
 from alexnet.errors import UserError
 from pipelines import diff
-from pipelines.checkout import commit
-from pipelines.command_results import DiffResult
-from pipelines.command_settings import DiffSettings
+from pipelines.configuration.command_settings import DiffSettings
+from pipelines.results.command_results import DiffResult
+from pipelines.stage_keys.checkout import commit
 from pipelines.tracking.run_info import RunInfo, find_run
 from pipelines.tracking.store import connect
 

@@ -36,13 +36,13 @@ from alexnet.shards.write import make_shard
 from alexnet.sources.read import read_source
 from alexnet.training.augment import CENTRE_VIEW
 from pipelines import lineage
-from pipelines.command_results import LineageResult
-from pipelines.command_settings import LineageSettings
+from pipelines.configuration.command_settings import LineageSettings
 from pipelines.console.cli import CheckFailedError
 from pipelines.inference import origin
 from pipelines.inference.origin import ModelOrigin, Origin
 from pipelines.inference.predictor import BatchPredictor, Predictor
 from pipelines.preprocessing.dataset import encoding_of
+from pipelines.results.command_results import LineageResult
 from pipelines.settings import PreprocessSettings
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.run import Run, active_run, open_run

@@ -35,7 +35,7 @@ from alexnet import storage
 from alexnet.shards.format import SPLITS, read_row_group
 from alexnet.shards.manifest import read_manifest
 from pipelines import evaluate, full_run, preprocess, promote, train
-from pipelines.results import FullRunResult
+from pipelines.results.stage_results import FullRunResult
 from pipelines.tracking import registry
 
 pytestmark = pytest.mark.slow

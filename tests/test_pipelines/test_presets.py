@@ -15,8 +15,8 @@ from pipelines import preprocess, train
 from pipelines.console.cli import read_settings
 from pipelines.preprocessing import source
 from pipelines.preprocessing.source import is_sample
-from pipelines.records import StageKey, StageOutcome
-from pipelines.results import PreprocessResult
+from pipelines.results.records import StageKey, StageOutcome
+from pipelines.results.stage_results import PreprocessResult
 from pipelines.settings import FullRunSettings, PreprocessSettings, StageSettings, TrainSettings
 
 SAMPLE_NUMBERS = {"epochs": 4, "batch_size": 16, "learning_rate": 0.002, "lr_drops": [3]}

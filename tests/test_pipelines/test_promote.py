@@ -13,9 +13,9 @@ from alexnet import predictions
 from alexnet.errors import UserError
 from alexnet.shards.format import write_table
 from pipelines import promote
-from pipelines.decision import Decision, decide
-from pipelines.records import StageKey, StageOutcome
-from pipelines.results import EvaluateResult, PromoteResult
+from pipelines.promotion.decision import Decision, decide
+from pipelines.results.records import StageKey, StageOutcome
+from pipelines.results.stage_results import EvaluateResult, PromoteResult
 from pipelines.settings import PromoteCommandSettings, PromoteSettings, Settings
 from pipelines.tracking import evaluations, registry
 from pipelines.tracking.promotion_lock import promotion_lock

@@ -20,12 +20,12 @@ from ray._private import utils as ray_utils
 
 from alexnet.recipes import SOURCE145
 from pipelines import batch_inference, cluster, full_run, preprocess
-from pipelines.allocation import WorkerResources
+from pipelines.clusters.allocation import WorkerResources
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
 from pipelines.console.redact import SecretUri, redacted, remember_secrets
-from pipelines.records import StageKey
-from pipelines.results import PromoteResult
+from pipelines.results.records import StageKey
+from pipelines.results.stage_results import PromoteResult
 from pipelines.settings import PromoteSettings, Settings, TrainSettings
 from pipelines.stages import run_stage
 from pipelines.tracking.run import Run

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import pytest
 
 from alexnet.errors import UserError
-from pipelines.decorations import Decorated
-from pipelines.records import (
+from pipelines.results.decorations import Decorated
+from pipelines.results.records import (
     RECORD_FORMAT,
     StageKey,
     StageOutcome,
@@ -21,7 +21,7 @@ from pipelines.records import (
     newest,
     start,
 )
-from pipelines.results import PreprocessResult, StageResult, TrainResult
+from pipelines.results.stage_results import PreprocessResult, StageResult, TrainResult
 from pipelines.settings import StageSettings
 from pipelines.stages import find_reusable, run_stage
 from pipelines.tracking.run import Run, code_span

@@ -19,14 +19,15 @@ from plain_workflow import STAGES
 from alexnet.errors import UserError
 from alexnet.shards.format import Shard
 from alexnet.shards.manifest import Manifest, write_manifest
-from pipelines import stage_code, status
-from pipelines.command_results import StatusResult
-from pipelines.command_settings import StatusSettings
+from pipelines import status
+from pipelines.configuration.command_settings import StatusSettings
 from pipelines.console.cli import CheckFailedError
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.main import main
-from pipelines.records import StageKey, finish, history, start
-from pipelines.results import PreprocessResult, TrainResult
+from pipelines.results.command_results import StatusResult
+from pipelines.results.records import StageKey, finish, history, start
+from pipelines.results.stage_results import PreprocessResult, TrainResult
+from pipelines.stage_keys import stage_code
 from pipelines.workdir import Workdir
 
 ROOT = Path(__file__).parents[2]

@@ -28,10 +28,10 @@ from ray_clusters import cluster_of
 
 from alexnet.errors import UserError
 from pipelines import batch_inference, compare, evaluate, full_run, preprocess, train
-from pipelines.allocation import actor_resources, choose_gpus, training_resources
-from pipelines.command_settings import BatchInferenceSettings, CompareSettings
-from pipelines.records import newest
-from pipelines.results import EvaluateResult, FullRunResult, TrainResult
+from pipelines.clusters.allocation import actor_resources, choose_gpus, training_resources
+from pipelines.configuration.command_settings import BatchInferenceSettings, CompareSettings
+from pipelines.results.records import newest
+from pipelines.results.stage_results import EvaluateResult, FullRunResult, TrainResult
 from pipelines.settings import EvaluateSettings, FullRunSettings, PreprocessSettings, TrainSettings
 from pipelines.training.job import scaling_config
 from pipelines.workdir import Workdir

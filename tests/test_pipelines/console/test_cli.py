@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 
 from alexnet import errors
 from alexnet.errors import CorruptShardError, UserError
-from pipelines.command_settings import BatchInferenceSettings
+from pipelines.configuration.command_settings import BatchInferenceSettings
 from pipelines.console.cli import REMEDIES, explain, read_settings, run_script
 from pipelines.presets import PRESETS
 from pipelines.settings import (

@@ -30,8 +30,8 @@ from ray.cluster_utils import Cluster
 
 from alexnet.errors import UserError
 from pipelines import batch_inference
-from pipelines.command_results import BatchInferenceResult
-from pipelines.command_settings import BatchInferenceSettings
+from pipelines.configuration.command_settings import BatchInferenceSettings
+from pipelines.results.command_results import BatchInferenceResult
 from pipelines.settings import Settings
 from pipelines.tracking import registry
 from pipelines.tracking.run import active_run, open_run

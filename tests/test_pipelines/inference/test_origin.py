@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alexnet.errors import UserError
-from pipelines.command_settings import BatchInferenceSettings
+from pipelines.configuration.command_settings import BatchInferenceSettings
 from pipelines.inference.origin import (
     ModelOrigin,
     Origin,

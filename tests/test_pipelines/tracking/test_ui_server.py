@@ -14,7 +14,7 @@ import requests
 
 from alexnet.errors import UserError
 from pipelines import ui
-from pipelines.command_settings import UiSettings
+from pipelines.configuration.command_settings import UiSettings
 from pipelines.console.redact import SecretUri
 from pipelines.tracking.store import Store
 

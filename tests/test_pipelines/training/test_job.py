@@ -9,7 +9,8 @@ from ray.train import ScalingConfig, TrainingFailedError
 
 from alexnet.errors import UserError
 from alexnet.recipes import SOURCE145
-from pipelines import allocation, cluster
+from pipelines import cluster
+from pipelines.clusters import allocation
 from pipelines.settings import TrainSettings
 from pipelines.training import job
 

@@ -11,7 +11,7 @@ from alexnet.metrics import confusion
 from alexnet.predictions import Predictions, of_table
 from alexnet.shards.format import read_row_group
 from alexnet.shards.manifest import Manifest
-from pipelines import evaluation_report as report
+from pipelines.evaluation import evaluation_report as report
 from pipelines.settings import Settings
 from pipelines.tracking.run import active_run, open_run
 from pipelines.tracking.store import connect

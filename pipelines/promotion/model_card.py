@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.results import EvaluateResult
+from pipelines.results.stage_results import EvaluateResult
 from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import code_span
 

@@ -4,8 +4,8 @@ import posixpath
 import time
 from collections.abc import Mapping
 
-from pipelines.checkout import commit
 from pipelines.settings import PreprocessSettings, StageSettings, TrainSettings
+from pipelines.stage_keys.checkout import commit
 
 INPUT_TAG = "input."
 """Prefix of the tags with the digests of what a stage reads."""

@@ -20,13 +20,13 @@ from ray_clusters import cluster_of
 from alexnet.errors import CorruptShardError, UserError
 from alexnet.shards.manifest import Manifest, read_manifest
 from pipelines import batch_inference, evaluate
+from pipelines.clusters.task_errors import errors_as_rows, raise_errors, raise_packed
 from pipelines.console.redact import SecretUri
 from pipelines.inference.actors import Evaluator
 from pipelines.preprocessing.worker import ShardWriter
-from pipelines.records import StageKey, finish, start
-from pipelines.results import PreprocessResult
+from pipelines.results.records import StageKey, finish, start
+from pipelines.results.stage_results import PreprocessResult
 from pipelines.settings import Settings
-from pipelines.task_errors import errors_as_rows, raise_errors, raise_packed
 from pipelines.tracking.run import active_run, open_run
 from pipelines.tracking.store import Store, connect
 from pipelines.workdir import Workdir

@@ -2,7 +2,7 @@
 
 from factories import evaluate_result
 
-from pipelines.model_card import Origin, model_card
+from pipelines.promotion.model_card import Origin, model_card
 from pipelines.tracking.registry import ModelInfo
 
 MODEL = ModelInfo("models:/m-1", "run-1", (("n1", "a|b"), ("n2", "red")), "abc", "alexnet/3")

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from pipelines.console.log import stage_logger
 from pipelines.console.redact import shortened
-from pipelines.results import StageResult
+from pipelines.results.stage_results import StageResult
 
 Decorations = Mapping[str, Callable[[], object]]
 """By the name of what each logs, as in "the metrics could not be logged"."""

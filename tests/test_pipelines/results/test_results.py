@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from factories import evaluate_result
 
-from pipelines.command_results import BatchInferenceResult
 from pipelines.preprocess import VerifiedOutcome
-from pipelines.records import StageKey, StageOutcome
-from pipelines.results import (
+from pipelines.results.command_results import BatchInferenceResult
+from pipelines.results.records import StageKey, StageOutcome
+from pipelines.results.run_summary import as_markdown, figures, location, summary_lines
+from pipelines.results.stage_results import (
     DryRunResult,
     FullRunResult,
     PreprocessResult,
@@ -19,7 +20,6 @@ from pipelines.results import (
     TrainResult,
     VerifyResult,
 )
-from pipelines.run_summary import as_markdown, figures, location, summary_lines
 
 PREPROCESS = PreprocessResult(
     images=51,

@@ -7,8 +7,8 @@ from alexnet.errors import CorruptDatasetError, MissingDatasetError, UserError
 from alexnet.shards.finalize import missing_files
 from alexnet.shards.manifest import Manifest, read_manifest
 from pipelines.console.lock import shared_lock
-from pipelines.records import StageOutcome, newest
-from pipelines.results import PreprocessResult
+from pipelines.results.records import StageOutcome, newest
+from pipelines.results.stage_results import PreprocessResult
 from pipelines.settings import StageName, StageSettings
 from pipelines.workdir import Workdir
 

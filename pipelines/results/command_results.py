@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipelines.results import numbers
+from pipelines.results.stage_results import numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from pipelines.run_identity import identity_tags, run_name
 from pipelines.settings import (
     EvaluateSettings,
     FullRunSettings,
@@ -13,6 +12,7 @@ from pipelines.settings import (
     StageSettings,
     TrainSettings,
 )
+from pipelines.stage_keys.run_identity import identity_tags, run_name
 
 
 @pytest.mark.parametrize(

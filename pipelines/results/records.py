@@ -14,9 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from alexnet import storage
 from alexnet.errors import UserError
+from pipelines.configuration.setting_types import on_or_off
 from pipelines.console.log import stage_logger
-from pipelines.results import IN_WORKDIR, StageResult
-from pipelines.setting_types import on_or_off
+from pipelines.results.stage_results import IN_WORKDIR, StageResult
 from pipelines.workdir import Workdir
 
 RECORD_FORMAT = 3

@@ -6,8 +6,8 @@ from typing import Any
 
 from pipelines.console.progress import duration
 from pipelines.console.table import table
-from pipelines.records import StageOutcome
-from pipelines.results import (
+from pipelines.results.records import StageOutcome
+from pipelines.results.stage_results import (
     EvaluateResult,
     PreprocessResult,
     PromoteResult,

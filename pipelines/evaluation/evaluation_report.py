@@ -24,9 +24,9 @@ from alexnet.shards.codec import read_images
 from alexnet.shards.format import read_row_group
 from alexnet.shards.manifest import Manifest
 from alexnet.significance import wilson_interval
-from pipelines.decorations import Decorations
-from pipelines.inference.neighbours import find_neighbours
-from pipelines.results import EvaluateResult
+from pipelines.evaluation.neighbours import find_neighbours
+from pipelines.results.decorations import Decorations
+from pipelines.results.stage_results import EvaluateResult
 from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import Run
 from pipelines.tracking.store import Store

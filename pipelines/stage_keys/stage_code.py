@@ -21,7 +21,7 @@ CODE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "evaluate": (
             "pipelines.inference.actors",
-            "pipelines.evaluation_report",
+            "pipelines.evaluation.evaluation_report",
             "alexnet.predictions",
         ),
         "batch_inference": ("pipelines.inference.part_actor",),
@@ -35,7 +35,7 @@ BOUNDARY = (
     "alexnet.plots",
     "pipelines.cluster",
     "pipelines.console",
-    "pipelines.inference.neighbours",
+    "pipelines.evaluation.neighbours",
     "pipelines.settings",
     "pipelines.tracking",
     "pipelines.training.pictures",

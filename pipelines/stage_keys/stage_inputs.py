@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from alexnet.shards.format import STATISTICS
 from alexnet.shards.manifest import Manifest
-from pipelines.records import StageOutcome
-from pipelines.results import EvaluateResult
+from pipelines.results.records import StageOutcome
+from pipelines.results.stage_results import EvaluateResult
 
 
 def train_inputs(manifest: Manifest) -> dict[str, str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.setting_types import (
+from pipelines.configuration.setting_types import (
     Device,
     Inputs,
     ModelUris,
@@ -14,7 +14,7 @@ from pipelines.setting_types import (
     Workers,
     option,
 )
-from pipelines.setting_types import TwoEvaluations as TwoNames
+from pipelines.configuration.setting_types import TwoEvaluations as TwoNames
 from pipelines.settings import Settings
 
 

@@ -19,8 +19,8 @@ from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
 from alexnet.errors import UserError
 from pipelines import cluster
+from pipelines.configuration.setting_types import Device, Workers
 from pipelines.console.log import stage_logger
-from pipelines.setting_types import Device, Workers
 
 SETTLE_S = 10.0
 """Seconds to wait for resources that a command which has just ended may still hold."""

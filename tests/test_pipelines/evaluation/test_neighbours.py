@@ -14,8 +14,8 @@ from alexnet.shards.codec import read_images
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import centre_crops, mean_crop
-from pipelines.inference import neighbours
-from pipelines.inference.neighbours import find_neighbours
+from pipelines.evaluation import neighbours
+from pipelines.evaluation.neighbours import find_neighbours
 from pipelines.settings import Settings
 from pipelines.tracking import registry
 from pipelines.tracking.run import active_run, open_run

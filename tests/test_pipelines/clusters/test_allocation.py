@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alexnet.errors import UserError
-from pipelines import allocation, cluster
-from pipelines.allocation import (
+from pipelines import cluster
+from pipelines.clusters import allocation
+from pipelines.clusters.allocation import (
     NodeResources,
     WorkerResources,
     actor_resources,

@@ -1,0 +1,1 @@
+"""The settings of single commands, and the types of setting values."""

@@ -1,0 +1,1 @@
+"""Predictions of a validation set → errors, tables, figures: for ``evaluate``, ``compare``."""

@@ -1,0 +1,1 @@
+"""What stages and commands return and record: for the terminal, MLflow, and the next run."""
