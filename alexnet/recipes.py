@@ -83,6 +83,12 @@ class Recipe:
     pool_size: int = 3
     """Width of the pooling windows. Their stride is 2, so with 3 they overlap (paper, section
     3.4)."""
+    pool_ceil: bool = False
+    """Whether a window that extends over the right or lower border has an output, too."""
+    conv2_padding: int = 2
+    """Rows and columns of zeros on each side of conv2's input."""
+    conv5_padding: int = 1
+    """The same for conv5."""
     towers: int = 2
     """Number of towers. Each has 48, 128, 192 and 192 kernels in conv1 to conv4. The 256 kernels of
     conv5 and the units of fc6 and fc7 are divided among them."""
@@ -160,17 +166,22 @@ def ablate(
 
     ``normalization``: 1.4 and 1.2 (section 3.3). Without it, both kinds are removed.
     ``overlapping_pooling``: 0.4 and 0.3 (section 3.4). Without it, pooling windows are 2x2 with
-    stride 2. Their outputs have the same sizes, 27, 13 and 6.
+    stride 2. In ``paper`` their outputs have the same sizes, 27, 13 and 6: the text says
+    "equivalent dimensions". ``source145`` becomes the network that the authors trained
+    (``layers-147.cfg``), with other paddings and sizes rounded up: 28, 13 and 6.
     ``towers``: 1.7 and 1.2 for two instead of one (section 3.2). A single tower has half of the
     kernels in conv1 to conv4, but all 256 kernels of conv5 and all units of fc6 and fc7. So both
     networks have a similar number of parameters: 59,798,312 for the single tower at 1000 classes.
     See the paper's footnote on the one-GPU net, and ``layers-145-half.cfg`` of the source.
     """
+    if not overlapping_pooling:
+        recipe = replace(recipe, pool_size=2)
+        if recipe.name == SOURCE145.name:
+            recipe = replace(recipe, pool_ceil=True, conv2_padding=1, conv5_padding=0)
     return replace(
         recipe,
         cross_map=recipe.cross_map if normalization else None,
         within_map=recipe.within_map if normalization else None,
-        pool_size=3 if overlapping_pooling else 2,
         towers=towers,
     )
 
