@@ -19,6 +19,7 @@ Rules for which the paper and the source differ:
   test_towers.py::test_initial_values
 - colour noise by eigenvalue or its root
   test_augment.py::test_covariance_of_the_colour_noise
+  test_augment.py::test_axes_of_the_source_are_the_ones_of_its_authors
 - one colour shift for each image
   test_augment.py::test_only_the_source_uses_one_crop_for_32_images
 - division by 1.1, only with noise
