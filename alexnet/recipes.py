@@ -4,8 +4,10 @@
 Convolutional Neural Networks", NeurIPS 2012. ``source145`` is the network in the authors' published
 source (Computer History Museum, ``layers/layers-145.cfg`` and ``layer-params-145.cfg``, cited here
 as "145"). After the third drop of the rate its log shows the errors of the paper's row "1 CNN":
-40.7 % top-1 and 18.2 % top-5 on the validation images of ILSVRC-2012 with ten views. The values
-that both share are the defaults below.
+40.7 % top-1 and 18.2 % top-5 on the validation images of ILSVRC-2012 with ten views. Its centre
+view was not logged. Related networks whose logs have both views were 1.8 to 2.2 (top-1) and 1.4 to
+1.6 (top-5) percentage points worse with the centre view, so about 42.6 % and 19.7 % are to be
+expected. The values that both recipes share are the defaults below.
 """
 
 from dataclasses import dataclass, replace
@@ -50,18 +52,26 @@ class PlateauSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSchedule:
-    """Lower the learning rate at fixed epochs (145)."""
+    """Lower the learning rate at fixed epochs (145).
+
+    Epochs are counted from 1, as in the log at the end of ``layer-params-145.cfg``: its "epoch 25:
+    set epsw to 0.001" was written while the 25th epoch ran, so 24 whole epochs had the first rate.
+    The log does not say how far that epoch was. Here the whole epoch has the new rate.
+    """
 
     factor: float = 0.1
     """The rate is multiplied by this at each drop."""
     drops: tuple[int, ...] = (25, 51, 79)
-    """Number of complete epochs before each drop."""
+    """The epochs from which on the rate is lower."""
     biases_drop: bool = False
     """Whether the biases' rate drops with the weights'. The log at the end of
     ``layer-params-145.cfg`` lowers only ``epsW``, and the file ends with ``epsW=0.00001`` and
     ``epsB=0.02``, the first bias rate, in every layer but the frozen conv1 (``epsB=0.0``)."""
     conv1_slow_from: int = 67
-    """From this epoch on, the rate of conv1's weights is a tenth of the others'."""
+    """From this epoch on, the rates of conv1's weights and biases are a tenth of the others'. The
+    log names the weights only. Two related networks (``layer-params-149.cfg`` and
+    ``layer-params-145-half.cfg``) ended in this phase: conv1's ``epsB`` is 0.002, most others'
+    0.02."""
     conv1_frozen_from: int = 72
     """From this epoch on, conv1 is frozen. The log does not contain the epoch in which its ``epsB``
     became 0. We assume that it is the same one as for its ``epsW``."""
@@ -162,7 +172,9 @@ def ablate(
 ) -> Recipe:
     """A recipe without one or more of the components for which the paper has an ablation.
 
-    The paper's effect of each on ILSVRC-2010, in percentage points of top-1 and top-5 error:
+    The paper's effect of each, in percentage points of top-1 and top-5 error. The logs of the
+    source give the data: for the first two the validation images of ILSVRC-2012, for the third
+    ILSVRC-2010; all with ten views.
 
     ``normalization``: 1.4 and 1.2 (section 3.3). Without it, both kinds are removed.
     ``overlapping_pooling``: 0.4 and 0.3 (section 3.4). Without it, pooling windows are 2x2 with

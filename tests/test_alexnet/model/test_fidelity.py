@@ -28,7 +28,7 @@ Rules for which the paper and the source differ:
   test_augment.py::test_crops_and_flips_are_uniform
 - 32 consecutive images have the same crop and flip
   test_augment.py::test_only_the_source_uses_one_crop_for_32_images
-- drops at epochs 25, 51, 79; conv1 at 67 and 72
+- drops at epochs 25, 51, 79; conv1 at 67 and 72; counted from 1
   test_optimizer.py::test_schedule_of_the_source
 - the rate drops when the error stalls
   test_optimizer.py::test_the_rate_of_the_paper_drops_when_the_error_stalls
@@ -56,7 +56,7 @@ Rules of both:
 - biases' rate, no decay of biases
   test_optimizer.py::test_every_layer_has_its_rates
 - biases of source145 keep their rate, the paper's drop
-  test_optimizer.py::test_biases_of_the_source_keep_their_rate
+  test_optimizer.py::test_biases_of_the_source_keep_their_rate_except_in_conv1
   test_optimizer.py::test_biases_of_the_paper_drop_with_the_weights
 - the update before and after a drop
   test_optimizer.py::test_update_before_and_after_drops
