@@ -20,6 +20,7 @@ CROP_SIZE = 224
 """Width and height of the network's input, a crop of a stored image, in pixels."""
 
 ColourNoise = Literal["eigenvalue", "deviation"]
+Shuffle = Literal["once", "every-epoch"]
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
@@ -122,6 +123,10 @@ class Recipe:
     """Crop offsets per axis: 32 (the paper's 2048 crops with flips) or all 33 (145)."""
     crop_chunk: int
     """This many consecutive images have the same crop position and flip (145: 32)."""
+    shuffle: Shuffle = "every-epoch"
+    """When the order of the training images is drawn. The paper does not say. In the 2012 source
+    (``convdata_jpeg.py``) every epoch reads the same batches in the same order, so the images of an
+    update, and those with the same crop, are the same in every epoch."""
     schedule: PlateauSchedule | StepSchedule
     epochs: int
     learning_rate: float = 0.01
@@ -158,6 +163,7 @@ SOURCE145 = Recipe(
     training_scale=1 / 1.1,
     crop_positions=33,
     crop_chunk=32,
+    shuffle="once",
     schedule=StepSchedule(),
     epochs=91,
 )

@@ -18,6 +18,7 @@ SAMPLE: dict[str, Any] = {
     "batch_size": 16,
     "learning_rate": 0.002,
     "lr_drops": [3],
+    "shuffle": "every-epoch",
     "rows_per_shard": 128,
     "log_steps": 5,
 }
@@ -40,6 +41,7 @@ IMAGENETTE: dict[str, Any] = {
     "epochs": 60,
     "batch_size": 32,
     "learning_rate": 0.002,
+    "shuffle": "every-epoch",
     "rows_per_shard": 512,
 }
 """Ten classes of ILSVRC2012 at full size, downloaded when ``--source`` is absent.

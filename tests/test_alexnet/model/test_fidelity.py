@@ -28,6 +28,9 @@ Rules for which the paper and the source differ:
   test_augment.py::test_crops_and_flips_are_uniform
 - 32 consecutive images have the same crop and flip
   test_augment.py::test_only_the_source_uses_one_crop_for_32_images
+- order of the images: the source's never changes, the paper does not say
+  test_loader.py::test_epochs_have_the_same_batches_only_without_reshuffling
+  test_recipe_settings.py::test_the_source_shuffles_once_and_the_setting_wins
 - drops at epochs 25, 51, 79; conv1 at 67 and 72; counted from 1
   test_optimizer.py::test_schedule_of_the_source
 - the rate drops when the error stalls
@@ -99,7 +102,7 @@ RULES = re.findall(r"(test_\w+\.py)::(test_\w+)", __doc__)
 def test_every_rule_names_a_test_that_exists() -> None:
     assert len(RULES) >= 30
     for module, name in RULES:
-        (path,) = Path(__file__).parents[1].rglob(module)
+        (path,) = Path(__file__).parents[2].rglob(module)
         assert f"\ndef {name}(" in path.read_text(), (module, name)
 
 
