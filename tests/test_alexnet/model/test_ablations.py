@@ -154,7 +154,7 @@ def test_checkpoints_of_one_tower(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe", [ONE_TOWER, ablate(PAPER, normalization=False, overlapping_pooling=False)]
+    "recipe", [ONE_TOWER, ablate(SOURCE145, normalization=False, overlapping_pooling=False)]
 )
 def test_an_ablated_classifier_can_be_exported(recipe: Recipe) -> None:
     network = narrow_network(recipe)
