@@ -4,8 +4,10 @@
 Convolutional Neural Networks", NeurIPS 2012. ``source145`` is the network in the authors' published
 source (Computer History Museum, ``layers/layers-145.cfg`` and ``layer-params-145.cfg``, cited here
 as "145"). After the third drop of the rate its log shows the errors of the paper's row "1 CNN":
-40.7 % top-1 and 18.2 % top-5 on the validation images of ILSVRC-2012 with ten views. The values
-that both share are the defaults below.
+40.7 % top-1 and 18.2 % top-5 on the validation images of ILSVRC-2012 with ten views. Its centre
+view was not logged. Related networks whose logs have both views were 1.8 to 2.2 (top-1) and 1.4 to
+1.6 (top-5) percentage points worse with the centre view, so about 42.6 % and 19.7 % are to be
+expected. The values that both recipes share are the defaults below.
 """
 
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ CROP_SIZE = 224
 """Width and height of the network's input, a crop of a stored image, in pixels."""
 
 ColourNoise = Literal["eigenvalue", "deviation"]
+Shuffle = Literal["once", "every-epoch"]
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
@@ -50,18 +53,26 @@ class PlateauSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSchedule:
-    """Lower the learning rate at fixed epochs (145)."""
+    """Lower the learning rate at fixed epochs (145).
+
+    Epochs are counted from 1, as in the log at the end of ``layer-params-145.cfg``: its "epoch 25:
+    set epsw to 0.001" was written while the 25th epoch ran, so 24 whole epochs had the first rate.
+    The log does not say how far that epoch was. Here the whole epoch has the new rate.
+    """
 
     factor: float = 0.1
     """The rate is multiplied by this at each drop."""
     drops: tuple[int, ...] = (25, 51, 79)
-    """Number of complete epochs before each drop."""
+    """The epochs from which on the rate is lower."""
     biases_drop: bool = False
     """Whether the biases' rate drops with the weights'. The log at the end of
     ``layer-params-145.cfg`` lowers only ``epsW``, and the file ends with ``epsW=0.00001`` and
     ``epsB=0.02``, the first bias rate, in every layer but the frozen conv1 (``epsB=0.0``)."""
     conv1_slow_from: int = 67
-    """From this epoch on, the rate of conv1's weights is a tenth of the others'."""
+    """From this epoch on, the rates of conv1's weights and biases are a tenth of the others'. The
+    log names the weights only. Two related networks (``layer-params-149.cfg`` and
+    ``layer-params-145-half.cfg``) ended in this phase: conv1's ``epsB`` is 0.002, most others'
+    0.02."""
     conv1_frozen_from: int = 72
     """From this epoch on, conv1 is frozen. The log does not contain the epoch in which its ``epsB``
     became 0. We assume that it is the same one as for its ``epsW``."""
@@ -83,6 +94,12 @@ class Recipe:
     pool_size: int = 3
     """Width of the pooling windows. Their stride is 2, so with 3 they overlap (paper, section
     3.4)."""
+    pool_ceil: bool = False
+    """Whether a window that extends over the right or lower border has an output, too."""
+    conv2_padding: int = 2
+    """Rows and columns of zeros on each side of conv2's input."""
+    conv5_padding: int = 1
+    """The same for conv5."""
     towers: int = 2
     """Number of towers. Each has 48, 128, 192 and 192 kernels in conv1 to conv4. The 256 kernels of
     conv5 and the units of fc6 and fc7 are divided among them."""
@@ -106,6 +123,10 @@ class Recipe:
     """Crop offsets per axis: 32 (the paper's 2048 crops with flips) or all 33 (145)."""
     crop_chunk: int
     """This many consecutive images have the same crop position and flip (145: 32)."""
+    shuffle: Shuffle = "every-epoch"
+    """When the order of the training images is drawn. The paper does not say. In the 2012 source
+    (``convdata_jpeg.py``) every epoch reads the same batches in the same order, so the images of an
+    update, and those with the same crop, are the same in every epoch."""
     schedule: PlateauSchedule | StepSchedule
     epochs: int
     learning_rate: float = 0.01
@@ -142,6 +163,7 @@ SOURCE145 = Recipe(
     training_scale=1 / 1.1,
     crop_positions=33,
     crop_chunk=32,
+    shuffle="once",
     schedule=StepSchedule(),
     epochs=91,
 )
@@ -156,21 +178,28 @@ def ablate(
 ) -> Recipe:
     """A recipe without one or more of the components for which the paper has an ablation.
 
-    The paper's effect of each on ILSVRC-2010, in percentage points of top-1 and top-5 error:
+    The paper's effect of each, in percentage points of top-1 and top-5 error. The logs of the
+    source give the data: for the first two the validation images of ILSVRC-2012, for the third
+    ILSVRC-2010; all with ten views.
 
     ``normalization``: 1.4 and 1.2 (section 3.3). Without it, both kinds are removed.
     ``overlapping_pooling``: 0.4 and 0.3 (section 3.4). Without it, pooling windows are 2x2 with
-    stride 2. Their outputs have the same sizes, 27, 13 and 6.
+    stride 2. In ``paper`` their outputs have the same sizes, 27, 13 and 6: the text says
+    "equivalent dimensions". ``source145`` becomes the network that the authors trained
+    (``layers-147.cfg``), with other paddings and sizes rounded up: 28, 13 and 6.
     ``towers``: 1.7 and 1.2 for two instead of one (section 3.2). A single tower has half of the
     kernels in conv1 to conv4, but all 256 kernels of conv5 and all units of fc6 and fc7. So both
     networks have a similar number of parameters: 59,798,312 for the single tower at 1000 classes.
     See the paper's footnote on the one-GPU net, and ``layers-145-half.cfg`` of the source.
     """
+    if not overlapping_pooling:
+        recipe = replace(recipe, pool_size=2)
+        if recipe.name == SOURCE145.name:
+            recipe = replace(recipe, pool_ceil=True, conv2_padding=1, conv5_padding=0)
     return replace(
         recipe,
         cross_map=recipe.cross_map if normalization else None,
         within_map=recipe.within_map if normalization else None,
-        pool_size=3 if overlapping_pooling else 2,
         towers=towers,
     )
 

@@ -157,6 +157,12 @@ class TrainSettings(StageSettings):
         "epochs after which the learning rate is divided by 10; by default the recipe's rule",
         result=True,
     )
+    shuffle: Literal["once", "every-epoch"] | None = option(
+        None,
+        "whether all epochs have the same order of images and the same batches, as in the authors' "
+        "source, or each its own; by default the recipe's",
+        result=True,
+    )
     towers: OneOrTwo = option(
         2, "1: the paper's one-GPU network, of half the kernels in conv1 to conv4", result=True
     )

@@ -21,7 +21,8 @@ class GroupedAlexNet(nn.Sequential):
 
     ``recipe`` needs these keys: ``towers``, ``hidden``, ``pool_size``, ``dropout``,
     ``norm1_before_relu``, ``cross_map`` and ``within_map``. Each of the last two is None or has
-    ``size``, ``alpha`` and ``bias``.
+    ``size``, ``alpha`` and ``bias``. ``pool_ceil``, ``conv2_padding`` and ``conv5_padding`` may be
+    missing: older files don't have them.
     """
 
     def __init__(self, recipe: Mapping[str, Any], classes: int) -> None:
@@ -30,7 +31,7 @@ class GroupedAlexNet(nn.Sequential):
         cross_map, within_map = recipe["cross_map"], recipe["within_map"]
 
         def pool() -> nn.Module:
-            return nn.MaxPool2d(recipe["pool_size"], 2)
+            return nn.MaxPool2d(recipe["pool_size"], 2, ceil_mode=recipe.get("pool_ceil", False))
 
         def norm() -> nn.Module:
             return CrossMap(groups, **cross_map) if cross_map else nn.Identity()
@@ -42,7 +43,8 @@ class GroupedAlexNet(nn.Sequential):
             self.norm1, self.pool1, self.relu1 = norm(), pool(), nn.ReLU()
         else:
             self.relu1, self.norm1, self.pool1 = nn.ReLU(), norm(), pool()
-        self.conv2 = nn.Conv2d(48 * groups, 128 * groups, 5, padding=2, groups=groups)
+        padding2, padding5 = recipe.get("conv2_padding", 2), recipe.get("conv5_padding", 1)
+        self.conv2 = nn.Conv2d(48 * groups, 128 * groups, 5, padding=padding2, groups=groups)
         self.relu2 = nn.ReLU()
         self.norm2 = norm()
         self.within2 = WithinMap(**within_map) if within_map else nn.Identity()
@@ -51,7 +53,7 @@ class GroupedAlexNet(nn.Sequential):
         self.relu3 = nn.ReLU()
         self.conv4 = nn.Conv2d(192 * groups, 192 * groups, 3, padding=1, groups=groups)
         self.relu4 = nn.ReLU()
-        self.conv5 = nn.Conv2d(192 * groups, 256, 3, padding=1, groups=groups)
+        self.conv5 = nn.Conv2d(192 * groups, 256, 3, padding=padding5, groups=groups)
         self.relu5 = nn.ReLU()
         self.pool5 = pool()
         self.flatten = nn.Flatten()

@@ -47,10 +47,11 @@ class Tower(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 48, 11, stride=4)
-        self.conv2 = nn.Conv2d(48, 128, 5, padding=2)
+        self.conv2 = nn.Conv2d(48, 128, 5, padding=recipe.conv2_padding)
         self.conv3 = nn.Conv2d(recipe.towers * 128, 192, 3, padding=1)
         self.conv4 = nn.Conv2d(192, 192, 3, padding=1)
-        self.conv5 = nn.Conv2d(192, CONV5_KERNELS // recipe.towers, 3, padding=1)
+        conv5_kernels = CONV5_KERNELS // recipe.towers
+        self.conv5 = nn.Conv2d(192, conv5_kernels, 3, padding=recipe.conv5_padding)
         self.fc6 = nn.Linear(CONV5_KERNELS * 6 * 6, recipe.hidden // recipe.towers)
         self.fc7 = nn.Linear(recipe.hidden, recipe.hidden // recipe.towers)
         self.norm1 = CrossMapNorm(recipe.cross_map) if recipe.cross_map else nn.Identity()
@@ -58,7 +59,7 @@ class Tower(nn.Module):
         self.within2 = WithinMapNorm(recipe.within_map) if recipe.within_map else nn.Identity()
         self.dropout = Dropout(recipe.dropout)
         self.linear_norm1 = recipe.norm1_before_relu
-        self.pool_size = recipe.pool_size
+        self.pool_size, self.pool_ceil = recipe.pool_size, recipe.pool_ceil
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +93,7 @@ class Tower(nn.Module):
 
     def pool(self, x: Tensor) -> Tensor:
         """Overlapping max pooling, 3x3 every 2 (paper, section 3.4), unless ablated."""
-        return F.max_pool2d(x, self.pool_size, 2)
+        return F.max_pool2d(x, self.pool_size, 2, ceil_mode=self.pool_ceil)
 
 
 class AlexNet(nn.Module):

@@ -66,6 +66,8 @@ class ShardLoader:
     batch_size: int
     """Rows in a global batch; the epoch's last one may be smaller."""
     seed: int
+    reshuffle: bool = True
+    """Whether every epoch has an order of its own; if not, all have that of epoch 0."""
     rank: int = 0
     world_size: int = 1
     threads: int = 2
@@ -87,7 +89,8 @@ class ShardLoader:
         """
         groups = self.manifest.row_groups("train")
         # (all rows,) each: the epoch's row numbers in order, and the lane of each.
-        rows, lanes = epoch_order([group.rows for group in groups], self.seed, epoch)
+        drawn = epoch if self.reshuffle else 0
+        rows, lanes = epoch_order([group.rows for group in groups], self.seed, drawn)
         starts = range(offset, len(rows), self.batch_size)
         batches = [slice(start, start + self.batch_size) for start in starts]
         # For each batch, (b,) each: this worker's positions in it, and their row numbers.

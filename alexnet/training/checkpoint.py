@@ -17,7 +17,7 @@ alone. Weights are named by tower, not by device, so a checkpoint of two GPUs lo
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from alexnet import storage
 from alexnet.errors import UserError, one_line
 from alexnet.metrics import LossAndErrors
 from alexnet.model.towers import AlexNet
+from alexnet.recipes import Recipe
 from alexnet.training.optimizer import MomentumSGD
 
 MODEL_FILE = "model.safetensors"
@@ -37,7 +38,15 @@ AVERAGE_FILE = "average.safetensors"
 MEAN_FILE = "mean.safetensors"
 STATE_FILE = "train_state.json"
 
-ARCHITECTURE_FIELDS = ("cross_map", "within_map", "norm1_before_relu", "pool_size")
+ARCHITECTURE_FIELDS = (
+    "cross_map",
+    "within_map",
+    "norm1_before_relu",
+    "pool_size",
+    "pool_ceil",
+    "conv2_padding",
+    "conv5_padding",
+)
 """The fields of a recipe that change the network's function but not the shapes of its weights."""
 
 
@@ -188,15 +197,19 @@ def load_weights(folder: str, model: AlexNet, *, averaged: bool = False) -> None
 def read_recipe(folder: str) -> dict[str, Any]:
     """The recipe of a checkpoint's network, by the field names of ``Recipe``.
 
+    Fields that did not exist when the checkpoint was written have their default: the network of
+    that time.
+
     Raises:
         UserError: the checkpoint is damaged.
     """
     path = os.path.join(folder, MODEL_FILE)
     try:
         with safe_open(path, "pt") as file:
-            return dict(json.loads(file.metadata()["recipe"]))
+            stored = dict(json.loads(file.metadata()["recipe"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, one_line(error)) from error
+    return {one.name: one.default for one in fields(Recipe) if one.default is not MISSING} | stored
 
 
 def read_tensors(folder: str, name: str) -> dict[str, Tensor]:
@@ -217,10 +230,10 @@ def _read_train_state(folder: str) -> tuple[TrainState, dict[str, str]]:
     path = os.path.join(folder, STATE_FILE)
     try:
         with open(path) as file:
-            fields = json.load(file)
-        files = fields.pop("files")
-        fields["epoch_errors"] = LossAndErrors(**fields["epoch_errors"])
-        return TrainState(**fields), files
+            values = json.load(file)
+        files = values.pop("files")
+        values["epoch_errors"] = LossAndErrors(**values["epoch_errors"])
+        return TrainState(**values), files
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, one_line(error)) from error
 

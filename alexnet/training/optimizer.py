@@ -26,8 +26,8 @@ class EpochRates:
     """conv1's rate as a multiple of the others'."""
     colour_noise: bool = True
     biases: float | None = None
-    """Learning rate of the biases, or None for ``learning_rate``. The biases of conv1 are frozen
-    when its weights are, but are not slowed down with them."""
+    """Learning rate of the biases, or None for ``learning_rate``. ``conv1`` applies to its biases,
+    too."""
 
 
 class MomentumSGD(torch.optim.Optimizer):
@@ -123,10 +123,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> MomentumSGD:
 def set_rates(optimizer: MomentumSGD, rates: EpochRates) -> None:
     """Set every group's learning rate."""
     for group in optimizer.param_groups:
-        rate = rates.learning_rate * (rates.conv1 if group["layer"] == "conv1" else 1.0)
-        if group["bias"] and rates.biases is not None and rate > 0:
-            rate = rates.biases
-        group["lr"] = rate * group["rate"]
+        own_rate = rates.biases if group["bias"] else None
+        rate = rates.learning_rate if own_rate is None else own_rate
+        conv1 = rates.conv1 if group["layer"] == "conv1" else 1.0
+        group["lr"] = rate * conv1 * group["rate"]
 
 
 def rates_at(
@@ -141,12 +141,13 @@ def rates_at(
     """
     assert len(errors) == epoch
     if isinstance(schedule, StepSchedule):
-        drops = sum(epoch >= drop for drop in schedule.drops)
-        if epoch >= schedule.conv1_frozen_from:
+        number = epoch + 1  # A schedule counts from 1.
+        drops = sum(number >= drop for drop in schedule.drops)
+        if number >= schedule.conv1_frozen_from:
             conv1 = 0.0
         else:
-            conv1 = 0.1 if epoch >= schedule.conv1_slow_from else 1.0
-        noise = epoch < schedule.colour_noise_until
+            conv1 = 0.1 if number >= schedule.conv1_slow_from else 1.0
+        noise = number < schedule.colour_noise_until
         biases = None if schedule.biases_drop else learning_rate
         return EpochRates(learning_rate * schedule.factor**drops, conv1, noise, biases)
     drops = min(_stalls(errors, schedule.patience), schedule.drops)
@@ -171,13 +172,14 @@ def apply_warmup(rates: EpochRates, seen: int, over: int) -> EpochRates:
 
 
 def with_drops(schedule: PlateauSchedule | StepSchedule, drops: Sequence[int]) -> StepSchedule:
-    """A copy of a schedule that drops the rate after these epochs."""
+    """A copy of a schedule that drops the rate after these numbers of whole epochs."""
+    first_epochs = tuple(drop + 1 for drop in drops)
     if isinstance(schedule, StepSchedule):
-        return replace(schedule, drops=tuple(drops))
+        return replace(schedule, drops=first_epochs)
     never = 10**9
     return StepSchedule(
         factor=schedule.factor,
-        drops=tuple(drops),
+        drops=first_epochs,
         biases_drop=True,
         conv1_slow_from=never,
         conv1_frozen_from=never,

@@ -21,11 +21,12 @@ def resolve_recipe(settings: TrainSettings) -> Recipe:
         schedule=recipe.schedule if drops is None else with_drops(recipe.schedule, drops),
         learning_rate=settings.learning_rate or recipe.learning_rate,
         batch_size=settings.batch_size or recipe.batch_size,
+        shuffle=settings.shuffle or recipe.shuffle,
         epochs=settings.epochs or recipe.epochs,
     )
 
 
 def with_recipe_numbers(settings: TrainSettings, recipe: Recipe) -> TrainSettings:
     """The settings with the recipe's numbers filled in, so that the run records them."""
-    names = ("epochs", "batch_size", "learning_rate")
+    names = ("epochs", "batch_size", "learning_rate", "shuffle")
     return settings.model_copy(update={name: getattr(recipe, name) for name in names})

@@ -125,6 +125,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
             manifest=manifest,
             batch_size=recipe.batch_size,
             seed=settings.seed,
+            reshuffle=recipe.shuffle == "every-epoch",
             rank=rank,
             world_size=world_size,
             threads=decode_threads(config.cpus, devices[0]),

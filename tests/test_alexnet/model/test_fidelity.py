@@ -9,15 +9,17 @@ Rules for which the paper and the source differ:
 - torch and the source divide alpha by n
   test_lrn.py::test_torch_divides_alpha_by_the_window_size_as_the_source_does
 - norm 1 before or after ReLU, and pool 1
-  test_fidelity.py::test_from_the_image_to_conv3
+  test_published_networks.py::test_logits_and_gradients_equal_those_of_the_description
 - within-map normalization of source145, its formula
   test_lrn.py::test_values
 - within-map normalization is between norm 2 and pool 2
-  test_fidelity.py::test_from_the_image_to_conv3
+  test_published_networks.py::test_logits_and_gradients_equal_those_of_the_description
 - standard deviation of the initial weights by layer
+  test_published_networks.py::test_widths_and_initial_values_of_the_description
   test_towers.py::test_initial_values
 - colour noise by eigenvalue or its root
   test_augment.py::test_covariance_of_the_colour_noise
+  test_augment.py::test_axes_of_the_source_are_the_ones_of_its_authors
 - one colour shift for each image
   test_augment.py::test_only_the_source_uses_one_crop_for_32_images
 - division by 1.1, only with noise
@@ -26,15 +28,20 @@ Rules for which the paper and the source differ:
   test_augment.py::test_crops_and_flips_are_uniform
 - 32 consecutive images have the same crop and flip
   test_augment.py::test_only_the_source_uses_one_crop_for_32_images
-- drops at epochs 25, 51, 79; conv1 at 67 and 72
+- order of the images: the source's never changes, the paper does not say
+  test_loader.py::test_epochs_have_the_same_batches_only_without_reshuffling
+  test_recipe_settings.py::test_the_source_shuffles_once_and_the_setting_wins
+- drops at epochs 25, 51, 79; conv1 at 67 and 72; counted from 1
   test_optimizer.py::test_schedule_of_the_source
 - the rate drops when the error stalls
   test_optimizer.py::test_the_rate_of_the_paper_drops_when_the_error_stalls
 
 Rules of both:
 
-- towers, widths, groups
-  test_towers.py::test_the_towers_equal_one_column_in_float64
+- towers, groups
+  test_published_networks.py::test_logits_and_gradients_equal_those_of_the_description
+- widths
+  test_published_networks.py::test_widths_and_initial_values_of_the_description
 - 60,965,224 parameters
   test_towers.py::test_number_of_parameters
 - the towers exchange activations in conv3, fc6, fc7, fc8
@@ -42,17 +49,17 @@ Rules of both:
 - conv1 pads on the right and below
   test_towers.py::test_conv1_pads_on_the_right_and_below
 - padding after the mean is subtracted
-  test_fidelity.py::test_from_the_image_to_conv3
+  test_classifier.py::test_probabilities_equal_a_float64_reference
 - pooling 3x3 with stride 2: 55, 27, 13, 6
   test_towers.py::test_shapes_of_the_layers
 - the central mean is subtracted from every crop
   test_augment.py::test_the_central_mean_is_subtracted_unflipped_from_every_crop
 - biases start at 1 or 0
-  test_towers.py::test_initial_values
+  test_published_networks.py::test_widths_and_initial_values_of_the_description
 - biases' rate, no decay of biases
   test_optimizer.py::test_every_layer_has_its_rates
 - biases of source145 keep their rate, the paper's drop
-  test_optimizer.py::test_biases_of_the_source_keep_their_rate
+  test_optimizer.py::test_biases_of_the_source_keep_their_rate_except_in_conv1
   test_optimizer.py::test_biases_of_the_paper_drop_with_the_weights
 - the update before and after a drop
   test_optimizer.py::test_update_before_and_after_drops
@@ -80,21 +87,14 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from factories import narrow_network
-from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
-from reference_model import ALPHA, cross_map, within_map
 
 from alexnet.diagnostics.equivalence import he_init
 from alexnet.metrics import average
 from alexnet.model.classifier import CropClassifier, view_probabilities
-from alexnet.model.towers import Tower
-from alexnet.recipes import PAPER, RECIPES, SOURCE145, PlateauSchedule
+from alexnet.recipes import PAPER, SOURCE145, PlateauSchedule
 from alexnet.training.augment import mean_crop, ten_crop
-
-Array = NDArray[np.float64]
 
 RULES = re.findall(r"(test_\w+\.py)::(test_\w+)", __doc__)
 
@@ -102,67 +102,8 @@ RULES = re.findall(r"(test_\w+\.py)::(test_\w+)", __doc__)
 def test_every_rule_names_a_test_that_exists() -> None:
     assert len(RULES) >= 30
     for module, name in RULES:
-        (path,) = Path(__file__).parents[1].rglob(module)
+        (path,) = Path(__file__).parents[2].rglob(module)
         assert f"\ndef {name}(" in path.read_text(), (module, name)
-
-
-def conv(x: Array, kernels: Array, bias: Array, stride: int) -> Array:
-    """(C, H, W) and (K, C, side, side) → (K, rows, columns), no padding."""
-    side = kernels.shape[2]
-    windows = sliding_window_view(x, (side, side), axis=(1, 2))[:, ::stride, ::stride]
-    return np.tensordot(kernels, windows, ([1, 2, 3], [0, 3, 4])) + bias[:, None, None]
-
-
-def pool(x: Array) -> Array:
-    """The maximum of 3x3 windows with stride 2."""
-    return np.asarray(sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(3, 4)))
-
-
-def across(x: Array, recipe: str) -> Array:
-    """The reference normalization across maps of one image, (C, H, W)."""
-    return np.asarray(cross_map(torch.from_numpy(x)[None], ALPHA[recipe])[0])
-
-
-def within(x: Array) -> Array:
-    """The reference normalization within maps of one image, (C, H, W)."""
-    return np.asarray(within_map(torch.from_numpy(x)[None])[0])
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_from_the_image_to_conv3(recipe: str) -> None:
-    random = np.random.default_rng(8)
-    image = random.integers(0, 256, (256, 256, 3))
-    mean_image = random.uniform(90, 160, (256, 256, 3)).astype(np.float32)
-    network = narrow_network(RECIPES[recipe])
-    he_init(network)
-    tower = network.towers[1]
-    assert isinstance(tower, Tower)
-    layers = {
-        name: parameter.detach().double().numpy() for name, parameter in tower.named_parameters()
-    }
-
-    crop = image[3 : 3 + 224, 20 : 20 + 224] - mean_image[16:240, 16:240].astype(np.float64)
-    x = np.zeros((3, 227, 227))
-    x[:, :224, :224] = crop.transpose(2, 0, 1)
-    x = conv(x, layers["conv1.weight"], layers["conv1.bias"], stride=4)
-    assert x.shape == (48, 55, 55)
-    if recipe == "paper":
-        x = pool(across(np.maximum(x, 0), recipe))
-    else:
-        x = np.maximum(pool(across(x, recipe)), 0)
-    assert x.shape == (48, 27, 27)
-    x = np.pad(x, ((0, 0), (2, 2), (2, 2)))
-    x = np.maximum(conv(x, layers["conv2.weight"], layers["conv2.bias"], stride=1), 0)
-    x = across(x, recipe)
-    if recipe == "source145":
-        x = within(x)
-    x = pool(x)
-
-    pixels = torch.from_numpy(image[3 : 3 + 224, 20 : 20 + 224].astype(np.uint8)).permute(2, 0, 1)
-    centred = pixels.double() - mean_crop(mean_image)
-    output = tower.double().before_conv3(centred[None])[0].detach().numpy()
-    assert output.shape == x.shape == (128, 13, 13)
-    np.testing.assert_allclose(output, x, rtol=1e-10, atol=1e-10)
 
 
 def test_ten_views_average_the_softmax() -> None:

@@ -85,12 +85,19 @@ def stored_rows(manifest: Manifest) -> tuple[list[NDArray[np.uint8]], list[int]]
 
 
 def loader_of(
-    manifest: Manifest, size: int = 48, *, rank: int = 0, world_size: int = 1, threads: int = 2
+    manifest: Manifest,
+    size: int = 48,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    threads: int = 2,
+    reshuffle: bool = True,
 ) -> ShardLoader:
     return ShardLoader(
         manifest=manifest,
         batch_size=size,
         seed=11,
+        reshuffle=reshuffle,
         rank=rank,
         world_size=world_size,
         threads=threads,
@@ -143,10 +150,20 @@ def test_all_images_of_a_data_set_with_rejects_are_loaded(dataset: Manifest) -> 
     assert not missing
 
 
-def test_a_resumed_epoch_equals_an_uninterrupted_one(coloured: Manifest) -> None:
-    uninterrupted = list(loader_of(coloured).epoch(1))
+@pytest.mark.parametrize("reshuffle", [True, False])
+def test_a_resumed_epoch_equals_an_uninterrupted_one(coloured: Manifest, reshuffle: bool) -> None:
+    loader = loader_of(coloured, reshuffle=reshuffle)
+    uninterrupted = list(loader.epoch(1))
     for done in range(len(uninterrupted) + 1):
-        assert are_equal(list(loader_of(coloured).epoch(1, done * 48)), uninterrupted[done:])
+        assert are_equal(list(loader.epoch(1, done * 48)), uninterrupted[done:])
+
+
+def test_epochs_have_the_same_batches_only_without_reshuffling(coloured: Manifest) -> None:
+    once, reshuffled = (loader_of(coloured, reshuffle=value) for value in (False, True))
+    first = list(reshuffled.epoch(0))
+    assert not are_equal(list(reshuffled.epoch(7)), first)
+    for epoch in (0, 1, 7):
+        assert are_equal(list(once.epoch(epoch)), first)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])

@@ -219,6 +219,28 @@ def test_covariance_of_the_colour_noise(recipe: Recipe, expected: NDArray[np.flo
     np.testing.assert_allclose(kurtosis, 3, atol=0.1)
 
 
+def test_axes_of_the_source_are_the_ones_of_its_authors() -> None:
+    # ``color_pca`` in the file make-data/input_meta of github.com/akrizhevsky/cuda-convnet2:
+    # standard deviations, and one component in each row. The 2012 source (convdata_jpeg.py) adds
+    # .1 · N(0, 1) · deviation · component to the red, green and blue of an image.
+    deviations = np.array([19.720833049149668, 37.09388853298572, 121.78006099293066])
+    components = np.array(
+        [
+            [0.4179551316634632, -0.8169806183780459, 0.3973111842256688],
+            [-0.7125794528735844, -0.02354167129954881, 0.7011963441539094],
+            [-0.5635104535486105, -0.5761843966188692, -0.5920029643797313],
+        ]
+    )
+    covariance = components.T @ np.diag(deviations**2) @ components
+    expected = deviations[:, None] * components
+    axes = pca_axes(SOURCE145, covariance)
+    signs = np.sign((axes * expected).sum(axis=1))  # N(0, 1) is symmetric, so a sign is free.
+    np.testing.assert_allclose(signs[:, None] * axes, expected, rtol=0, atol=1e-10)
+    # The paper multiplies by the eigenvalue instead, of intensities from 0 to 1.
+    of_paper = np.linalg.norm(pca_axes(PAPER, covariance), axis=1)
+    np.testing.assert_allclose(of_paper, deviations**2 / 255, rtol=1e-12)
+
+
 def test_colour_noise_is_proportional_to_its_standard_deviation() -> None:
     stronger = params_of(replace(SOURCE145, colour_noise_std=0.3), 10).colours
     np.testing.assert_allclose(stronger, 3 * params_of(SOURCE145, 10).colours, rtol=1e-5)

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from alexnet.errors import UserError
 from alexnet.metrics import LossAndErrors
+from alexnet.model.grouped import GroupedAlexNet
 from alexnet.model.placement import place_towers
 from alexnet.model.towers import AlexNet
 from alexnet.recipes import PAPER, SOURCE145
 from alexnet.training.checkpoint import (
+    ARCHITECTURE_FIELDS,
     TrainState,
     load_checkpoint,
     load_train_state,
@@ -186,7 +188,7 @@ def test_checkpoints_of_two_devices_load_on_one_and_the_reverse(
         assert torch.equal(one_optimizer.velocity(a), velocity.cpu())
 
 
-@pytest.mark.parametrize("change", ["cross_map", "within_map", "norm1_before_relu", "pool_size"])
+@pytest.mark.parametrize("change", ARCHITECTURE_FIELDS)
 def test_another_function_with_the_same_shapes_is_an_error(tmp_path: Path, change: str) -> None:
     model, optimizer = network_and_optimizer(1)
     save_checkpoint(str(tmp_path), take_snapshot(model, optimizer, STATE, MEAN))
@@ -196,10 +198,28 @@ def test_another_function_with_the_same_shapes_is_an_error(tmp_path: Path, chang
         "within_map": SOURCE145.within_map,
         "norm1_before_relu": True,
         "pool_size": 2,
+        "pool_ceil": True,
+        "conv2_padding": 1,
+        "conv5_padding": 0,
     }
     other = narrow_network(replace(PAPER, **{change: others[change]}))
     with pytest.raises(UserError, match=f"belongs to another network .{change} is"):
         load_weights(str(tmp_path), other)
+
+
+def test_a_checkpoint_without_the_newer_fields_is_of_the_network_of_that_time(
+    tmp_path: Path,
+) -> None:
+    model, optimizer = network_and_optimizer(1)
+    snapshot = take_snapshot(model, optimizer, STATE, MEAN)
+    recipe = json.loads(snapshot.recipe)
+    for name in ("pool_ceil", "conv2_padding", "conv5_padding"):
+        del recipe[name]
+    save_checkpoint(str(tmp_path), snapshot._replace(recipe=json.dumps(recipe)))
+    load_weights(str(tmp_path), narrow_network(PAPER))
+    with pytest.raises(UserError, match=r"another network .conv2_padding is 2, not 1"):
+        load_weights(str(tmp_path), narrow_network(replace(PAPER, conv2_padding=1)))
+    assert GroupedAlexNet(recipe, 4).conv2.padding == (2, 2)
 
 
 def test_velocities_before_the_first_step_are_zero(tmp_path: Path) -> None:

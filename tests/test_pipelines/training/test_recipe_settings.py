@@ -2,7 +2,7 @@
 
 from alexnet.recipes import PAPER, RECIPES, ablate
 from pipelines.settings import TrainSettings
-from pipelines.training.recipe import resolve_recipe
+from pipelines.training.recipe import resolve_recipe, with_recipe_numbers
 
 
 def test_the_default_settings_do_not_change_a_recipe() -> None:
@@ -16,6 +16,17 @@ def test_the_ablations_are_settings() -> None:
     )
     expected = ablate(PAPER, towers=1, normalization=False, overlapping_pooling=False)
     assert resolve_recipe(settings) == expected
+
+
+def test_the_source_shuffles_once_and_the_setting_wins() -> None:
+    assert resolve_recipe(TrainSettings(recipe="source145")).shuffle == "once"
+    assert resolve_recipe(TrainSettings(recipe="paper")).shuffle == "every-epoch"
+    for value in ("once", "every-epoch"):
+        for recipe in RECIPES:
+            settings = TrainSettings.model_validate({"recipe": recipe, "shuffle": value})
+            resolved = resolve_recipe(settings)
+            assert resolved.shuffle == value
+            assert with_recipe_numbers(TrainSettings(), resolved).results()["shuffle"] == value
 
 
 def test_modern_options_are_off_by_default() -> None:

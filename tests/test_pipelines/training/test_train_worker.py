@@ -178,6 +178,7 @@ def history_without_speed(checkpoint: Path) -> list[dict[str, float]]:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
+    "shuffled in every epoch": {"shuffle": "every-epoch"},
     "average": {"ema": 0.7},
     "warm-up": {"warmup_epochs": 1},
     "bf16": {"precision": "bf16"},
@@ -249,6 +250,16 @@ def test_each_option_changes_the_trained_weights(
         for number, first in enumerate(weights)
         for second in weights[:number]
     )
+
+
+@pytest.mark.slow
+def test_the_order_of_the_images_changes_in_the_second_epoch(trainings: Trainings) -> None:
+    once, reshuffled = (
+        trainings.run(shuffle, epochs=2, shuffle=shuffle) for shuffle in ("once", "every-epoch")
+    )
+    assert_equal_tensors(once[5], reshuffled[5])
+    last = [tensors(run[10])["model.safetensors/fc8.weight"] for run in (once, reshuffled)]
+    assert not torch.equal(*last)
 
 
 @pytest.mark.slow
