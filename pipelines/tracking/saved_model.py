@@ -5,6 +5,8 @@ This module is a *flavor* of MLflow: ``Model.log`` calls its ``save_model``.
 
 import base64
 import json
+import shutil
+import tempfile
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import alexnet
+from alexnet.provenance import import_closure
 from pipelines.tracking import alexnet_serving
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ SERVED_SIGNATURE = ModelSignature(
     ),
 )
 
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "simplejpeg", "torch")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "simplejpeg", "torch")
 """Packages that serving imports."""
 
 
@@ -61,16 +64,17 @@ def save_model(
     """
     crops = Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]), "crops")])
     probabilities = Schema([TensorSpec(np.dtype(np.float32), (-1, classes), "probabilities")])
-    mlflow.pytorch.save_model(
-        classifier,
-        path,
-        mlflow_model=mlflow_model,
-        input_example=example,
-        signature=ModelSignature(inputs=crops, outputs=probabilities),
-        code_paths=[str(Path(alexnet.__file__).parent), alexnet_serving.__file__],
-        # MLflow would infer these by loading the model once more in a new process.
-        pip_requirements=[_requirement(name) for name in REQUIREMENTS],
-    )
+    with tempfile.TemporaryDirectory() as code:
+        mlflow.pytorch.save_model(
+            classifier,
+            path,
+            mlflow_model=mlflow_model,
+            input_example=example,
+            signature=ModelSignature(inputs=crops, outputs=probabilities),
+            code_paths=[_copy_package(Path(code)), alexnet_serving.__file__],
+            # MLflow would infer these by loading the model once more in a new process.
+            pip_requirements=[_requirement(name) for name in REQUIREMENTS],
+        )
     served = mlflow_model.flavors["python_function"]
     served["loader_module"] = Path(alexnet_serving.__file__).stem
     # Commands of this project load the export alone, and no code with it.
@@ -78,6 +82,20 @@ def save_model(
     mlflow_model.signature = SERVED_SIGNATURE
     _write_example(Path(path), mlflow_model, example[0])
     mlflow_model.save(str(Path(path, "MLmodel")))
+
+
+def _copy_package(folder: Path) -> str:
+    """Copy what serving imports of the package ``alexnet``: each file is a request to a server."""
+    package = Path(alexnet.__file__).parent
+    for name in import_closure(["alexnet.serving"]):
+        module = Path(*name.split(".")).with_suffix(".py")
+        source = package.parent / module
+        if not source.is_file():
+            module = Path(*name.split("."), "__init__.py")
+        for needed in (module, *(parent / "__init__.py" for parent in module.parents[:-1])):
+            (folder / needed).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package.parent / needed, folder / needed)
+    return str(folder / package.name)
 
 
 def _write_example(folder: Path, mlflow_model: Model, crop: NDArray[np.uint8]) -> None:

@@ -215,7 +215,13 @@ def kill_before(workflow: PlainWorkflow, work: str, **settings: object) -> None:
 FORCED_WORK = ["shard val/part-00001.parquet", "epoch 1", "epoch 2", "model", "evaluation"]
 
 
-@pytest.mark.parametrize("force", [True, False], ids=["with --force", "without --force"])
+@pytest.mark.parametrize(
+    "force",
+    [
+        pytest.param(True, id="with --force"),
+        pytest.param(False, id="without --force", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("work", FORCED_WORK)
 def test_a_killed_force_is_resumed(workflow: PlainWorkflow, work: str, force: bool) -> None:
     first = workflow.run(rows_per_shard=2)

@@ -235,6 +235,7 @@ def is_descendant(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_a_changed_setting_runs_the_stages_that_depend_on_it(
     first: FullRunResult, settings: FullRunSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:

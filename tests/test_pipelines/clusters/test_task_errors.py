@@ -190,8 +190,8 @@ def error_of(
         out, err = capfd.readouterr()
         assert caught.value.code == 2, err
         assert "Traceback" not in out
-        (line,) = err.splitlines()
-        return line
+        assert len(err.splitlines()) == 1, err
+        return err.rstrip("\n")
 
     return run
 

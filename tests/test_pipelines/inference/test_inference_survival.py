@@ -140,6 +140,7 @@ def finished(output: Path) -> dict[str, int]:
     return times
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_the_bytes_are_those_of_an_uninterrupted_run(
     cluster: Cluster,
     workdir: Path,

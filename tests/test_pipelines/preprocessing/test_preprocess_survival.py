@@ -243,6 +243,7 @@ def test_images_in_parquet_files_give_the_same_rows(
     assert not Path(parts_folder(result["shards"])).exists()
 
 
+@pytest.mark.long
 def test_too_many_rejects_stop_the_run_with_a_list(
     cluster: Cluster, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

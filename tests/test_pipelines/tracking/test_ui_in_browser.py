@@ -57,6 +57,7 @@ def browser(tmp_path: Path) -> Iterator[chromium.Browser]:
         yield browser
 
 
+@pytest.mark.long
 def test_runs_charts_images_and_models_open_without_an_error(
     store: Store, finished_workdir: Path, browser: chromium.Browser, tmp_path: Path
 ) -> None:
