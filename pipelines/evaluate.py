@@ -31,6 +31,7 @@ from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.evaluation import evaluation_report as report
+from pipelines.evaluation.neighbours import neighbours_figure
 from pipelines.inference.actors import Evaluator
 from pipelines.results.datasets import locked_dataset
 from pipelines.results.decorations import Decorated
@@ -143,7 +144,7 @@ def _log_model_errors(run: Run, result: EvaluateResult) -> None:
 def _log_neighbours(run: Run, models: list[registry.ModelInfo], manifest: Manifest) -> None:
     """Log the nearest images by the features of one model; those of several are not comparable."""
     if len(models) == 1:
-        figure = report.neighbours_figure(run.store, models[0], manifest)
+        figure = neighbours_figure(run.store, models[0], manifest)
         run.log_figure(figure, "neighbours.png")
 
 

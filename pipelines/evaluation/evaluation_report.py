@@ -24,12 +24,9 @@ from alexnet.shards.codec import read_images
 from alexnet.shards.format import read_row_group
 from alexnet.shards.manifest import Manifest
 from alexnet.significance import wilson_interval
-from pipelines.evaluation.neighbours import find_neighbours
 from pipelines.results.decorations import Decorations
 from pipelines.results.stage_results import EvaluateResult
-from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import Run
-from pipelines.tracking.store import Store
 
 PANEL_IMAGES = 8
 """Images in the figure of predictions."""
@@ -131,19 +128,6 @@ def decorations(run: Run, manifest: Manifest, predicted: Predictions) -> Decorat
         ),
         **{name: partial(log, name) for name in logged},
     }
-
-
-def neighbours_figure(store: Store, model: ModelInfo, manifest: Manifest) -> Figure:
-    """Validation images and the training images that are nearest to them by their features."""
-    names = [label.name for label in manifest.labels]
-    found = find_neighbours(store, model, manifest)
-    return plots.nearest_images(
-        found.queries.images,
-        [names[label] for label in found.queries.labels],
-        [nearest.images for nearest in found.nearest],
-        [[names[label] for label in nearest.labels] for nearest in found.nearest],
-        found.candidates,
-    )
 
 
 def _pair_table(

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet.model.exported import Outputs, as_function
+from alexnet.plots import evaluation
 from alexnet.shards.codec import read_images
 from alexnet.shards.format import RowGroup
 from alexnet.shards.manifest import Manifest
@@ -67,6 +69,19 @@ def find_neighbours(store: Store, model: registry.ModelInfo, manifest: Manifest)
         queries,
         [Labelled(candidates.images[row], candidates.labels[row]) for row in nearest],
         len(candidates.labels),
+    )
+
+
+def neighbours_figure(store: Store, model: registry.ModelInfo, manifest: Manifest) -> Figure:
+    """Validation images and the training images that are nearest to them by their features."""
+    names = [label.name for label in manifest.labels]
+    found = find_neighbours(store, model, manifest)
+    return evaluation.nearest_images(
+        found.queries.images,
+        [names[label] for label in found.queries.labels],
+        [nearest.images for nearest in found.nearest],
+        [[names[label] for label in nearest.labels] for nearest in found.nearest],
+        found.candidates,
     )
 
 
