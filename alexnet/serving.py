@@ -16,7 +16,7 @@ from alexnet.metrics import top_labels
 from alexnet.recipes import CROP_SIZE
 from alexnet.shards.decode import Decoded, decode
 from alexnet.shards.resize import square_of_pixels
-from alexnet.training.augment import CENTRE_VIEW, ten_crop
+from alexnet.training.augment import evaluation_views
 
 BATCH_CROPS = 160
 """Crops that are computed at once: 16 images with ten views."""
@@ -104,8 +104,7 @@ def _crops(image: object, position: int, views: int) -> Tensor:
         raise UserError(f"image {position}: {error}") from error
     if pixels.shape[:2] == (CROP_SIZE, CROP_SIZE):
         return torch.from_numpy(pixels)[None]
-    crops = ten_crop(torch.from_numpy(pixels)[None])[:, 0]
-    return crops if views == 10 else crops[CENTRE_VIEW : CENTRE_VIEW + 1]
+    return evaluation_views(torch.from_numpy(pixels)[None], views)[:, 0]
 
 
 def _pixels(image: object) -> NDArray[np.uint8]:

@@ -189,6 +189,12 @@ def _to_float(crops: Tensor, *, channels_last: bool) -> Tensor:
     return crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
 
 
+def evaluation_views(images: Tensor, count: int) -> Tensor:
+    """(B, 256, 256, 3) → (count, B, 224, 224, 3): the ten views, or the centre alone (1)."""
+    assert count in (1, VIEWS)
+    return ten_crop(images) if count == VIEWS else centre_view(images).contiguous()[None]
+
+
 def ten_crop(images: Tensor) -> Tensor:
     """Crops at the corners and the centre, then their mirror images (paper, section 4.1).
 

@@ -15,7 +15,7 @@ from alexnet.metrics import average
 from alexnet.model.classifier import view_probabilities
 from alexnet.model.exported import Layer, Outputs, as_function
 from alexnet.model.precision import Precision
-from alexnet.training.augment import CENTRE_VIEW, ten_crop
+from alexnet.training.augment import evaluation_views, ten_crop
 from pipelines.tracking import registry
 from pipelines.tracking.store import Store
 
@@ -141,5 +141,4 @@ class BatchPredictor:
         batch = torch.from_numpy(images)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        views = ten_crop(batch)
-        return views if self._views > 1 else views[CENTRE_VIEW : CENTRE_VIEW + 1]
+        return evaluation_views(batch, self._views)
