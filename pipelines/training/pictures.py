@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from alexnet.diagnostics.layers import activations, gradient_norms
+from alexnet.diagnostics.layers import activations
 from alexnet.model.towers import AlexNet
 from alexnet.plots import figures, training
 from alexnet.shards.codec import read_images
@@ -77,7 +77,13 @@ class Pictures:
         self._lost = False
 
     def after_epoch(
-        self, network: AlexNet, step: int, history: Sequence[Mapping[str, float]], *, last: bool
+        self,
+        network: AlexNet,
+        step: int,
+        history: Sequence[Mapping[str, float]],
+        gradients: Mapping[str, Sequence[float]],
+        *,
+        last: bool,
     ) -> None:
         """Copy what is needed and draw in the background, unless the last drawing was just now.
 
@@ -85,6 +91,7 @@ class Pictures:
             network: after an update, on any devices.
             step: number of the update.
             history: as for ``figures.learning_curves``.
+            gradients: norms, from ``diagnostics.layers.gradient_norms``.
             last: draw in any case.
         """
         if last:
@@ -94,7 +101,7 @@ class Pictures:
         moment = _Moment(
             step=step,
             weights={n: p.detach().to("cpu", copy=True) for n, p in network.named_parameters()},
-            gradients=gradient_norms(network),
+            gradients=gradients,
             history=[dict(record) for record in history],
         )
         self._thread = threading.Thread(

@@ -251,12 +251,13 @@ def _finish_epoch(worker: WorkerState, rates: EpochRates, images_per_second: flo
     if not worker.writer:
         return
     point = {name: value for name, value in record.items() if name not in STEP_METRICS}
-    for layer, norms in gradient_norms(worker.network).items():
+    gradients = gradient_norms(worker.network)
+    for layer, norms in gradients.items():
         point[f"gradient_norm/{layer}"] = math.hypot(*norms)
     worker.writer.write(point, state.step)
     if worker.pictures:
         last = state.epoch == worker.recipe.epochs
-        worker.pictures.after_epoch(worker.network, state.step, state.history, last=last)
+        worker.pictures.after_epoch(worker.network, state.step, state.history, gradients, last=last)
     worker.log_line(
         f"epoch {state.epoch}/{worker.recipe.epochs} done, validation error {errors} (centre "
         f"view), training loss {trained.mean_loss:.3f}"

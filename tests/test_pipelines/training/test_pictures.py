@@ -20,6 +20,7 @@ from pipelines.training.pictures import Pictures
 
 KEYS = ["learning_curves", "first_layer_kernels", "activations", "layers"]
 HISTORY = [{"epoch": 1.0, "train_loss": 1.5, "val_loss": 1.4, "learning_rate": 0.01}]
+GRADIENTS = {"conv1": [1.0, 2.0], "fc8": [3.0]}
 
 
 class Sink:
@@ -48,7 +49,7 @@ class Training:
         self.network = narrow_network(SOURCE145)
 
     def epoch(self, step: int, *, last: bool = False) -> None:
-        self.pictures.after_epoch(self.network, step, HISTORY, last=last)
+        self.pictures.after_epoch(self.network, step, HISTORY, GRADIENTS, last=last)
 
 
 def test_the_first_and_the_last_epoch_have_pictures_and_others_if_it_is_not_too_often(
