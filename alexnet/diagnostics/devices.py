@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alexnet.diagnostics.copies import CopyTracer, DeviceCopy
 from alexnet.diagnostics.timing import measure_work
+from alexnet.model.dropout import dropout_keys
 from alexnet.model.towers import Tower
 from alexnet.recipes import CROP_SIZE, IMAGE_SIZE, Recipe
 from alexnet.shards.loader import Batch
@@ -95,6 +96,8 @@ class DeviceBenchmark:
             pixels = pixels.pin_memory()
         labels = torch.arange(images) % CLASSES
         self.batch = Batch(pixels, labels, np.arange(images), offset=0, rows=images)
+        rows_keys = dropout_keys(0, 0, torch.arange(images))
+        self.keys = [rows_keys.to(mean.device) for mean in self.context.means]
         self.crops = [
             centre_crops(pixels.to(mean.device), mean, channels_last=execution.channels_last)
             for mean in self.context.means
@@ -188,7 +191,7 @@ class DeviceBenchmark:
 
     def _logits(self) -> Tensor:
         with self._autocast():
-            return self.network(*self.crops)  # type: ignore[no-any-return]
+            return self.network(*self.crops, keys=self.keys)  # type: ignore[no-any-return]
 
     def _run_network(self) -> None:
         self.network.zero_grad()
@@ -206,7 +209,8 @@ class DeviceBenchmark:
 
         with self._autocast():
             x = tower.conv3_to_pool5(with_zeros(tower.before_conv3(crops)))
-            x = tower.hidden7(with_zeros(tower.hidden6(with_zeros(x))))
+            mask = x.new_ones((len(x), tower.fc6.out_features), dtype=torch.bool)
+            x = tower.hidden7(with_zeros(tower.hidden6(with_zeros(x), mask)), mask)
             if number == 0:
                 x = self.network.fc8(with_zeros(x))
         x.sum().backward()  # type: ignore[no-untyped-call]

@@ -40,14 +40,14 @@ def compile_towers(network: AlexNet) -> str | None:
 
 
 def _compiled_for_the_largest_batch(
-    tower: torch.nn.Module, method: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
+    tower: torch.nn.Module, method: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
     """``method`` of a tower; compiled, except for batches smaller than one before."""
     compiled = torch.compile(method, dynamic=False)
     largest = {True: 0, False: 0}  # In training and in evaluation.
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, *others: Tensor | None) -> Tensor:
         largest[tower.training] = max(largest[tower.training], len(x))
-        return (compiled if len(x) == largest[tower.training] else method)(x)
+        return (compiled if len(x) == largest[tower.training] else method)(x, *others)
 
     return run

@@ -15,30 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet.model.dropout import Dropout, dropout_mask
 from alexnet.model.lrn import CrossMapNorm, WithinMapNorm, takes_bfloat16
 from alexnet.recipes import LAYERS, Recipe
 
 CONV5_KERNELS = 256
 """Kernels in conv5 of all towers together."""
-
-
-class Dropout(nn.Module):
-    """Dropout as it was in 2012: zeros in training, scaled outputs in evaluation.
-
-    Today's dropout scales the kept units up in training instead. Both are the same function up to
-    the scale of the weights. But with equal initial weights and learning rates they learn
-    differently: the outputs of fc6 and fc7 start near their bias, 1, and doubling them makes the
-    first updates of fc8 four times as large (paper, section 4.2).
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Take and return any shape."""
-        kept = 1 - self.probability
-        return F.dropout(x, self.probability, self.training) * kept
 
 
 class Tower(nn.Module):
@@ -83,13 +65,13 @@ class Tower(nn.Module):
         x = F.relu(self.conv5(F.relu(self.conv4(x))))
         return self.pool(x).flatten(1)
 
-    def hidden6(self, features: Tensor) -> Tensor:
-        """(N, 9216) of both towers → (N, 2048)."""
-        return self.dropout(F.relu(self.fc6(features)))  # type: ignore[no-any-return]
+    def hidden6(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(N, 9216) of both towers → (N, 2048); ``mask`` is of that shape, for training."""
+        return self.dropout(F.relu(self.fc6(features)), mask)  # type: ignore[no-any-return]
 
-    def hidden7(self, features: Tensor) -> Tensor:
-        """(N, 4096) of both towers → (N, 2048)."""
-        return self.dropout(F.relu(self.fc7(features)))  # type: ignore[no-any-return]
+    def hidden7(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(N, 4096) of both towers → (N, 2048); ``mask`` is of that shape, for training."""
+        return self.dropout(F.relu(self.fc7(features)), mask)  # type: ignore[no-any-return]
 
     def pool(self, x: Tensor) -> Tensor:
         """Overlapping max pooling, 3x3 every 2 (paper, section 3.4), unless ablated."""
@@ -102,6 +84,8 @@ class AlexNet(nn.Module):
     Takes mean-subtracted RGB crops in the 0-255 range, (N, 3, 224, 224) float: one tensor on each
     tower's device, or a single tensor if the towers share a device. Returns (N, ``classes``) logits
     on the first device. It has 60,965,224 parameters at 1000 classes.
+
+    In training it also takes ``keys``, from ``dropout_keys``: (N, 3) on each device of the crops.
     """
 
     def __init__(self, recipe: Recipe, classes: int) -> None:
@@ -110,16 +94,35 @@ class AlexNet(nn.Module):
         self.towers = nn.ModuleList(Tower(recipe) for _ in range(recipe.towers))
         self.fc8 = nn.Linear(recipe.hidden, classes)
 
-    def forward(self, *crops: Tensor) -> Tensor:
+    def forward(self, *crops: Tensor, keys: Sequence[Tensor] = ()) -> Tensor:
         """Logits of a batch of crops."""
         towers: Sequence[Tower] = list(self.towers)  # type: ignore[arg-type]
+        masks6, masks7 = self._dropout_masks(keys)
         inputs = crops * len(towers) if len(crops) == 1 else crops
         x = [tower.before_conv3(part) for tower, part in zip(towers, inputs, strict=True)]
         devices = [tower.device for tower in towers]
         x = [t.conv3_to_pool5(maps) for t, maps in zip(towers, gather(x, devices), strict=True)]
-        x = [t.hidden6(units) for t, units in zip(towers, gather(x, devices), strict=True)]
-        x = [t.hidden7(units) for t, units in zip(towers, gather(x, devices), strict=True)]
+        parts = zip(towers, gather(x, devices), masks6, strict=True)
+        x = [tower.hidden6(features, mask) for tower, features, mask in parts]
+        parts = zip(towers, gather(x, devices), masks7, strict=True)
+        x = [tower.hidden7(features, mask) for tower, features, mask in parts]
         return self.fc8(*gather(x, [self.fc8.weight.device]))  # type: ignore[no-any-return]
+
+    def _dropout_masks(self, keys: Sequence[Tensor]) -> list[list[Tensor | None]]:
+        """The masks of fc6 and those of fc7, for each tower; None where nothing is dropped."""
+        probability, towers = self.recipe.dropout, len(self.towers)
+        if not (self.training and probability):
+            return [[None] * towers] * 2
+        assert keys, "in training, dropout needs the images' keys"
+        units = self.recipe.hidden // towers
+        own_keys = list(keys) * towers if len(keys) == 1 else list(keys)
+        return [
+            [
+                dropout_mask(part, layer, number * units, units, probability)
+                for number, part in enumerate(own_keys)
+            ]
+            for layer in (6, 7)
+        ]
 
 
 def initialize(model: AlexNet, recipe: Recipe, seed: int) -> None:

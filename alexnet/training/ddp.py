@@ -65,11 +65,11 @@ class MultiDeviceDDP(nn.Module):
         # In a tuple, so that they are no submodules: the network has all parameters already.
         self._replicas = tuple(_replica(part, compression) for part in parts)
 
-    def forward(self, *crops: Tensor) -> Tensor:
+    def forward(self, *crops: Tensor, keys: Sequence[Tensor] = ()) -> Tensor:
         """Logits of this worker's crops."""
         for replica in self._replicas:
             replica()
-        return self.network(*crops)  # type: ignore[no-any-return]
+        return self.network(*crops, keys=keys)  # type: ignore[no-any-return]
 
 
 class _Parameters(nn.Module):

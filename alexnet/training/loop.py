@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alexnet.metrics import TOP_K, LossAndErrors
+from alexnet.model.dropout import dropout_keys
 from alexnet.recipes import Recipe
 from alexnet.shards.loader import Batch, ShardLoader
 from alexnet.shards.validation import validation_batches
@@ -93,7 +94,6 @@ def train_epoch(
             context,
             epoch=epoch,
             colour_noise=rates.colour_noise,
-            rank=loader.rank,
             world_size=loader.world_size,
         )
 
@@ -106,7 +106,6 @@ def train_on_batch(
     *,
     epoch: int,
     colour_noise: bool = True,
-    rank: int = 0,
     world_size: int = 1,
 ) -> Step:
     """Everything that a step does with a batch of images: copies, augmentation, the update.
@@ -132,9 +131,11 @@ def train_on_batch(
     crops = context.prepare(crops_on)
     first_device = context.means[0].device
     labels = context.side_streams[0].run(partial(copy_to_device, batch.labels, first_device))
-    _seed_dropout(context, epoch, batch.offset, rank)
     batch = batch._replace(labels=labels)
-    return train_step(model, optimizer, crops, batch, world_size, bf16=context.bf16)
+    rows = torch.from_numpy(batch.offset + batch.positions)
+    rows_keys = dropout_keys(context.seed, epoch, rows)
+    keys = context.prepare(lambda mean: copy_to_device(rows_keys, mean.device))
+    return train_step(model, optimizer, crops, batch, world_size, keys=keys, bf16=context.bf16)
 
 
 def train_step(
@@ -144,18 +145,20 @@ def train_step(
     batch: Batch,
     world_size: int,
     *,
+    keys: Sequence[Tensor] = (),
     bf16: bool = False,
 ) -> Step:
     """One update from the mean loss over the global batch.
 
-    The batch's labels are on the first of the crops' devices.
+    The batch's labels are on the first of the crops' devices. ``keys`` are those of dropout, on
+    each of these devices.
 
     DDP averages the workers' gradients with equal weights. So each worker scales its sum of losses
     by ``world_size / rows``. The average is then the mean over the global batch, also when workers
     have different numbers of images, or none, in the last batch of an epoch.
     """
     with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=bf16):
-        logits = model(*crops).float()
+        logits = model(*crops, keys=keys).float()
     loss = F.cross_entropy(logits, batch.labels, reduction="sum")
     optimizer.zero_grad()
     (loss * (world_size / batch.rows)).backward()  # type: ignore[no-untyped-call]
@@ -240,16 +243,3 @@ def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> Lo
 def _centre_view(images: Tensor, context: TrainContext, mean: Tensor) -> Tensor:
     images = copy_to_device(images, mean.device)
     return centre_crops(images, mean, channels_last=context.channels_last)
-
-
-def _seed_dropout(context: TrainContext, epoch: int, offset: int, rank: int) -> None:
-    """Seed the generators of all devices for this step's dropout masks.
-
-    ``torch.manual_seed`` sets the same seed on all devices, and then both towers would drop the
-    same units. So each GPU after the first gets another seed.
-    """
-    sequence = np.random.SeedSequence([context.seed, epoch, offset, rank])
-    seeds = sequence.generate_state(len(context.means), np.uint64).tolist()
-    torch.manual_seed(seeds[0])
-    for mean, seed in list(zip(context.means, seeds, strict=True))[1:]:
-        torch.cuda.default_generators[mean.device.index].manual_seed(seed)

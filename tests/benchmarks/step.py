@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from alexnet.model.compilation import compile_towers
+from alexnet.model.dropout import dropout_keys
 from alexnet.model.towers import AlexNet, Tower, initialize
 from alexnet.recipes import CROP_SIZE, PAPER, SOURCE145, Recipe, ablate
 from alexnet.shards.loader import Batch
@@ -83,7 +84,8 @@ def step_function(name: str, batch: int, threads: int, classes: int) -> Callable
     global_batch = Batch(unused, labels, unused, 0, batch)
 
     def step() -> None:
-        train_step(network, optimizer, [crops], global_batch, 1, bf16=kind == "bf16")
+        keys = [dropout_keys(0, 0, torch.arange(batch))]
+        train_step(network, optimizer, [crops], global_batch, 1, keys=keys, bf16=kind == "bf16")
 
     return step
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from alexnet.diagnostics.equivalence import compare, he_init
 from alexnet.metrics import LossAndErrors
+from alexnet.model.dropout import dropout_keys, dropout_mask
 from alexnet.model.placement import place_towers
 from alexnet.model.precision import set_tf32
 from alexnet.recipes import PAPER, SOURCE145, Recipe
@@ -108,6 +109,15 @@ def test_the_update_as_one_kernel() -> None:
             update(*tensors, momentum=0.9, decay=0.5 * rate, rate=rate)
     for value, expected in zip(values, exact, strict=True):
         assert relative_error(value, expected) < 1e-6
+
+
+@pytest.mark.parametrize(("first", "units"), [(0, 2048), (2048, 2048), (4, 1031)])
+def test_dropout_masks_are_those_of_the_cpu(first: int, units: int) -> None:
+    keys = dropout_keys(3_000_000_000, 89, torch.tensor([0, 1, 1_281_166, 2**31 - 1]))
+    for layer in (6, 7):
+        mask = dropout_mask(keys.to(GPU), layer, first, units, 0.5)
+        assert mask.device == GPU
+        assert torch.equal(mask.cpu(), dropout_mask(keys, layer, first, units, 0.5))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

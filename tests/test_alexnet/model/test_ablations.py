@@ -120,7 +120,7 @@ def test_pooling_windows_that_do_not_overlap_use_each_activation_once_at_most() 
 
 
 def test_one_tower_needs_one_device_and_no_copies() -> None:
-    network = narrow_network(ONE_TOWER)
+    network = narrow_network(ONE_TOWER).eval()
     with shapes_only():
         place_towers(network, [GPU1])
         with CopyTracer() as tracer:

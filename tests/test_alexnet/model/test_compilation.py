@@ -19,12 +19,12 @@ def compiled_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
 
     def compile(
-        function: Callable[[Tensor], Tensor], *, dynamic: bool | None = None
-    ) -> Callable[[Tensor], Tensor]:
-        def run(x: Tensor) -> Tensor:
+        function: Callable[..., Tensor], *, dynamic: bool | None = None
+    ) -> Callable[..., Tensor]:
+        def run(x: Tensor, *mask: Tensor | None) -> Tensor:
             assert dynamic is False or isinstance(function, torch.nn.Softplus)
             sizes.append(len(x))
-            return function(x)
+            return function(x, *mask)
 
         return run
 

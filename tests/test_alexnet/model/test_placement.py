@@ -17,7 +17,7 @@ from alexnet.recipes import RECIPES
 @pytest.mark.parametrize("gradients", [True, False])
 def test_the_towers_exchange_activations_only_in_four_layers(gradients: bool) -> None:
     count, hidden = 3, 48
-    network = narrow_network(RECIPES["source145"])
+    network = narrow_network(RECIPES["source145"]).eval()
     with shapes_only(), torch.set_grad_enabled(gradients):
         place_towers(network, [GPU0, GPU1])
         crops = [torch.empty(count, 3, 224, 224, device=device) for device in (GPU0, GPU1)]
@@ -46,7 +46,7 @@ def test_all_tensors_of_a_tower_are_on_its_device() -> None:
 
 
 def test_nothing_is_copied_on_one_device() -> None:
-    network = narrow_network(RECIPES["paper"])
+    network = narrow_network(RECIPES["paper"]).eval()
     with shapes_only():
         place_towers(network, [GPU1])
         with CopyTracer() as tracer:
@@ -60,7 +60,7 @@ def test_nothing_is_copied_on_one_device() -> None:
     reason="FakeTensorMode of older versions does not compare the devices of a convolution",
 )
 def test_crops_on_a_wrong_device_raise_an_error() -> None:
-    network = narrow_network(RECIPES["paper"])
+    network = narrow_network(RECIPES["paper"]).eval()
     with shapes_only():
         place_towers(network, [GPU0, GPU1])
         first, second = (torch.empty(2, 3, 224, 224, device=device) for device in (GPU0, GPU1))
@@ -71,7 +71,7 @@ def test_crops_on_a_wrong_device_raise_an_error() -> None:
 
 
 def test_a_missing_copy_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = narrow_network(RECIPES["paper"])
+    network = narrow_network(RECIPES["paper"]).eval()
     with shapes_only():
         place_towers(network, [GPU0, GPU1])
         first, second = (torch.empty(2, 3, 224, 224, device=device) for device in (GPU0, GPU1))
@@ -82,7 +82,7 @@ def test_a_missing_copy_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_number_of_inputs_must_be_one_or_that_of_the_towers() -> None:
-    network = narrow_network(RECIPES["paper"])
+    network = narrow_network(RECIPES["paper"]).eval()
     crops = torch.zeros(1, 3, 224, 224)
     with pytest.raises(ValueError, match="zip"):
         network(crops, crops, crops)

@@ -27,8 +27,9 @@ from alexnet.diagnostics.copies import CopyTracer, DeviceCopy
 from alexnet.diagnostics.equivalence import he_init
 from alexnet.metrics import LossAndErrors
 from alexnet.model import towers
+from alexnet.model.dropout import Dropout
 from alexnet.model.placement import place_towers
-from alexnet.model.towers import AlexNet, Dropout
+from alexnet.model.towers import AlexNet
 from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
@@ -255,8 +256,9 @@ def test_inputs_are_prepared_on_side_streams(
         return [f"on {side}", "on main", f"main waits for {side}", f"{device} is used on main"]
 
     notes = [note for note in operations if isinstance(note, str)]
-    # The images for both towers, and the labels.
-    assert notes == [*prepared(0), *prepared(1), *prepared(0)] * 2
+    # The images for both towers, the labels, and what the dropout of both towers depends on.
+    both = [*prepared(0), *prepared(1)]
+    assert notes == [*both, *prepared(0), *both] * 2
     # What copies and crops images is on the side streams, and nothing of the network is.
     current = "main"
     on_side: set[Any] = set()
@@ -281,8 +283,7 @@ def test_the_devices_have_different_dropout_masks(
         masks: list[Tensor] = []
         for module in training.network.modules():
             if isinstance(module, Dropout):
-                module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 0 + 1,))
-                module.register_forward_hook(lambda _, inputs, out: masks.append((out != 0).cpu()))
+                module.register_forward_hook(lambda _, inputs, __: masks.append(inputs[1].cpu()))
         training.steps(1)
         return masks, training.tensors()
 
@@ -315,7 +316,7 @@ def crops_on(devices: list[torch.device]) -> list[Tensor]:
 def test_a_missing_copy_raises_an_error(
     fake_devices: FakeDeviceMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network: AlexNet = narrow_network(PAPER)
+    network: AlexNet = narrow_network(PAPER).eval()
     place_towers(network, TWO_DEVICES)
     for devices in ([FIRST, FIRST], [SECOND, FIRST], [FIRST, CPU]):
         with pytest.raises(RuntimeError, match="more than one device"):

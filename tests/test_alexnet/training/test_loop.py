@@ -30,7 +30,8 @@ from torch import Tensor
 
 from alexnet.diagnostics.equivalence import he_init
 from alexnet.metrics import LossAndErrors
-from alexnet.model.towers import AlexNet, Dropout
+from alexnet.model.dropout import Dropout
+from alexnet.model.towers import AlexNet
 from alexnet.recipes import PAPER, RECIPES, SOURCE145, Recipe
 from alexnet.shards.loader import Batch, ShardLoader
 from alexnet.shards.manifest import Manifest
@@ -42,7 +43,14 @@ from alexnet.training.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
-from alexnet.training.loop import Step, StepSums, train_epoch, train_step, validate
+from alexnet.training.loop import (
+    Step,
+    StepSums,
+    train_epoch,
+    train_on_batch,
+    train_step,
+    validate,
+)
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
 
 RATES = EpochRates(0.001)
@@ -283,33 +291,27 @@ def test_top5_errors_of_a_step() -> None:
     assert (step.images, step.rows, step.offset) == (5, 5, 15)
 
 
-def test_dropout_masks_depend_on_epoch_step_and_worker(dataset: Manifest) -> None:
-    def masks(earlier_seed: int, epoch: int, offset: int, rank: int) -> Tensor:
+def test_dropout_masks_depend_on_the_image_and_not_on_the_worker(dataset: Manifest) -> None:
+    def masks(epoch: int, offset: int, world_size: int = 1, earlier_seed: int = 0) -> Tensor:
+        """(fc6 and fc7 of two towers, images of the batch in its order, units)."""
         torch.manual_seed(earlier_seed)
-        model, optimizer = start_training(PAPER)
-        recorded: list[Tensor] = []
-        for module in model.modules():
-            if isinstance(module, Dropout):
-                module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 0 + 1,))
-                module.register_forward_hook(lambda _, inputs, out: recorded.append(out != 0))
-        run_steps(
-            dataset,
-            model,
-            optimizer,
-            PAPER,
-            count=1,
-            epoch=epoch,
-            offset=offset,
-            batch_size=4,
-            rank=rank,
-            world_size=2,
-        )
-        return torch.stack(recorded)
+        of_batch = torch.empty((4, 4, 24), dtype=torch.bool)
+        for rank in range(world_size):
+            model, optimizer = start_training(PAPER)
+            loader = replace(loader_of(dataset, rank=rank, world_size=world_size), batch_size=4)
+            (batch,) = itertools.islice(loader.epoch(epoch, offset), 1)
+            recorded: list[Tensor] = []
+            for module in model.modules():
+                if isinstance(module, Dropout):
+                    module.register_forward_hook(lambda _, x, __, to=recorded: to.append(x[1]))
+            train_on_batch(model, optimizer, batch, train_context(dataset, PAPER), epoch=epoch)
+            of_batch[:, batch.positions] = torch.stack(recorded)
+        return of_batch
 
-    first = masks(0, 1, 8, 0)
-    assert tuple(first.shape) == (4, 2, 24), "fc6 and fc7 of two towers, half of a batch of 4"
-    assert torch.equal(first, masks(1, 1, 8, 0)), "the generator's earlier state has no effect"
-    for other in (masks(0, 2, 8, 0), masks(0, 1, 16, 0), masks(0, 1, 8, 1), first.flip(0)):
+    first = masks(1, 8)
+    assert torch.equal(masks(1, 8, world_size=3), first)
+    assert torch.equal(masks(1, 8, earlier_seed=1), first), "torch's generator has no effect"
+    for other in (masks(2, 8), masks(1, 16), first.flip(0), first.flip(1)):
         assert 0.3 < (first == other).float().mean() < 0.7
 
 

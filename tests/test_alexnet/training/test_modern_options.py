@@ -2,6 +2,7 @@
 
 import copy
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -147,7 +148,8 @@ class SmallNetwork(nn.Module):
         super().__init__()
         self.fc8 = nn.Linear(3, len(CLASSES))
 
-    def forward(self, crops: Tensor) -> Tensor:
+    def forward(self, crops: Tensor, keys: Sequence[Tensor]) -> Tensor:
+        assert len(keys[0]) == len(crops)
         logits: Tensor = self.fc8(crops.mean(dim=(2, 3)))
         return logits
 
