@@ -200,7 +200,7 @@ class TrainSettings(StageSettings):
     decode_on: Literal["cpu", "gpu"] = option(
         "cpu",
         "gpu: training images are decoded by nvJPEG, for machines with fewer than four CPU cores "
-        "for each GPU; pixels differ slightly; never run on a GPU so far",
+        "for each GPU; pixels differ slightly; no training with it has been run so far",
         result=True,
     )
     num_workers: Workers = option(

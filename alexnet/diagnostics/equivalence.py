@@ -89,7 +89,9 @@ def he_init(network: AlexNet, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             std = (2 / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.1
-            parameter.normal_(0, std, generator=generator)
+            # On the CPU, so that the weights don't depend on the device.
+            values = torch.empty(parameter.shape, dtype=parameter.dtype)
+            parameter.copy_(values.normal_(0, std, generator=generator))
 
 
 def _logits_and_gradients(

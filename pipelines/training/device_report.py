@@ -175,7 +175,7 @@ def _bottleneck(report: DeviceReport) -> str:
     if report.launch_bound:
         return (
             f"launching the work on the GPU is the bottleneck ({_time(times.launch_seconds)} of "
-            f"{_time(times.step_seconds)}): give --compile on, or more images for each worker "
+            f"{_time(times.step_seconds)}): give more images for each worker "
             "with a larger --batch-size or fewer --num-workers"
         )
     if times.network_seconds is None:

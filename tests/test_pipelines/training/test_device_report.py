@@ -47,7 +47,7 @@ def report(
     ("measured", "overlap", "expected"),
     [
         (report([0.008, 0.008], 0.009), "1.8 of 2.0", "as they should"),
-        (report([0.005, 0.005], 0.01, launch=0.0095), "1.0 of 2.0", "give --compile on"),
+        (report([0.005, 0.005], 0.01, launch=0.0095), "1.0 of 2.0", "give more images"),
         (report([0.006, 0.006], 0.01, copy_seconds=0.001), "1.2 of 2.0", "use GPUs with NVLink"),
         (
             report([0.006, 0.006], 0.01, copy_seconds=0.001, peer=False),
