@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from alexnet import storage
+from alexnet.shards.order import PIECES
 from pipelines.configuration.setting_types import (
     Device,
     Epochs,
@@ -197,6 +198,12 @@ class TrainSettings(StageSettings):
     compile: Switch = option(
         False, "on: the towers through torch.compile, if the machine has a compiler", result=True
     )
+    exact: Switch = option(
+        False,
+        "on: the weights and curves are the same to the bit for one to four workers, on CPUs of "
+        "one kind; an update takes longer",
+        result=True,
+    )
     decode_on: Literal["cpu", "gpu"] = option(
         "cpu",
         "gpu: training images are decoded by nvJPEG, for machines with fewer than four CPU cores "
@@ -229,6 +236,24 @@ class TrainSettings(StageSettings):
     def gpus_wanted(self) -> int:
         """GPUs that a worker can use: one for each tower, if it may have two."""
         return min(self.gpus_per_worker, self.towers)
+
+    @model_validator(mode="after")
+    def _exact_excludes_some_options(self) -> Self:
+        if not self.exact:
+            return self
+        if self.num_workers[1] > PIECES:
+            raise ValueError(f"--exact on works with {PIECES} workers at most; lower --num-workers")
+        others = {
+            "--device cuda": self.device == "cuda",
+            "--compile on": self.compile,
+            f"--gradient-compression {self.gradient_compression}": (
+                self.gradient_compression != "none"
+            ),
+        }
+        for option_given, is_given in others.items():
+            if is_given:
+                raise ValueError(f"--exact on and {option_given} exclude each other")
+        return self
 
 
 class TrainCommandSettings(TrainSettings):

@@ -70,6 +70,8 @@ class ShardLoader:
     """Whether every epoch has an order of its own; if not, all have that of epoch 0."""
     rank: int = 0
     world_size: int = 1
+    pieces: int | None = None
+    """Parts of a global batch that are not divided among workers; None: it is divided by rows."""
     threads: int = 2
     """Threads that decode."""
     pin_memory: bool = False
@@ -94,7 +96,8 @@ class ShardLoader:
         starts = range(offset, len(rows), self.batch_size)
         batches = [slice(start, start + self.batch_size) for start in starts]
         # For each batch, (b,) each: this worker's positions in it, and their row numbers.
-        positions = [rows_of_rank(lanes[batch], self.rank, self.world_size) for batch in batches]
+        own = self.rank, self.world_size, self.pieces
+        positions = [rows_of_rank(lanes[batch], *own) for batch in batches]
         batch_rows = [rows[batch][p] for batch, p in zip(batches, positions, strict=True)]
         readers = ThreadPoolExecutor(MAX_CONCURRENT_READS, "read")
         decoders = ThreadPoolExecutor(self.threads, "decode")

@@ -13,6 +13,7 @@ few groups are read by two workers. The shards are a global shuffle of the data 
 is a random sample.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,9 @@ LANES = 8
 """Number of streams of row groups that a batch takes its rows from."""
 WINDOW = 4
 """Row groups of a lane whose rows are shuffled together."""
+
+PIECES = 4
+"""Parts of a global batch of an exact training, which has as many workers at most. A power of 2."""
 
 Rows = NDArray[np.int64]
 
@@ -49,21 +53,37 @@ def epoch_order(groups: Sequence[int], seed: int, epoch: int) -> tuple[Rows, Row
     return _interleave([np.concatenate([np.empty(0, np.int64), *rows]) for rows in lanes])
 
 
-def rows_of_rank(lanes: Rows, rank: int, world_size: int) -> Rows:
+def rows_of_rank(lanes: Rows, rank: int, world_size: int, pieces: int | None = None) -> Rows:
     """Positions of one worker's rows within a global batch.
 
     The batch, sorted by lane, is divided into ``world_size`` parts whose sizes differ by at most 1.
+    If it is divided into ``pieces``, each worker gets whole ones.
 
     Args:
         lanes: (rows of the batch,), the lane of each, from ``epoch_order``.
         rank: of the worker, from 0.
         world_size: number of workers.
+        pieces: number of such parts, whose sizes differ by at most 1.
 
     Returns:
         (rows of the worker,) int64.
     """
     by_lane = np.argsort(lanes, kind="stable").astype(np.int64)
-    return np.array_split(by_lane, world_size)[rank]
+    own = range(len(lanes))
+    if pieces is None:
+        own = parts_of(own, world_size)[rank]
+    else:
+        piece_numbers = parts_of(range(pieces), world_size)[rank]
+        own_pieces = parts_of(own, pieces)[piece_numbers.start : piece_numbers.stop]
+        own = range(own_pieces[0].start, own_pieces[-1].stop) if own_pieces else range(0)
+    return by_lane[own.start : own.stop]
+
+
+def parts_of(whole: range, count: int) -> list[range]:
+    """A range in ``count`` parts whose lengths differ by at most 1, the longer ones first."""
+    length, longer = divmod(len(whole), count)
+    ends = [whole.start + number * length + min(number, longer) for number in range(count + 1)]
+    return [range(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def _shuffled_rows(

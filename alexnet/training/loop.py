@@ -5,6 +5,7 @@ are read later. So the CPU launches a step while a GPU computes the one before i
 the augmentation of its images are then done on a second stream, beside that computation.
 """
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,11 @@ from alexnet.metrics import TOP_K, LossAndErrors
 from alexnet.model.dropout import dropout_keys
 from alexnet.recipes import Recipe
 from alexnet.shards.loader import Batch, ShardLoader
+from alexnet.shards.order import PIECES
 from alexnet.shards.validation import validation_batches
 from alexnet.training.augment import centre_crops, sample_augment_params, training_crops
 from alexnet.training.device_queue import HostCopy, SideStream, copy_to_device
+from alexnet.training.exact import ExactWorker, compute_gradients, exact_loss
 from alexnet.training.optimizer import EpochRates, MomentumSGD, apply_warmup, set_rates
 
 
@@ -44,6 +47,8 @@ class TrainContext:
     """Memory layout of the network's input on GPUs, and so of its activations."""
     warmup_rows: int = 0
     """The learning rate rises over this many rows (``optimizer.apply_warmup``)."""
+    exact: ExactWorker | None = None
+    """If the results must not depend on the number of workers."""
 
     def prepare(self, work: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The network's inputs: the result of ``work`` for each mean, on the side stream."""
@@ -135,6 +140,8 @@ def train_on_batch(
     rows = torch.from_numpy(batch.offset + batch.positions)
     rows_keys = dropout_keys(context.seed, epoch, rows)
     keys = context.prepare(lambda mean: copy_to_device(rows_keys, mean.device))
+    if context.exact:
+        return exact_step(model, optimizer, crops, batch, keys, context.exact, bf16=context.bf16)
     return train_step(model, optimizer, crops, batch, world_size, keys=keys, bf16=context.bf16)
 
 
@@ -163,10 +170,32 @@ def train_step(
     optimizer.zero_grad()
     (loss * (world_size / batch.rows)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    with torch.no_grad():
-        correct = logits.topk(min(TOP_K, logits.shape[1])).indices == batch.labels[:, None]
-        top1_wrong = (~correct[:, :1].any(dim=1)).sum()
-        top5_wrong = (~correct.any(dim=1)).sum()
+    return _results(loss, logits, batch)
+
+
+def exact_step(
+    network: nn.Module,
+    optimizer: MomentumSGD,
+    crops: Sequence[Tensor],
+    batch: Batch,
+    keys: Sequence[Tensor],
+    worker: ExactWorker,
+    *,
+    bf16: bool = False,
+) -> Step:
+    """``train_step`` with sums in a fixed order; ``network`` is not wrapped, and on the CPU."""
+    loss, logits = compute_gradients(
+        network, crops[0], batch.labels, keys[0], batch.rows, worker, bf16=bf16
+    )
+    optimizer.step()
+    return _results(loss, logits, batch)
+
+
+@torch.no_grad()
+def _results(loss: Tensor, logits: Tensor, batch: Batch) -> Step:
+    correct = logits.topk(min(TOP_K, logits.shape[1])).indices == batch.labels[:, None]
+    top1_wrong = (~correct[:, :1].any(dim=1)).sum()
+    top5_wrong = (~correct.any(dim=1)).sum()
     return Step(
         loss.detach(),
         top1_wrong,
@@ -214,7 +243,6 @@ class StepSums:
         )
 
 
-@torch.no_grad()
 def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> LossAndErrors:
     """Errors of the centre view on this worker's row groups of the validation split.
 
@@ -222,22 +250,39 @@ def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> Lo
     """
     model.eval()
     errors = LossAndErrors()
-    uncounted: tuple[HostCopy, NDArray[np.int64]] | None = None
+    exact = context.exact
+    uncounted: deque[tuple[Callable[[], HostCopy], NDArray[np.int64]]] = deque()
 
-    def count() -> None:
-        if uncounted:
-            probabilities, labels = uncounted
-            errors.count(probabilities.read().numpy(), labels)
-
-    for batch in validation_batches(loader):
-        inputs = context.prepare(partial(_centre_view, batch.images, context))
+    @torch.no_grad()
+    def compute(images: Tensor) -> HostCopy:
+        inputs = context.prepare(partial(_centre_view, images, context))
         with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=context.bf16):
             logits = model(*inputs).float()
-        copy = HostCopy(logits.softmax(dim=1))
+        return HostCopy(logits.softmax(dim=1))
+
+    def count() -> None:
+        probabilities, labels = uncounted.popleft()
+        counted = LossAndErrors()
+        counted.count(probabilities().read().numpy(), labels)
+        if exact:
+            counted.loss = exact_loss(counted.loss)
+        errors.add(counted)
+
+    for batch in validation_batches(loader):
+        if exact:
+            result = exact.pool.submit(compute, batch.images).result
+        else:
+            result = partial(_same, compute(batch.images))
+        uncounted.append((result, batch.labels))
+        if len(uncounted) > (PIECES if exact else 1):
+            count()
+    while uncounted:
         count()
-        uncounted = copy, batch.labels
-    count()
     return errors
+
+
+def _same(copy: HostCopy) -> HostCopy:
+    return copy
 
 
 def _centre_view(images: Tensor, context: TrainContext, mean: Tensor) -> Tensor:

@@ -127,6 +127,10 @@ def _resources(settings: TrainSettings, folder: str) -> WorkerResources:
     Raises:
         UserError: the cluster can't ever have so many.
     """
+    if settings.exact:  # GPUs add in an order of their own.
+        if choose_gpus("auto", settings.num_workers[0], settings.gpus_wanted):
+            stage_logger("train").info("--exact on: training on CPUs; the GPUs are not used")
+        return training_resources(settings.num_workers, "cpu", 0)
     path = storage.join(folder, BEGAN_WITH)
     began_with = storage.read_json(path)["gpus"] if storage.is_file(path) else None
     if began_with is None or settings.device != "auto":

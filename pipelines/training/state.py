@@ -23,12 +23,14 @@ from alexnet.recipes import Recipe
 from alexnet.shards.gpu_decode import check_gpu_decoding
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest, read_manifest
+from alexnet.shards.order import PIECES
 from alexnet.shards.pixel_stats import PixelStatistics, read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.checkpoint import TrainState
 from alexnet.training.ddp import wrap_ddp
 from alexnet.training.device_queue import SideStream
 from alexnet.training.ema import EMA
+from alexnet.training.exact import ExactWorker
 from alexnet.training.loop import TrainContext
 from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import MomentumSGD, build_optimizer
@@ -120,7 +122,14 @@ def build_worker(config: LoopConfig) -> WorkerState:
         settings=settings,
         recipe=recipe,
         manifest=manifest,
-        context=_train_context(settings, recipe, manifest, statistics, devices),
+        context=_train_context(
+            settings,
+            recipe,
+            manifest,
+            statistics,
+            devices,
+            ExactWorker.create(rank, world_size, config.cpus) if settings.exact else None,
+        ),
         loader=ShardLoader(
             manifest=manifest,
             batch_size=recipe.batch_size,
@@ -128,12 +137,17 @@ def build_worker(config: LoopConfig) -> WorkerState:
             reshuffle=recipe.shuffle == "every-epoch",
             rank=rank,
             world_size=world_size,
+            pieces=PIECES if settings.exact else None,
             threads=decode_threads(config.cpus, devices[0]),
             pin_memory=devices[0].type == "cuda",
             decode_on=decoding_device(settings, manifest, devices[0]),
         ),
         network=network,
-        wrapped=wrap_ddp(network, settings.gradient_compression) if world_size > 1 else network,
+        wrapped=(
+            wrap_ddp(network, settings.gradient_compression)
+            if world_size > 1 and not settings.exact
+            else network
+        ),
         optimizer=optimizer,
         average=average,
         train_state=train_state,
@@ -200,6 +214,7 @@ def _train_context(
     manifest: Manifest,
     statistics: PixelStatistics,
     devices: list[torch.device],
+    exact: ExactWorker | None,
 ) -> TrainContext:
     mean = mean_crop(statistics.mean_image)
     return TrainContext(
@@ -211,6 +226,7 @@ def _train_context(
         bf16=execution_of(settings).bf16,
         channels_last=settings.channels_last,
         warmup_rows=settings.warmup_epochs * manifest.rows("train"),
+        exact=exact,
     )
 
 
