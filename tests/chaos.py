@@ -100,6 +100,13 @@ class ChaosRun:
         self.process.communicate()
         self.process = None
 
+    def kill_driver_softly(self) -> None:
+        """With SIGTERM, after which it saves a checkpoint."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.communicate(timeout=TIMEOUT_S)
+        self.process = None
+
     def kill_worker(self) -> None:
         for node in self.cluster.list_all_nodes():
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)

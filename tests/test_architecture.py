@@ -157,7 +157,7 @@ def test_no_process_group_is_used_for_tensors_of_several_devices() -> None:
     assert nccl == ["alexnet.training.ddp"]
     operations = ["all_reduce", "all_gather", "broadcast", "reduce", "barrier", "gather_object"]
     users = {name for operation in operations for name, _ in calls_of(operation)}
-    assert users == {"pipelines.training.collectives"}
+    assert users == {"pipelines.training.collectives", "alexnet.training.exact"}
 
 
 def workflow_flags() -> set[str]:

@@ -30,6 +30,8 @@ _SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasat
 
 T = TypeVar("T")
 
+_timers: list[threading.Timer] = []
+"""What ends the process after a signal."""
 _received: list[int] = []
 """The signal that has been received, if one has."""
 _postponing: list[None] = []
@@ -41,6 +43,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.exit_status = 128 + number
 
 
@@ -113,6 +116,14 @@ def _end_after(seconds: float, status: int) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+    _timers.append(timer)
+
+
+def extend_grace(seconds: float, number: int) -> None:
+    """Let the process live for ``seconds`` from now, after the signal of that number."""
+    for timer in _timers:
+        timer.cancel()
+    _end_after(seconds, 128 + number)
 
 
 def run_in_thread(work: Callable[[], T], name: str, *, keep: bool = False) -> T:

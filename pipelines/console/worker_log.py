@@ -26,10 +26,16 @@ class WorkerLog:
 
     def __init__(self) -> None:
         self.lines: list[str | Update] = []
+        self.checkpoint_requested = False
 
-    def emit(self, line: str | Update) -> None:
-        """Add a line, or how far the work has got."""
+    def emit(self, line: str | Update) -> bool:
+        """Add a line, or how far the work has got; returns whether a checkpoint is requested."""
         self.lines.append(line)
+        return self.checkpoint_requested
+
+    def request_checkpoint(self) -> None:
+        """Let every later ``emit`` return True."""
+        self.checkpoint_requested = True
 
     def drain(self) -> list[str | Update]:
         """All lines since the last call."""

@@ -6,6 +6,7 @@ Train's own ``max_failures`` is not used: it would also retry errors of the user
 
 import functools
 import os
+import signal
 import threading
 from collections.abc import Callable
 
@@ -32,7 +33,7 @@ from pipelines.clusters.allocation import (
     training_resources,
 )
 from pipelines.configuration.setting_types import Device, Workers
-from pipelines.console.interrupt import run_in_thread
+from pipelines.console.interrupt import GRACE_S, Interrupted, extend_grace, run_in_thread
 from pipelines.console.log import stage_logger
 from pipelines.console.redact import SecretUri, shortened
 from pipelines.console.watchdog import Watchdog
@@ -41,6 +42,7 @@ from pipelines.settings import TrainSettings
 from pipelines.tracking.node_metrics import host_name
 from pipelines.training import checkpoint_folder, checkpointing
 from pipelines.training.checkpoint_folder import list_checkpoints
+from pipelines.training.driver_lines import CHECKPOINT_GRACE_S, wait_for_checkpoint
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
 from pipelines.workdir import Workdir
@@ -163,6 +165,7 @@ def _fit(
         resources: of the workers.
     """
     started = threading.Event()
+    storage_path = Workdir(settings.workdir).checkpoints
 
     def waiting_for() -> str | None:
         if _requested(resources):
@@ -177,7 +180,7 @@ def _fit(
             scaling_config=scaling_config(settings.num_workers, resources),
             run_config=RunConfig(
                 name=name,
-                storage_path=Workdir(settings.workdir).checkpoints,
+                storage_path=storage_path,
                 checkpoint_config=checkpointing.KEEP,
                 failure_config=FailureConfig(controller_failure_limit=-1),
                 logging_config=LoggingConfig(log_level="ERROR"),
@@ -185,7 +188,13 @@ def _fit(
             ),
         )
         # In a thread, or Ray Train would replace the handler of Ctrl-C, for ever.
-        run_in_thread(trainer.fit, "ray-train")
+        try:
+            run_in_thread(trainer.fit, "ray-train")
+        except Interrupted as error:
+            if error.number == signal.SIGTERM and started.is_set():
+                extend_grace(CHECKPOINT_GRACE_S + GRACE_S, error.number)
+                wait_for_checkpoint(lines, storage.join(storage_path, name))
+            raise
 
 
 def _requested(resources: WorkerResources) -> bool:

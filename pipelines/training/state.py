@@ -44,6 +44,7 @@ from pipelines.tracking.node_metrics import host_name, node_metrics
 from pipelines.tracking.run import MetricStore
 from pipelines.tracking.step_images import StepImages
 from pipelines.training.checkpointing import restore
+from pipelines.training.driver_lines import DriverLines
 from pipelines.training.pictures import Pictures
 
 
@@ -88,6 +89,8 @@ class WorkerState:
     """On rank 0."""
     log_line: Callable[[str | Update], None]
     """Logs a line in the driver; does nothing on other ranks than 0."""
+    checkpoint_requested: Callable[[], bool]
+    """Whether the driver has requested a checkpoint; False on other ranks than 0."""
     checkpoint_started: float = field(default_factory=time.monotonic)
     """When the last checkpoint was started, by the monotonic clock."""
     checkpoint_slot: Semaphore = field(default_factory=Semaphore)
@@ -108,9 +111,11 @@ def build_worker(config: LoopConfig) -> WorkerState:
     optimizer = build_optimizer(network, recipe)
     average = EMA(network, settings.ema) if settings.ema else None
 
+    driver_lines = DriverLines(config.worker_log)
+
     def log_line(line: str | Update) -> None:
         if rank == 0:
-            config.worker_log.emit.remote(line)
+            driver_lines.emit(line)
 
     weights = average.weights if average else None
     train_state = restore(network, optimizer, weights, log_line, config.checkpoints)
@@ -154,6 +159,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
         writer=open_metric_writer(config, train_state) if rank == 0 else None,
         pictures=open_pictures(config, manifest, statistics, log_line) if rank == 0 else None,
         log_line=log_line,
+        checkpoint_requested=driver_lines.checkpoint_requested,
     )
 
 

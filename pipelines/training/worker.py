@@ -166,7 +166,7 @@ class _Agreed(NamedTuple):
 
     seconds_per_step: float
     checkpoint_due: bool
-    """Because enough time has passed."""
+    """Because enough time has passed, or because the driver has requested a checkpoint."""
 
 
 def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> _Agreed:
@@ -177,7 +177,8 @@ def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> _Agr
     seconds_per_step = late = 0.0
     if worker.loader.rank == 0:
         elapsed = time.monotonic() - worker.checkpoint_started
-        late = float(elapsed > 60 * worker.settings.checkpoint_minutes)
+        too_long = elapsed > 60 * worker.settings.checkpoint_minutes
+        late = float(too_long or worker.checkpoint_requested())
         seconds_per_step = window.seconds() / sums.steps
     errors, (seconds_per_step, late) = all_reduce_errors(local, seconds_per_step, late)
     agreed = _Agreed(seconds_per_step, bool(late))

@@ -98,7 +98,7 @@ def statuses(folder: Path) -> dict[str, str]:
     ("moment", "number", "status", "killed"),
     [
         ("preprocess: running", signal.SIGTERM, 143, None),
-        ("train: epoch 1/1, 8/16", signal.SIGINT, 130, "train"),
+        pytest.param("train: epoch 1/1, 8/16", signal.SIGINT, 130, "train", marks=pytest.mark.long),
         pytest.param("evaluate: running", signal.SIGINT, 130, None, marks=pytest.mark.long),
     ],
 )
@@ -114,6 +114,24 @@ def test_one_signal_ends_a_full_run_at_any_stage(
     assert "RUNNING" not in runs.values()
     if killed:
         assert runs["full_run"] == runs[killed] == "KILLED"
+
+
+def test_sigterm_saves_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """Without it, the first checkpoint would be that of the epoch's end."""
+    options = f"--source {folder / 'source'} --workdir {tmp_path} --batch-size 2 --log-steps 1"
+    options += " --log-seconds 0 --learning-rate 0.0001 --device cpu --epochs 2"
+    command = Command("full_run.py", *options.split())
+    command.wait_for("train: epoch 1/2, 4/16")
+    assert command.interrupt(signal.SIGTERM) == 143
+    assert command.lines[-1] == f"full_run.py: {MESSAGE}"
+    assert "Traceback" not in "\n".join(command.lines)
+    (saved,) = [line for line in command.lines if line.startswith("train: saved ")]
+    checkpoint = Path(saved.removeprefix("train: saved "))
+    step = json.loads((checkpoint / "train_state.json").read_text())["step"]
+    assert 2 < step < 8
+    resumed = Command("full_run.py", *options.split())
+    resumed.wait_for(f"train: resuming from the checkpoint of step {step}, epoch 1")
+    assert resumed.interrupt(signal.SIGINT) == 130
 
 
 @pytest.mark.long

@@ -48,7 +48,7 @@ def prepared(cluster: Cluster, raw_images: Path, tmp_path_factory: pytest.TempPa
 
 
 def training(
-    cluster: Cluster, prepared: Path, workdir: Path, workers: str, epochs: int = 2
+    cluster: Cluster, prepared: Path, workdir: Path, workers: str, epochs: int = 2, *more: str
 ) -> ChaosRun:
     """Some epochs of ten updates; ``workdir`` is new and shares the shards of another."""
     workdir.mkdir()
@@ -56,11 +56,11 @@ def training(
         (workdir / shared).parent.mkdir(exist_ok=True)
         (workdir / shared).symlink_to(prepared / shared)
     options = f"--workdir {workdir} --epochs {epochs} --num-workers {workers} --device cpu"
-    more = "--batch-size 4 --learning-rate 0.001 --checkpoint-steps 2 --log-steps 1"
-    more += " --log-seconds 0 --max-failures 9"
+    options += " --batch-size 4 --learning-rate 0.001 --checkpoint-steps 2 --log-steps 1"
+    options += " --log-seconds 0 --max-failures 9"
     return ChaosRun(
         cluster,
-        [sys.executable, str(ROOT / "pipelines" / "train.py"), *options.split(), *more.split()],
+        [sys.executable, str(ROOT / "pipelines" / "train.py"), *options.split(), *more],
         worker="ray::RayTrainWorker",
         progress=lambda: max(
             (int(path.name.split("_")[1]) for path in workdir.glob("training/*/step_*[0-9]")),
@@ -74,12 +74,12 @@ def weights_digest(result: dict[str, Any]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def loss_curve(workdir: Path) -> list[tuple[int, float]]:
-    """Step and loss of each point that MLflow holds of the only training run."""
+def curve_of(workdir: Path, metric: str = "loss") -> list[tuple[int, float]]:
+    """Step and value of each point that MLflow holds of a metric of the only training run."""
     client = MlflowClient(f"sqlite:///{workdir}/mlflow.db")
     (run,) = client.search_runs(["1"], "tags.stage = 'train'")
     return [
-        (point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss")
+        (point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)
     ]
 
 
@@ -110,12 +110,56 @@ def test_killed_at_random_moments_the_weights_are_those_of_uninterrupted_trainin
     assert "resuming from the checkpoint of step" in run.output
     assert result["steps"] == 20
     assert weights_digest(result) == weights_digest(expected)
-    curve = loss_curve(tmp_path / "killed")
-    assert curve == loss_curve(tmp_path / "uninterrupted")
+    curve = curve_of(tmp_path / "killed")
+    assert curve == curve_of(tmp_path / "uninterrupted")
     assert [step for step, _ in curve] == list(range(1, 21))
     checkpoints = sorted(path.name for path in (tmp_path / "killed").glob("training/*/step_*"))
     assert len(checkpoints) <= 2, "the best and the newest"
     assert checkpoints[-1] == "step_000000020"
+
+
+def test_exact_training_is_the_same_for_any_workers_and_however_often_it_is_killed(
+    cluster: Cluster, prepared: Path, tmp_path: Path
+) -> None:
+    """Each driver has another number of workers; SIGTERM is one of the ways in which it ends."""
+    epochs = 2 + KILLS // 5  # Five checkpoints each; a kill follows a checkpoint.
+
+    def with_workers(workers: str, name: str) -> ChaosRun:
+        return training(cluster, prepared, tmp_path / name, workers, epochs, "--exact", "on")
+
+    unbroken = with_workers("1", "unbroken")
+    unbroken.start()
+    expected = unbroken.result()
+    assert expected, unbroken.errors
+
+    cluster.add_node(**SMALL_NODE)
+    run = with_workers("1", "killed")
+    numbers, moments = itertools.cycle("1324"), random.Random(2012)
+    victims = itertools.cycle(["worker", "driver", "node", "driver_softly"])
+    at = run.command.index("--num-workers") + 1
+    kills = 0
+    used = set()
+    result = None
+    while result is None:
+        if run.process is None:
+            run.command[at] = next(numbers)
+            used.add(run.command[at])
+            run.start()
+        if kills == KILLS or not run.wait_for_progress():
+            result = run.result()
+            assert result or "train.py:" not in run.errors, run.errors
+            continue
+        time.sleep(moments.uniform(0, 0.5))
+        getattr(run, f"kill_{next(victims)}")()
+        kills += 1
+    assert kills == KILLS
+    assert len(used) == min(4, 1 + KILLS // 2)
+    assert result["steps"] == 10 * epochs
+    assert weights_digest(result) == weights_digest(expected)
+    for metric in ("loss", "top1_error", "val_loss", "val_top1_error"):
+        curve = curve_of(tmp_path / "killed", metric)
+        assert curve == curve_of(tmp_path / "unbroken", metric), metric
+    assert [step for step, _ in curve_of(tmp_path / "killed")] == list(range(1, 10 * epochs + 1))
 
 
 def test_the_number_of_workers_follows_the_cluster(
@@ -136,4 +180,4 @@ def test_the_number_of_workers_follows_the_cluster(
     ]
     assert counts == ["3", "2", "3"]
     assert result["steps"] == 80
-    assert [step for step, _ in loss_curve(tmp_path / "elastic")] == list(range(1, 81))
+    assert [step for step, _ in curve_of(tmp_path / "elastic")] == list(range(1, 81))

@@ -290,8 +290,8 @@ def test_a_network_that_diverges_in_the_last_update_is_not_validated(
     """The loss of that update is that of the weights before it, and finite."""
     forward = AlexNet.forward
 
-    def diverged_outside_training(self: AlexNet, *inputs: Tensor) -> Tensor:
-        logits = forward(self, *inputs)
+    def diverged_outside_training(self: AlexNet, *inputs: Tensor, **keys: Any) -> Tensor:
+        logits = forward(self, *inputs, **keys)
         return logits if self.training else logits * torch.nan
 
     monkeypatch.setattr(AlexNet, "forward", diverged_outside_training)
