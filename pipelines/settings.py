@@ -158,6 +158,11 @@ class TrainSettings(StageSettings):
         "epochs after which the learning rate is divided by 10; by default the recipe's rule",
         result=True,
     )
+    second_phase: Switch = option(
+        False,
+        "on: source145 continues as its log does, with the rate back at .001, to epoch 135",
+        result=True,
+    )
     shuffle: Literal["once", "every-epoch"] | None = option(
         None,
         "whether all epochs have the same order of images and the same batches, as in the authors' "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alexnet.recipes import PlateauSchedule, Recipe, StepSchedule
+from alexnet.recipes import NEVER, PlateauSchedule, Recipe, StepSchedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,12 @@ def rates_at(
         else:
             conv1 = 0.1 if number >= schedule.conv1_slow_from else 1.0
         noise = number < schedule.colour_noise_until
-        biases = None if schedule.biases_drop else learning_rate
+        biases = learning_rate * schedule.factor ** sum(number >= d for d in schedule.bias_drops)
+        second = schedule.second_phase
+        if second and number >= second.first_epoch:
+            learning_rate *= second.rate
+            drops = sum(number >= drop for drop in second.drops)
+            noise = number < second.colour_noise_until
         return EpochRates(learning_rate * schedule.factor**drops, conv1, noise, biases)
     drops = min(_stalls(errors, schedule.patience), schedule.drops)
     return EpochRates(learning_rate * schedule.factor**drops)
@@ -176,14 +181,13 @@ def with_drops(schedule: PlateauSchedule | StepSchedule, drops: Sequence[int]) -
     first_epochs = tuple(drop + 1 for drop in drops)
     if isinstance(schedule, StepSchedule):
         return replace(schedule, drops=first_epochs)
-    never = 10**9
     return StepSchedule(
         factor=schedule.factor,
         drops=first_epochs,
-        biases_drop=True,
-        conv1_slow_from=never,
-        conv1_frozen_from=never,
-        colour_noise_until=never,
+        bias_drops=first_epochs,
+        conv1_slow_from=NEVER,
+        conv1_frozen_from=NEVER,
+        colour_noise_until=NEVER,
     )
 
 

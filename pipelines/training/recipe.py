@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
-from alexnet.recipes import RECIPES, Recipe, ablate
+from alexnet.errors import UserError
+from alexnet.recipes import RECIPES, SOURCE145, Recipe, ablate, with_second_phase
 from alexnet.training.optimizer import with_drops
 from pipelines.settings import TrainSettings
 
 
 def resolve_recipe(settings: TrainSettings) -> Recipe:
-    """The recipe with the settings' ablations and numbers."""
+    """The recipe with the settings' ablations and numbers.
+
+    Raises:
+        UserError: the settings exclude each other.
+    """
     recipe = ablate(
         RECIPES[settings.recipe],
         normalization=settings.normalization,
@@ -16,6 +21,13 @@ def resolve_recipe(settings: TrainSettings) -> Recipe:
         towers=settings.towers,
     )
     drops = settings.lr_drops
+    if settings.second_phase:
+        if recipe != SOURCE145 or drops:
+            raise UserError(
+                "--second-phase on: it is the log of source145 itself; give it without --lr-drops, "
+                "ablations and other recipes"
+            )
+        recipe = with_second_phase(recipe)
     return replace(
         recipe,
         schedule=recipe.schedule if drops is None else with_drops(recipe.schedule, drops),

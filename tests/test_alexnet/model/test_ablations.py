@@ -69,6 +69,10 @@ def test_the_ablated_recipe() -> None:
     recipe = ablate(SOURCE145, towers=1, normalization=False, overlapping_pooling=False)
     assert (recipe.cross_map, recipe.within_map) == (None, None)
     assert (recipe.pool_size, recipe.towers) == (2, 1)
+    # The authors trained no network without two components.
+    assert (recipe.schedule, recipe.epochs) == (SOURCE145.schedule, SOURCE145.epochs)
+    without_norm = ablate(PAPER, normalization=False)
+    assert (without_norm.schedule, without_norm.epochs) == (PAPER.schedule, PAPER.epochs)
     # The paper's text gives equal sizes of outputs; the authors' network has other paddings.
     recipe = ablate(PAPER, overlapping_pooling=False)
     assert (recipe.pool_size, recipe.pool_ceil) == (2, False)

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alexnet.recipes import LAYERS, RECIPES, PlateauSchedule, StepSchedule
+from alexnet.recipes import (
+    LAYERS,
+    RECIPES,
+    SOURCE145,
+    PlateauSchedule,
+    Recipe,
+    StepSchedule,
+    ablate,
+    with_second_phase,
+)
 from alexnet.training.optimizer import (
     EpochRates,
     MomentumSGD,
@@ -183,6 +192,68 @@ def test_schedule_of_the_source(epoch: int, rate: float, conv1: float, noise: bo
         rates = rates_at(schedule, 0.01, epoch, errors)
         assert rates.learning_rate == pytest.approx(rate, rel=1e-12)
         assert (rates.conv1, rates.colour_noise) == (conv1, noise)
+
+
+def changes(recipe: Recipe) -> dict[int, tuple[float, float, float, bool]]:
+    """The rates of weights, conv1's weights and biases, and the noise, by the epochs, counted from
+    1, in which they change."""
+    found: dict[int, tuple[float, float, float, bool]] = {}
+    for epoch in range(recipe.epochs):
+        rates = rates_at(recipe.schedule, recipe.learning_rate, epoch, [50.0] * epoch)
+        assert rates.biases is not None
+        values = (rates.learning_rate, rates.learning_rate * rates.conv1, rates.biases)
+        now = (*(float(f"{value:.3g}") for value in values), rates.colour_noise)
+        if not found or now != list(found.values())[-1]:
+            found[epoch + 1] = now
+    return found
+
+
+def test_schedules_of_the_ablations_are_those_of_their_logs() -> None:
+    # Each line of a log is a row: layer-params-147.cfg, -148.cfg and -145-half.cfg.
+    no_overlap = ablate(SOURCE145, overlapping_pooling=False)
+    assert (no_overlap.epochs, changes(no_overlap)) == (
+        90,
+        {
+            1: (0.01, 0.01, 0.01, True),
+            23: (0.001, 0.001, 0.01, True),
+            51: (0.0001, 0.0001, 0.01, True),
+            79: (0.00001, 0.0, 0.001, True),
+        },
+    )
+    no_norm = ablate(SOURCE145, normalization=False)
+    assert (no_norm.epochs, changes(no_norm)) == (
+        97,
+        {
+            1: (0.01, 0.01, 0.01, True),
+            22: (0.001, 0.001, 0.01, True),
+            44: (0.0001, 0.0001, 0.01, True),
+            69: (0.0001, 0.00001, 0.01, False),
+            73: (0.0001, 0.0, 0.01, False),
+            86: (0.00001, 0.0, 0.01, False),
+        },
+    )
+    one_tower = ablate(SOURCE145, towers=1)
+    assert (one_tower.epochs, changes(one_tower)) == (
+        96,
+        {
+            1: (0.01, 0.01, 0.01, True),
+            20: (0.001, 0.001, 0.01, True),
+            48: (0.0001, 0.0001, 0.01, True),
+            66: (0.0001, 0.00001, 0.01, False),
+            72: (0.0001, 0.0, 0.01, False),
+        },
+    )
+
+
+def test_the_second_phase_of_the_source() -> None:
+    recipe = with_second_phase(SOURCE145)
+    first, second = changes(SOURCE145), changes(recipe)
+    assert recipe.epochs == 135
+    assert second == first | {
+        92: (0.001, 0.0, 0.01, True),
+        107: (0.0001, 0.0, 0.01, True),
+        124: (0.00001, 0.0, 0.01, False),
+    }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,6 +1,11 @@
 """The settings of training that change the recipe, and the options that did not exist in 2012."""
 
-from alexnet.recipes import PAPER, RECIPES, ablate
+from typing import Any
+
+import pytest
+
+from alexnet.errors import UserError
+from alexnet.recipes import PAPER, RECIPES, SOURCE145, ablate, with_second_phase
 from pipelines.settings import TrainSettings
 from pipelines.training.recipe import resolve_recipe, with_recipe_numbers
 
@@ -16,6 +21,14 @@ def test_the_ablations_are_settings() -> None:
     )
     expected = ablate(PAPER, towers=1, normalization=False, overlapping_pooling=False)
     assert resolve_recipe(settings) == expected
+
+
+def test_the_second_phase_is_a_setting_of_the_source_alone() -> None:
+    settings: dict[str, Any] = {"recipe": "source145", "second_phase": "on"}
+    assert resolve_recipe(TrainSettings.model_validate(settings)) == with_second_phase(SOURCE145)
+    for other in ({"recipe": "paper"}, {"towers": 1}, {"lr_drops": [3]}):
+        with pytest.raises(UserError, match="--second-phase on: it is the log of source145"):
+            resolve_recipe(TrainSettings.model_validate(settings | other))
 
 
 def test_the_source_shuffles_once_and_the_setting_wins() -> None:
