@@ -25,13 +25,7 @@ from safetensors.torch import load_file, save_file
 from alexnet.errors import UserError, one_line
 from alexnet.model.grouped import GroupedAlexNet
 from alexnet.model.placement import to_grouped
-from alexnet.training.checkpoint import (
-    AVERAGE_FILE,
-    MEAN_FILE,
-    MODEL_FILE,
-    read_recipe,
-    read_tensors,
-)
+from alexnet.training.checkpoint import read_mean, read_network, read_recipe
 
 
 def write(checkpoint: str, path: str) -> None:
@@ -44,13 +38,11 @@ def write(checkpoint: str, path: str) -> None:
     Raises:
         UserError: the checkpoint can't be read, or the file can't be written.
     """
-    averaged = os.path.exists(os.path.join(checkpoint, AVERAGE_FILE))
-    name = AVERAGE_FILE if averaged else MODEL_FILE
     recipe = read_recipe(checkpoint)
-    state = to_grouped(read_tensors(checkpoint, name))
+    state = to_grouped(read_network(checkpoint))
     for layer in ("fc7", "fc8"):
         state[f"{layer}.weight"] *= 1 - recipe["dropout"]
-    state["centre.mean"] = read_tensors(checkpoint, MEAN_FILE)["mean"]
+    state["centre.mean"] = read_mean(checkpoint)
     try:
         save_file(state, f"{path}.part", {"recipe": json.dumps(recipe)})
         os.replace(f"{path}.part", path)

@@ -116,19 +116,28 @@ class Recipe:
     3.4)."""
     pool_ceil: bool = False
     """Whether a window that extends over the right or lower border has an output, too."""
+    conv1_padding: tuple[int, int] = (0, 3)
+    """Rows and columns of zeros above and on the left of conv1's input, and below and on the right.
+    cuda-convnet rounds the number of positions up to 55, which needs three more at the end."""
     conv2_padding: int = 2
     """Rows and columns of zeros on each side of conv2's input."""
     conv5_padding: int = 1
     """The same for conv5."""
+    conv6: bool = False
+    """Whether there is a sixth convolutional layer over pool 5 (paper, section 6: "1 CNN*")."""
+    kernels: tuple[int, int, int, int] = (48, 128, 192, 192)
+    """Of each tower in conv1 to conv4."""
     towers: int = 2
-    """Number of towers. Each has 48, 128, 192 and 192 kernels in conv1 to conv4. The 256 kernels of
-    conv5 and the units of fc6 and fc7 are divided among them."""
+    """Number of towers. The 256 kernels of conv5, and of conv6, and the units of fc6 and fc7 are
+    divided among them."""
     hidden: int = 4096
     """Units in fc6, and in fc7, of all towers together."""
     weight_std: dict[str, float]
     """Standard deviation of each layer's initial weights. Their mean is 0."""
     ones: tuple[str, ...] = ("conv2", "conv4", "conv5", "fc6", "fc7")
     """Layers whose biases start at 1. Those of the others start at 0 (paper, section 5)."""
+    bias_start: float = 1.0
+    """What the biases of ``ones`` start at instead, in networks of others."""
     bias_rate: float
     """The biases' first learning rate as a multiple of the weights' (145: ``epsB=0.02`` and
     ``epsW=0.01``)."""
@@ -149,8 +158,8 @@ class Recipe:
     update, and those with the same crop, are the same in every epoch."""
     schedule: PlateauSchedule | StepSchedule
     epochs: int
-    """When to stop. 145 was "killed" in epoch 91, so it had from 90 to 91 whole epochs. We train 91,
-    as an epoch in which the rate was lowered has the lower rate from its beginning."""
+    """When to stop. 145 was "killed" in epoch 91, so it had 90 to 91 whole epochs. We train 91, as
+    an epoch in which the rate was lowered has the lower rate from its beginning."""
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 0.0005
@@ -274,10 +283,3 @@ def ablate(
 
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, SOURCE145)}
-
-
-def with_second_phase(recipe: Recipe) -> Recipe:
-    """145 with the second phase of its log, which ended in epoch 135."""
-    assert isinstance(recipe.schedule, StepSchedule)
-    schedule = replace(recipe.schedule, second_phase=SecondPhase())
-    return replace(recipe, schedule=schedule, epochs=135)

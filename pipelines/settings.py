@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from alexnet import storage
 from alexnet.shards.order import PIECES
+from pipelines.configuration.network_settings import NetworkSettings
 from pipelines.configuration.setting_types import (
     Device,
     Epochs,
@@ -138,12 +139,9 @@ class PreprocessCommandSettings(PreprocessSettings):
     )
 
 
-class TrainSettings(StageSettings):
+class TrainSettings(NetworkSettings, StageSettings):
     """Settings of ``train``."""
 
-    recipe: Literal["paper", "source145"] = option(
-        "source145", "numbers of the paper's text, or of the source that ran", result=True
-    )
     epochs: int | None = option(
         None, "passes over the training images; by default the recipe's", result=True, ge=1
     )
@@ -158,23 +156,11 @@ class TrainSettings(StageSettings):
         "epochs after which the learning rate is divided by 10; by default the recipe's rule",
         result=True,
     )
-    second_phase: Switch = option(
-        False,
-        "on: source145 continues as its log does, with the rate back at .001, to epoch 135",
-        result=True,
-    )
     shuffle: Literal["once", "every-epoch"] | None = option(
         None,
         "whether all epochs have the same order of images and the same batches, as in the authors' "
         "source, or each its own; by default the recipe's",
         result=True,
-    )
-    towers: OneOrTwo = option(
-        2, "1: the paper's one-GPU network, of half the kernels in conv1 to conv4", result=True
-    )
-    normalization: Switch = option(True, "off: no response normalization", result=True)
-    overlapping_pooling: Switch = option(
-        True, "off: pools of 2x2 positions every 2 instead of 3x3", result=True
     )
     precision: Precision = option(
         "float32",

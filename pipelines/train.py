@@ -21,9 +21,7 @@ from alexnet.plots import figures
 from alexnet.provenance import code_version
 from alexnet.recipes import CROP_SIZE, Recipe
 from alexnet.shards.manifest import Manifest
-from alexnet.shards.pixel_stats import read_statistics
-from alexnet.training.augment import mean_crop
-from alexnet.training.checkpoint import load_train_state, load_weights
+from alexnet.training.checkpoint import load_train_state, load_weights, read_mean
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
 from pipelines.console.watchdog import Watchdog
@@ -44,6 +42,7 @@ from pipelines.tracking.run import MetricStore, Run
 from pipelines.tracking.store import connect
 from pipelines.training import device_check
 from pipelines.training.checkpoint_folder import open_checkpoint
+from pipelines.training.initial_weights import read_initial_weights
 from pipelines.training.job import train_to_the_end
 from pipelines.training.recipe import resolve_recipe, with_recipe_numbers
 from pipelines.workdir import Workdir
@@ -78,10 +77,13 @@ def _run(
     recipe = resolve_recipe(settings)
     stage_logger("train").info("%s", _numbers(settings, recipe))
     settings = with_recipe_numbers(settings, recipe)
+    source = settings.init_from
+    initial = read_initial_weights(source, recipe, len(manifest.labels)) if source else None
     store = connect(settings)
     key = StageKey(
         stage="train",
-        settings=settings.results(),
+        # The content decides, not its path.
+        settings=settings.results() | ({"init_from": initial.digest} if initial else {}),
         inputs=train_inputs(manifest),
         code=code_version(CODE["train"], boundary=BOUNDARY),
     )
@@ -94,6 +96,7 @@ def _run(
             tracking_uri=store.uri,
             run_id=run.run_id,
             name=key.digest,
+            initial=initial,
         )
         return log_model_and_curves(settings, recipe, manifest, run, checkpoint)
 
@@ -139,10 +142,11 @@ def log_model_and_curves(
         network = AlexNet(recipe, len(manifest.labels))
         state = load_train_state(folder)
         load_weights(folder, network, averaged=settings.ema is not None)
+        mean = read_mean(folder)
     writer = MetricWriter(MetricStore(run.store.uri, run.run_id), state.pending_metrics)
     if pending := writer.flush(FLUSH_TIMEOUT_S):
         stage_logger("train").info("%d metrics could not be written to MLflow", pending)
-    model = _log_model(run, network, settings, manifest)
+    model = _log_model(run, CropClassifier(network, mean), settings, manifest)
     last = state.history[-1]
     result = TrainResult(
         images=state.epoch * manifest.rows("train"),
@@ -187,20 +191,21 @@ def _model_params(settings: TrainSettings, recipe: Recipe, manifest: Manifest) -
     }
 
 
-def _log_model(run: Run, network: AlexNet, settings: TrainSettings, manifest: Manifest) -> str:
+def _log_model(
+    run: Run, classifier: CropClassifier, settings: TrainSettings, manifest: Manifest
+) -> str:
     """Log the network and its mean image as a function of crops; returns the model's URI."""
     stage_logger("train").info("exporting the model")
-    mean = mean_crop(read_statistics(manifest.statistics_path).mean_image)
-    example = np.clip(mean.numpy().transpose(1, 2, 0), 0, 255).astype(np.uint8)
+    example = np.clip(classifier.mean.numpy().transpose(1, 2, 0), 0, 255).astype(np.uint8)
     metadata = {
         "classes": [[label.wnid, label.name] for label in manifest.labels],
-        "recipe": network.recipe.name,
+        "recipe": classifier.network.recipe.name,
         "precision": settings.precision,
         "shards": manifest.content_digest(),
         "crop_size": CROP_SIZE,
     }
     with torch.no_grad(), Watchdog("train", lambda: "exporting the model"):
-        return run.log_model(CropClassifier(network, mean), np.stack([example, example]), metadata)
+        return run.log_model(classifier, np.stack([example, example]), metadata)
 
 
 def main() -> NoReturn:

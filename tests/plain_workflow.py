@@ -35,6 +35,7 @@ from pipelines.tracking import evaluations
 from pipelines.tracking.metric_writer import Point
 from pipelines.tracking.registry import ModelInfo
 from pipelines.tracking.run import MetricStore, Run
+from pipelines.training.initial_weights import InitialWeights
 from pipelines.workdir import Workdir
 
 CLASSES = ("blue", "red")
@@ -144,6 +145,7 @@ class PlainWorkflow:
         tracking_uri: str,
         run_id: str,
         name: str,
+        initial: InitialWeights | None = None,
     ) -> str:
         """Replaces the Ray Train job."""
         folder = Path(Workdir(settings.workdir).checkpoints) / name

@@ -4,10 +4,10 @@ The interpreter imports nothing from ``alexnet``, and no torch: it computes logi
 float64 NumPy, layer by layer, by the rules of cuda-convnet. Tests compare the code with it.
 
 Source of the layers: github.com/computerhistory/AlexNet-Source-Code, ``layers/layers-145.cfg``,
-``layers-145-half.cfg``, ``layers-147.cfg`` and ``layers-148.cfg``, with ``scale``, ``pow`` and
-``minDiv`` of the normalizations from the ``layer-params`` files of the same numbers. There is one
-row for each layer: its name, its type, its inputs, and the values that change its function. Sizes
-of outputs follow from ``layer.py``: convolutions and pools round up.
+``layers-145-half.cfg``, ``layers-146-2012-2011.cfg``, ``layers-147.cfg`` and ``layers-148.cfg``,
+with ``scale``, ``pow`` and ``minDiv`` of the normalizations from the ``layer-params`` files of the
+same numbers. There is one row for each layer: its name, its type, its inputs, and the values that
+change its function. Sizes of outputs follow from ``layer.py``: convolutions and pools round up.
 """
 
 import re
@@ -87,6 +87,20 @@ hs2a hs fc4096ba keep=.5
 fc1000 fc hs2a outputs=1000 initW=.01
 """
 """One tower."""
+
+NET_146 = edit(
+    NET_145,
+    (
+        "^fc2048a .*$",
+        "conv6a conv pool3a,pool3b filters=128 filterSize=3 stride=1 padding=1 initW=.03 initB=1"
+        " neuron=relu\n"
+        "conv6b conv pool3b,pool3a filters=128 filterSize=3 stride=1 padding=1 initW=.03 initB=1"
+        " neuron=relu\n"
+        "\\g<0>",
+    ),
+    (r"^(fc2048[ab] fc) pool3a,pool3b", r"\1 conv6a,conv6b"),
+)
+"""A sixth convolution: the paper's "1 CNN*"."""
 
 NET_147 = edit(
     NET_145,

@@ -65,7 +65,7 @@ class CopyTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handles = []
         for name, module in network.named_modules():
             layer = name.rpartition(".")[2]
-            if layer in LAYERS:
+            if layer in (*LAYERS, "conv6"):
                 handles.append(module.register_forward_pre_hook(partial(self._set_layer, layer)))
         try:
             yield

@@ -15,7 +15,7 @@ from alexnet.recipes import Recipe
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 HIDDEN_LAYERS = (*CONVOLUTIONS, "fc6", "fc7")
-"""Layers that a ReLU follows."""
+"""Layers that a ReLU follows, without conv6, which few networks have."""
 
 
 @dataclass(frozen=True, slots=True)

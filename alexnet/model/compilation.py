@@ -8,7 +8,7 @@ from torch import Tensor
 from alexnet.errors import one_line
 from alexnet.model.towers import AlexNet
 
-COMPILED_METHODS = ("before_conv3", "conv3_to_pool5", "hidden6", "hidden7")
+COMPILED_METHODS = ("before_conv3", "conv3_to_pool5", "conv6_maps", "hidden6", "hidden7")
 """Methods of a tower. Between them the towers exchange activations, which is not compiled."""
 
 RECOMPILE_LIMIT = 64

@@ -21,8 +21,8 @@ class GroupedAlexNet(nn.Sequential):
 
     ``recipe`` needs these keys: ``towers``, ``hidden``, ``pool_size``, ``dropout``,
     ``norm1_before_relu``, ``cross_map`` and ``within_map``. Each of the last two is None or has
-    ``size``, ``alpha`` and ``bias``. ``pool_ceil``, ``conv2_padding`` and ``conv5_padding`` may be
-    missing: older files don't have them.
+    ``size``, ``alpha`` and ``bias``. ``kernels``, ``conv6``, ``pool_ceil``, ``conv1_padding``,
+    ``conv2_padding`` and ``conv5_padding`` may be missing: older files don't have them.
     """
 
     def __init__(self, recipe: Mapping[str, Any], classes: int) -> None:
@@ -37,25 +37,30 @@ class GroupedAlexNet(nn.Sequential):
             return CrossMap(groups, **cross_map) if cross_map else nn.Identity()
 
         self.centre = Centre()
-        self.pad1 = nn.ZeroPad2d((0, 3, 0, 3))
-        self.conv1 = nn.Conv2d(3, 48 * groups, 11, stride=4)
+        self.pad1 = nn.ZeroPad2d(tuple(recipe.get("conv1_padding", (0, 3))) * 2)
+        kernels = (groups * count for count in recipe.get("kernels", (48, 128, 192, 192)))
+        kernels1, kernels2, kernels3, kernels4 = kernels
+        self.conv1 = nn.Conv2d(3, kernels1, 11, stride=4)
         if recipe["norm1_before_relu"]:
             self.norm1, self.pool1, self.relu1 = norm(), pool(), nn.ReLU()
         else:
             self.relu1, self.norm1, self.pool1 = nn.ReLU(), norm(), pool()
         padding2, padding5 = recipe.get("conv2_padding", 2), recipe.get("conv5_padding", 1)
-        self.conv2 = nn.Conv2d(48 * groups, 128 * groups, 5, padding=padding2, groups=groups)
+        self.conv2 = nn.Conv2d(kernels1, kernels2, 5, padding=padding2, groups=groups)
         self.relu2 = nn.ReLU()
         self.norm2 = norm()
         self.within2 = WithinMap(**within_map) if within_map else nn.Identity()
         self.pool2 = pool()
-        self.conv3 = nn.Conv2d(128 * groups, 192 * groups, 3, padding=1)
+        self.conv3 = nn.Conv2d(kernels2, kernels3, 3, padding=1)
         self.relu3 = nn.ReLU()
-        self.conv4 = nn.Conv2d(192 * groups, 192 * groups, 3, padding=1, groups=groups)
+        self.conv4 = nn.Conv2d(kernels3, kernels4, 3, padding=1, groups=groups)
         self.relu4 = nn.ReLU()
-        self.conv5 = nn.Conv2d(192 * groups, 256, 3, padding=padding5, groups=groups)
+        self.conv5 = nn.Conv2d(kernels4, 256, 3, padding=padding5, groups=groups)
         self.relu5 = nn.ReLU()
         self.pool5 = pool()
+        if recipe.get("conv6", False):
+            self.conv6 = nn.Conv2d(256, 256, 3, padding=1)
+            self.relu_conv6 = nn.ReLU()
         self.flatten = nn.Flatten()
         self.fc6 = nn.Linear(256 * 6 * 6, hidden)
         self.relu6 = nn.ReLU()
@@ -105,5 +110,6 @@ class WithinMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (N, C, H, W)."""
-        sums = F.avg_pool2d(x * x, self.size, 1, self.size // 2, divisor_override=1)
+        # Not ``divisor_override=1``: the export to ONNX ignores it.
+        sums = F.avg_pool2d(x * x, self.size, 1, self.size // 2) * self.size**2
         return x / (self.bias + self.alpha * sums) ** 0.75

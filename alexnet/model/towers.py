@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from alexnet.model.dropout import Dropout, dropout_mask
 from alexnet.model.lrn import CrossMapNorm, WithinMapNorm, takes_bfloat16
-from alexnet.recipes import LAYERS, Recipe
+from alexnet.recipes import Recipe
 
 CONV5_KERNELS = 256
-"""Kernels in conv5 of all towers together."""
+"""Kernels in conv5, and in conv6, of all towers together."""
 
 
 class Tower(nn.Module):
@@ -28,12 +28,15 @@ class Tower(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 48, 11, stride=4)
-        self.conv2 = nn.Conv2d(48, 128, 5, padding=recipe.conv2_padding)
-        self.conv3 = nn.Conv2d(recipe.towers * 128, 192, 3, padding=1)
-        self.conv4 = nn.Conv2d(192, 192, 3, padding=1)
+        kernels1, kernels2, kernels3, kernels4 = recipe.kernels
+        self.conv1 = nn.Conv2d(3, kernels1, 11, stride=4)
+        self.conv2 = nn.Conv2d(kernels1, kernels2, 5, padding=recipe.conv2_padding)
+        self.conv3 = nn.Conv2d(recipe.towers * kernels2, kernels3, 3, padding=1)
+        self.conv4 = nn.Conv2d(kernels3, kernels4, 3, padding=1)
         conv5_kernels = CONV5_KERNELS // recipe.towers
-        self.conv5 = nn.Conv2d(192, conv5_kernels, 3, padding=recipe.conv5_padding)
+        self.conv5 = nn.Conv2d(kernels4, conv5_kernels, 3, padding=recipe.conv5_padding)
+        if recipe.conv6:
+            self.conv6 = nn.Conv2d(CONV5_KERNELS, conv5_kernels, 3, padding=1)
         self.fc6 = nn.Linear(CONV5_KERNELS * 6 * 6, recipe.hidden // recipe.towers)
         self.fc7 = nn.Linear(recipe.hidden, recipe.hidden // recipe.towers)
         self.norm1 = CrossMapNorm(recipe.cross_map) if recipe.cross_map else nn.Identity()
@@ -42,6 +45,7 @@ class Tower(nn.Module):
         self.dropout = Dropout(recipe.dropout)
         self.linear_norm1 = recipe.norm1_before_relu
         self.pool_size, self.pool_ceil = recipe.pool_size, recipe.pool_ceil
+        self.conv1_padding = recipe.conv1_padding * 2
 
     @property
     def device(self) -> torch.device:
@@ -50,8 +54,7 @@ class Tower(nn.Module):
 
     def before_conv3(self, crops: Tensor) -> Tensor:
         """(N, 3, 224, 224) → (N, 128, 13, 13)."""
-        # cuda-convnet rounds the number of positions up to 55: it pads on the right and below.
-        x = self.conv1(F.pad(crops, (0, 3, 0, 3)))
+        x = self.conv1(F.pad(crops, self.conv1_padding))
         if self.linear_norm1:
             x = F.relu(self.pool(_in_float32(self.norm1, x)))
         else:
@@ -68,6 +71,10 @@ class Tower(nn.Module):
     def hidden6(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N, 9216) of both towers → (N, 2048); ``mask`` is of that shape, for training."""
         return self.dropout(F.relu(self.fc6(features)), mask)  # type: ignore[no-any-return]
+
+    def conv6_maps(self, features: Tensor) -> Tensor:
+        """(N, 9216) of both towers → (N, 4608), this tower's maps, flattened."""
+        return F.relu(self.conv6(features.reshape(-1, CONV5_KERNELS, 6, 6))).flatten(1)
 
     def hidden7(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N, 4096) of both towers → (N, 2048); ``mask`` is of that shape, for training."""
@@ -102,6 +109,8 @@ class AlexNet(nn.Module):
         x = [tower.before_conv3(part) for tower, part in zip(towers, inputs, strict=True)]
         devices = [tower.device for tower in towers]
         x = [t.conv3_to_pool5(maps) for t, maps in zip(towers, gather(x, devices), strict=True)]
+        if self.recipe.conv6:
+            x = [t.conv6_maps(units) for t, units in zip(towers, gather(x, devices), strict=True)]
         parts = zip(towers, gather(x, devices), masks6, strict=True)
         x = [tower.hidden6(features, mask) for tower, features, mask in parts]
         parts = zip(towers, gather(x, devices), masks7, strict=True)
@@ -131,13 +140,12 @@ def initialize(model: AlexNet, recipe: Recipe, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             layer, kind = name.split(".")[-2:]
-            assert layer in LAYERS, name
             if kind == "weight":
                 weights = torch.empty(parameter.shape, dtype=torch.float32)
                 weights.normal_(0.0, recipe.weight_std[layer], generator=generator)
                 parameter.copy_(weights)
             else:
-                parameter.fill_(1.0 if layer in recipe.ones else 0.0)
+                parameter.fill_(recipe.bias_start if layer in recipe.ones else 0.0)
 
 
 def _in_float32(norm: nn.Module, x: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ ARCHITECTURE_FIELDS = (
     "norm1_before_relu",
     "pool_size",
     "pool_ceil",
+    "conv1_padding",
     "conv2_padding",
     "conv5_padding",
 )
@@ -179,19 +180,35 @@ def load_weights(folder: str, model: AlexNet, *, averaged: bool = False) -> None
     Raises:
         UserError: the checkpoint is damaged or belongs to another network.
     """
-    stored = read_recipe(folder)
-    # Converted to JSON and back like the stored one: a tuple becomes a list.
-    own = json.loads(json.dumps(asdict(model.recipe)))
-    for key in ARCHITECTURE_FIELDS:
-        if stored.get(key) != own[key]:
-            raise UserError(
-                f"{folder}: belongs to another network ({key} is {stored.get(key)}, not {own[key]})"
-            )
+    check_architecture(folder, model.recipe)
     name = AVERAGE_FILE if averaged else MODEL_FILE
     weights = _read_matching(folder, name, model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
+
+
+def check_architecture(folder: str, recipe: Recipe) -> None:
+    """Raise a ``UserError`` if a checkpoint's network is another function, for equal shapes."""
+    stored = read_recipe(folder)
+    # Converted to JSON and back like the stored one: a tuple becomes a list.
+    own = json.loads(json.dumps(asdict(recipe)))
+    for key in ARCHITECTURE_FIELDS:
+        if stored.get(key) != own[key]:
+            raise UserError(
+                f"{folder}: belongs to another network ({key} is {stored.get(key)}, not {own[key]})"
+            )
+
+
+def read_network(folder: str) -> dict[str, Tensor]:
+    """Weights of a training by name, averaged ones if there are any; as ``read_tensors``."""
+    averaged = os.path.exists(os.path.join(folder, AVERAGE_FILE))
+    return read_tensors(folder, AVERAGE_FILE if averaged else MODEL_FILE)
+
+
+def read_mean(folder: str) -> Tensor:
+    """(3, 224, 224), which the network subtracts from every crop; as ``read_tensors``."""
+    return read_tensors(folder, MEAN_FILE)["mean"]
 
 
 def read_recipe(folder: str) -> dict[str, Any]:
@@ -209,7 +226,9 @@ def read_recipe(folder: str) -> dict[str, Any]:
             stored = dict(json.loads(file.metadata()["recipe"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, one_line(error)) from error
-    return {one.name: one.default for one in fields(Recipe) if one.default is not MISSING} | stored
+    defaults = {one.name: one.default for one in fields(Recipe) if one.default is not MISSING}
+    # Converted to JSON and back like the stored fields: a tuple becomes a list.
+    return json.loads(json.dumps(defaults)) | stored  # type: ignore[no-any-return]
 
 
 def read_tensors(folder: str, name: str) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ from pipelines.tracking.node_metrics import host_name
 from pipelines.training import checkpoint_folder, checkpointing
 from pipelines.training.checkpoint_folder import list_checkpoints
 from pipelines.training.driver_lines import CHECKPOINT_GRACE_S, wait_for_checkpoint
+from pipelines.training.initial_weights import InitialWeights
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
 from pipelines.workdir import Workdir
@@ -62,6 +63,7 @@ def train_to_the_end(
     tracking_uri: str,
     run_id: str,
     name: str,
+    initial: InitialWeights | None = None,
 ) -> str:
     """Train until the last epoch; resume a training that an earlier command has started.
 
@@ -72,6 +74,7 @@ def train_to_the_end(
         tracking_uri: of the MLflow store that metrics go to.
         run_id: of the MLflow run.
         name: of the training, which its checkpoints are stored under.
+        initial: weights to begin with; None to draw all.
 
     Returns:
         The path of the last checkpoint.
@@ -94,6 +97,7 @@ def train_to_the_end(
         tracking_uri=SecretUri(tracking_uri),
         run_id=run_id,
         driver_host=host_name(),
+        initial=initial.write(folder) if initial else None,
     )
     resources = _resources(settings, folder)
     failures_left = settings.max_failures

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from alexnet.errors import UserError
-from alexnet.recipes import RECIPES, SOURCE145, Recipe, ablate, with_second_phase
+from alexnet.later_recipes import LATER_RECIPES
+from alexnet.recipes import RECIPES, SOURCE145, Recipe, ablate
 from alexnet.training.optimizer import with_drops
+from alexnet.variants import with_conv6, with_second_phase
 from pipelines.settings import TrainSettings
 
 
@@ -14,20 +16,23 @@ def resolve_recipe(settings: TrainSettings) -> Recipe:
     Raises:
         UserError: the settings exclude each other.
     """
+    named = (RECIPES | LATER_RECIPES)[settings.recipe]
     recipe = ablate(
-        RECIPES[settings.recipe],
+        named,
         normalization=settings.normalization,
         overlapping_pooling=settings.overlapping_pooling,
-        towers=settings.towers,
+        towers=min(settings.towers, named.towers),
     )
     drops = settings.lr_drops
     if settings.second_phase:
-        if recipe != SOURCE145 or drops:
+        if recipe != SOURCE145 or drops or settings.conv6:
             raise UserError(
                 "--second-phase on: it is the log of source145 itself; give it without --lr-drops, "
-                "ablations and other recipes"
+                "--conv6, ablations and other recipes"
             )
         recipe = with_second_phase(recipe)
+    if settings.conv6:
+        recipe = with_conv6(recipe, pretrained=settings.init_from is not None)
     return replace(
         recipe,
         schedule=recipe.schedule if drops is None else with_drops(recipe.schedule, drops),
@@ -40,5 +45,5 @@ def resolve_recipe(settings: TrainSettings) -> Recipe:
 
 def with_recipe_numbers(settings: TrainSettings, recipe: Recipe) -> TrainSettings:
     """The settings with the recipe's numbers filled in, so that the run records them."""
-    names = ("epochs", "batch_size", "learning_rate", "shuffle")
+    names = ("epochs", "batch_size", "learning_rate", "shuffle", "towers")
     return settings.model_copy(update={name: getattr(recipe, name) for name in names})

@@ -14,7 +14,7 @@ from typing import Any
 import ray.train
 import torch
 from ray.train.torch import get_devices
-from torch import nn
+from torch import Tensor, nn
 
 from alexnet.errors import UserError
 from alexnet.metrics import LossAndErrors
@@ -45,6 +45,7 @@ from pipelines.tracking.run import MetricStore
 from pipelines.tracking.step_images import StepImages
 from pipelines.training.checkpointing import restore
 from pipelines.training.driver_lines import DriverLines
+from pipelines.training.initial_weights import begin_with
 from pipelines.training.pictures import Pictures
 
 
@@ -62,6 +63,8 @@ class LoopConfig:
     """Of each worker."""
     driver_host: str
     """The computer whose metrics MLflow itself writes."""
+    initial: str | None = None
+    """Path of the weights to begin with (``initial_weights``)."""
     checkpoints: Sequence[str] = ()
     """Paths of those of earlier starts of the job, the newest first."""
     worker_log: Any
@@ -108,6 +111,8 @@ def build_worker(config: LoopConfig) -> WorkerState:
     network, not_compiled = build_network(
         recipe, len(manifest.labels), devices, settings.seed, execution_of(settings)
     )
+    own_mean = begin_with(network, config.initial) if config.initial else None
+    mean = mean_crop(statistics.mean_image) if own_mean is None else own_mean
     optimizer = build_optimizer(network, recipe)
     average = EMA(network, settings.ema) if settings.ema else None
 
@@ -132,6 +137,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
             recipe,
             manifest,
             statistics,
+            mean,
             devices,
             ExactWorker.create(rank, world_size, config.cpus) if settings.exact else None,
         ),
@@ -157,7 +163,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
         average=average,
         train_state=train_state,
         writer=open_metric_writer(config, train_state) if rank == 0 else None,
-        pictures=open_pictures(config, manifest, statistics, log_line) if rank == 0 else None,
+        pictures=open_pictures(config, manifest, mean, log_line) if rank == 0 else None,
         log_line=log_line,
         checkpoint_requested=driver_lines.checkpoint_requested,
     )
@@ -219,10 +225,10 @@ def _train_context(
     recipe: Recipe,
     manifest: Manifest,
     statistics: PixelStatistics,
+    mean: Tensor,
     devices: list[torch.device],
     exact: ExactWorker | None,
 ) -> TrainContext:
-    mean = mean_crop(statistics.mean_image)
     return TrainContext(
         recipe=recipe,
         means=[mean.to(device) for device in dict.fromkeys(devices)],
@@ -246,12 +252,12 @@ def open_node_metrics(config: LoopConfig) -> AbstractContextManager[None]:
 def open_pictures(
     config: LoopConfig,
     manifest: Manifest,
-    statistics: PixelStatistics,
+    mean: Tensor,
     log_line: Callable[[str], None],
 ) -> Pictures:
     """Pictures of the run, drawn in the background."""
     images = StepImages(config.tracking_uri.reveal(), config.run_id)
-    return Pictures(images, manifest, mean_crop(statistics.mean_image), log_line)
+    return Pictures(images, manifest, mean, log_line)
 
 
 def open_metric_writer(config: LoopConfig, train_state: TrainState) -> MetricWriter:

@@ -11,8 +11,9 @@ from fake_device import GPU0, GPU1, shapes_only
 from torch.export import Dim, export
 
 from alexnet.diagnostics.copies import CopyTracer
-from alexnet.diagnostics.equivalence import he_init
+from alexnet.diagnostics.equivalence import compare, he_init
 from alexnet.errors import UserError
+from alexnet.later_recipes import CAFFE, TORCHVISION
 from alexnet.model.classifier import CropClassifier, view_probabilities
 from alexnet.model.grouped import GroupedAlexNet
 from alexnet.model.placement import from_grouped, place_towers, to_grouped
@@ -25,7 +26,8 @@ from alexnet.training.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
-from alexnet.training.optimizer import build_optimizer
+from alexnet.training.optimizer import build_optimizer, rates_at
+from alexnet.variants import with_conv6
 
 ONE_TOWER = ablate(SOURCE145, towers=1)
 
@@ -80,9 +82,71 @@ def test_the_ablated_recipe() -> None:
 
 
 @pytest.mark.parametrize(
+    "recipe",
+    [
+        with_conv6(SOURCE145, pretrained=False),
+        pytest.param(with_conv6(ONE_TOWER, pretrained=True), marks=pytest.mark.slow),
+        pytest.param(CAFFE, marks=pytest.mark.slow),
+        TORCHVISION,
+    ],
+)
+def test_networks_with_other_layers_equal_one_column(recipe: Recipe) -> None:
+    comparison = compare(replace(recipe, hidden=48), [torch.device("cpu")], 4)
+    assert comparison.passed, comparison
+
+
+def test_conv6_of_two_devices_reads_the_maps_of_both() -> None:
+    network = narrow_network(with_conv6(SOURCE145, pretrained=False))
+    with shapes_only():
+        place_towers(network, [GPU0, GPU1])
+        crops = [torch.empty(2, 3, 224, 224, device=device) for device in (GPU0, GPU1)]
+        with CopyTracer() as tracer, tracer.layers(network):
+            network(*crops)
+    conv6 = [copy for copy in tracer.copies if copy.layer == "conv6"]
+    assert {(copy.source, copy.target, copy.shape) for copy in conv6} == {
+        (GPU0, GPU1, (2, 4608)),
+        (GPU1, GPU0, (2, 4608)),
+    }
+    assert [copy.layer for copy in tracer.copies] == [
+        *["conv3"] * 2,
+        *["conv6"] * 2,
+        *["fc6"] * 2,
+        *["fc7"] * 2,
+        "fc8",
+    ]
+
+
+def test_the_schedule_of_conv6_is_that_of_a_network_that_was_trained_before() -> None:
+    fresh, tuned = (with_conv6(SOURCE145, pretrained=known) for known in (False, True))
+    assert (fresh.schedule, fresh.epochs) == (SOURCE145.schedule, SOURCE145.epochs)
+    assert (tuned.epochs, tuned.learning_rate) == (54, 0.001)
+    found = {}
+    for epoch in (1, 6, 7, 21, 22, 37, 38, 41, 42, 54):
+        rates = rates_at(tuned.schedule, tuned.learning_rate, epoch - 1, [50.0] * (epoch - 1))
+        assert rates.biases is not None
+        assert rates.biases * tuned.bias_rate == pytest.approx(0.02)
+        found[epoch] = (float(f"{rates.learning_rate:.3g}"), rates.conv1, rates.colour_noise)
+    assert found == {
+        1: (0.001, 0.1, True),
+        6: (0.001, 0.1, True),
+        7: (0.001, 0.0, True),
+        21: (0.001, 0.0, True),
+        22: (0.0001, 0.0, True),
+        37: (0.0001, 0.0, True),
+        38: (0.0001, 0.0, False),
+        41: (0.0001, 0.0, False),
+        42: (0.00001, 0.0, False),
+        54: (0.00001, 0.0, False),
+    }
+
+
+@pytest.mark.parametrize(
     ("recipe", "count"),
     [
         (SOURCE145, 60_965_224),
+        (with_conv6(SOURCE145, pretrained=True), 60_965_224 + 256 * (256 * 9 + 1)),
+        (CAFFE, 60_965_224),
+        (TORCHVISION, 61_100_840),
         (ONE_TOWER, 59_798_312),
         (ablate(SOURCE145, normalization=False), 60_965_224),
         (ablate(SOURCE145, overlapping_pooling=False), 60_965_224),

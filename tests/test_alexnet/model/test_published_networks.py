@@ -15,6 +15,7 @@ from factories import random_inputs, relative_error
 from published_networks import (
     NET_145,
     NET_145_HALF,
+    NET_146,
     NET_147,
     NET_148,
     PAPER,
@@ -30,12 +31,14 @@ from alexnet import recipes
 from alexnet.diagnostics.equivalence import he_init
 from alexnet.model.towers import AlexNet
 from alexnet.recipes import SOURCE145, ablate
+from alexnet.variants import with_conv6
 
 CLASSES, LABEL = 10, 3
 NETWORKS = {
     "paper": (PAPER, recipes.PAPER),
     "145": (NET_145, SOURCE145),
     "145-half": (NET_145_HALF, ablate(SOURCE145, towers=1)),
+    "146": (NET_146, with_conv6(SOURCE145, pretrained=True)),
     "147": (NET_147, ablate(SOURCE145, overlapping_pooling=False)),
     "148": (NET_148, ablate(SOURCE145, normalization=False)),
 }

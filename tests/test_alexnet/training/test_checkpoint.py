@@ -199,6 +199,7 @@ def test_another_function_with_the_same_shapes_is_an_error(tmp_path: Path, chang
         "norm1_before_relu": True,
         "pool_size": 2,
         "pool_ceil": True,
+        "conv1_padding": (1, 2),
         "conv2_padding": 1,
         "conv5_padding": 0,
     }
@@ -213,7 +214,8 @@ def test_a_checkpoint_without_the_newer_fields_is_of_the_network_of_that_time(
     model, optimizer = network_and_optimizer(1)
     snapshot = take_snapshot(model, optimizer, STATE, MEAN)
     recipe = json.loads(snapshot.recipe)
-    for name in ("pool_ceil", "conv2_padding", "conv5_padding"):
+    paddings = ("conv1_padding", "conv2_padding", "conv5_padding")
+    for name in (*paddings, "pool_ceil", "conv6", "kernels"):
         del recipe[name]
     save_checkpoint(str(tmp_path), snapshot._replace(recipe=json.dumps(recipe)))
     load_weights(str(tmp_path), narrow_network(PAPER))

@@ -18,7 +18,6 @@ from alexnet.recipes import (
     Recipe,
     StepSchedule,
     ablate,
-    with_second_phase,
 )
 from alexnet.training.optimizer import (
     EpochRates,
@@ -28,6 +27,7 @@ from alexnet.training.optimizer import (
     set_rates,
     with_drops,
 )
+from alexnet.variants import with_second_phase
 
 RATES = [0.01, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
 """Of seven steps, with drops after the third and the fifth."""
@@ -201,8 +201,9 @@ def changes(recipe: Recipe) -> dict[int, tuple[float, float, float, bool]]:
     for epoch in range(recipe.epochs):
         rates = rates_at(recipe.schedule, recipe.learning_rate, epoch, [50.0] * epoch)
         assert rates.biases is not None
-        values = (rates.learning_rate, rates.learning_rate * rates.conv1, rates.biases)
-        now = (*(float(f"{value:.3g}") for value in values), rates.colour_noise)
+        rate, conv1 = rates.learning_rate, rates.learning_rate * rates.conv1
+        weights, first, biases = (float(f"{value:.3g}") for value in (rate, conv1, rates.biases))
+        now = weights, first, biases, rates.colour_noise
         if not found or now != list(found.values())[-1]:
             found[epoch + 1] = now
     return found

@@ -76,7 +76,7 @@ def test_presets_hold_only_known_settings_in_range(name: str) -> None:
         (["--epochz", "3"], ["--epochz", "did you mean --epochs"]),
         (["--epochs", "0"], ["--epochs", "greater than or equal to 1", "'0'"]),
         (["--epochs", "many"], ["--epochs", "integer", "'many'"]),
-        (["--recipe", "caffe"], ["--recipe", "paper", "source145", "'caffe'"]),
+        (["--recipe", "vgg"], ["--recipe", "paper", "source145", "'vgg'"]),
         (["--only", "trian"], ["--only", "'train'", "'trian'"]),
         (["--only", "train", "--from", "train"], ["--only", "--from"]),
         (["--learning-rate", "-1"], ["--learning-rate", "greater than 0"]),

@@ -5,14 +5,28 @@ from typing import Any
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.recipes import PAPER, RECIPES, SOURCE145, ablate, with_second_phase
+from alexnet.later_recipes import LATER_RECIPES
+from alexnet.recipes import PAPER, RECIPES, SOURCE145, ablate
+from alexnet.variants import with_conv6, with_second_phase
 from pipelines.settings import TrainSettings
 from pipelines.training.recipe import resolve_recipe, with_recipe_numbers
 
 
 def test_the_default_settings_do_not_change_a_recipe() -> None:
-    for recipe in RECIPES.values():
+    for recipe in (RECIPES | LATER_RECIPES).values():
         assert resolve_recipe(TrainSettings.model_validate({"recipe": recipe.name})) == recipe
+
+
+def test_a_network_of_one_column_needs_one_gpu() -> None:
+    settings = TrainSettings(recipe="torchvision")
+    assert with_recipe_numbers(settings, resolve_recipe(settings)).gpus_wanted == 1
+
+
+def test_conv6_has_its_own_schedule_if_it_begins_with_weights() -> None:
+    for init_from in (None, "/checkpoint"):
+        settings = TrainSettings.model_validate({"conv6": "on", "init_from": init_from})
+        expected = with_conv6(SOURCE145, pretrained=init_from is not None)
+        assert resolve_recipe(settings) == expected
 
 
 def test_the_ablations_are_settings() -> None:
@@ -26,7 +40,7 @@ def test_the_ablations_are_settings() -> None:
 def test_the_second_phase_is_a_setting_of_the_source_alone() -> None:
     settings: dict[str, Any] = {"recipe": "source145", "second_phase": "on"}
     assert resolve_recipe(TrainSettings.model_validate(settings)) == with_second_phase(SOURCE145)
-    for other in ({"recipe": "paper"}, {"towers": 1}, {"lr_drops": [3]}):
+    for other in ({"recipe": "paper"}, {"towers": 1}, {"lr_drops": [3]}, {"conv6": "on"}):
         with pytest.raises(UserError, match="--second-phase on: it is the log of source145"):
             resolve_recipe(TrainSettings.model_validate(settings | other))
 

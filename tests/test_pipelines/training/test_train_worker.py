@@ -12,7 +12,7 @@ from factories import CLASSES, loader_of, train_context
 from fake_device import FakeDeviceMode, fake_device
 from fake_ray_train import FakeRayTrain
 from ray.train import Checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alexnet import metrics
@@ -22,13 +22,20 @@ from alexnet.model.towers import AlexNet, initialize
 from alexnet.recipes import SOURCE145
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
-from alexnet.training.checkpoint import load_train_state, load_weights, read_recipe, read_tensors
+from alexnet.training.checkpoint import (
+    load_train_state,
+    load_weights,
+    read_mean,
+    read_recipe,
+    read_tensors,
+)
 from alexnet.training.loop import validate
 from pipelines.console.progress import Update
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
 from pipelines.tracking.node_metrics import host_name
 from pipelines.training import state, worker
+from pipelines.training.initial_weights import read_initial_weights
 from pipelines.training.recipe import resolve_recipe
 from pipelines.training.state import LoopConfig
 from pipelines.training.worker import train_loop_per_worker
@@ -47,7 +54,14 @@ class Trainings:
         monkeypatch.setattr(state, "open_metric_writer", lambda *_: None)
         monkeypatch.setattr(state, "open_pictures", lambda *_: None)
 
-    def run(self, name: str, resume_from: Path | None = None, **options: Any) -> dict[int, Path]:
+    def run(
+        self,
+        name: str,
+        resume_from: Path | None = None,
+        *,
+        initial: str | None = None,
+        **options: Any,
+    ) -> dict[int, Path]:
         """Train for two epochs of five updates; returns the new checkpoints by step."""
         values = {"epochs": 2, "batch_size": 8, "learning_rate": 0.001, "checkpoint_steps": 3}
         settings = TrainSettings.model_validate(values | options)
@@ -62,6 +76,7 @@ class Trainings:
             run_id="",
             cpus=1,
             driver_host=host_name(),
+            initial=initial,
             worker_log=SimpleNamespace(emit=SimpleNamespace(remote=self.lines.append)),
         )
         train_loop_per_worker({"loop": loop})
@@ -199,6 +214,24 @@ def test_resumed_training_equals_uninterrupted_training(trainings: Trainings, na
         assert_equal_tensors(resumed[step], uninterrupted[step])
     assert history_without_speed(resumed[10]) == history_without_speed(uninterrupted[10])
     assert "resuming from the checkpoint of step 3, epoch 1" in trainings.lines
+
+
+@pytest.mark.slow
+def test_a_training_begins_with_given_weights_and_their_mean(
+    trainings: Trainings, tmp_path: Path
+) -> None:
+    before = trainings.run("before", epochs=1)[5]
+    mean = read_mean(str(before)) + 3
+    save_file({"mean": mean}, before / "mean.safetensors")
+    given = read_initial_weights(str(before), NARROW, len(CLASSES)).write(str(tmp_path / "after"))
+    # So small a rate changes nothing but the last digits.
+    after = trainings.run("after", initial=given, learning_rate=1e-12)
+    assert torch.equal(read_mean(str(after[10])), mean)
+    expected = load_file(before / "model.safetensors")
+    for name, weights in load_file(after[10] / "model.safetensors").items():
+        torch.testing.assert_close(weights, expected[name], rtol=1e-5, atol=1e-7)
+    resumed = trainings.run("resumed", after[3], initial=given, learning_rate=1e-12)
+    assert_equal_tensors(resumed[10], after[10])
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Weights of other networks and other programs, as those of a network of this project."""
