@@ -1,11 +1,15 @@
 """A checkpoint as one column in one file, for use without this package.
 
     python -m alexnet.export CHECKPOINT OUTPUT.safetensors
+    python -m alexnet.export CHECKPOINT OUTPUT.onnx
+    python -m alexnet.export CHECKPOINT OUTPUT.pth
 
-The file contains the state dict of ``GroupedAlexNet``: a plain ``nn.Sequential`` with the layers
+The first contains the state dict of ``GroupedAlexNet``: a plain ``nn.Sequential`` with the layers
 ``conv1`` ... ``fc8``. Convolutions in which the towers exchange no activations have one group for
 each tower. The mean image is ``centre.mean``. The header contains the recipe as JSON, under
 ``recipe``. ``alexnet/model/grouped.py`` imports only torch, so it can be copied to another project.
+The second is described in ``onnx_export``. The third is a state dict of
+``torchvision.models.alexnet``, for networks of the recipe ``torchvision``.
 
 As functions both networks are equal, in training and in evaluation. ``GroupedAlexNet`` uses torch's
 dropout, which scales the kept units in training and does nothing in evaluation. So the weights
@@ -19,13 +23,18 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from alexnet.errors import UserError, one_line
+from alexnet.later_recipes import TORCHVISION
 from alexnet.model.grouped import GroupedAlexNet
 from alexnet.model.placement import to_grouped
+from alexnet.onnx_export import write_onnx
 from alexnet.training.checkpoint import read_mean, read_network, read_recipe
+from alexnet.weights.torchvision import to_torchvision
 
 
 def write(checkpoint: str, path: str) -> None:
@@ -33,20 +42,46 @@ def write(checkpoint: str, path: str) -> None:
 
     Args:
         checkpoint: its folder (``alexnet.training.checkpoint``).
-        path: of the file, in an existing folder. An existing file is replaced.
+        path: of the file, in an existing folder. An existing file is replaced. It ends with
+            ``.safetensors``, ``.onnx`` or ``.pth``.
 
     Raises:
-        UserError: the checkpoint can't be read, or the file can't be written.
+        UserError: the checkpoint can't be read, the file can't be written, or it can't have this
+            network.
     """
     recipe = read_recipe(checkpoint)
     state = to_grouped(read_network(checkpoint))
+    ending = os.path.splitext(path)[1]
+    if ending == ".pth":
+        _write_torchvision(state, read_mean(checkpoint), recipe["name"], path)
+        return
     for layer in ("fc7", "fc8"):
         state[f"{layer}.weight"] *= 1 - recipe["dropout"]
     state["centre.mean"] = read_mean(checkpoint)
+    if ending == ".onnx":
+        column = GroupedAlexNet(recipe, len(state["fc8.weight"]))
+        column.load_state_dict(state)
+        write_onnx(column, path)
+        return
+    if ending != ".safetensors":
+        raise UserError(f"{path}: give a name that ends with .safetensors, .onnx or .pth")
     try:
         save_file(state, f"{path}.part", {"recipe": json.dumps(recipe)})
         os.replace(f"{path}.part", path)
     except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: can't be written ({one_line(error)})") from error
+
+
+def _write_torchvision(state: dict[str, Tensor], mean: Tensor, recipe: str, path: str) -> None:
+    if recipe != TORCHVISION.name:
+        raise UserError(
+            f"{path}: torchvision's alexnet has other layers than the recipe {recipe}; give a name "
+            "that ends with .safetensors or .onnx"
+        )
+    try:
+        torch.save(to_torchvision(state, mean), f"{path}.part")
+        os.replace(f"{path}.part", path)
+    except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: can't be written ({one_line(error)})") from error
 
 
@@ -71,10 +106,10 @@ def main(arguments: Sequence[str]) -> None:
     """The command: exit status 0, or 2 with one line that explains the error."""
     parser = argparse.ArgumentParser(
         prog="python -m alexnet.export",
-        description="Write a checkpoint as the state dict of a one-column network.",
+        description="Write a checkpoint as a one-column network, for use without this package.",
     )
     parser.add_argument("checkpoint", help="folder of a checkpoint")
-    parser.add_argument("output", metavar="OUTPUT.safetensors", help="file to write")
+    parser.add_argument("output", metavar="OUTPUT.safetensors|.onnx|.pth", help="file to write")
     options = parser.parse_args(arguments)
     try:
         write(options.checkpoint, options.output)

@@ -11,20 +11,17 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from alexnet import storage
-from alexnet.shards.order import PIECES
+from pipelines.configuration.execution_settings import ExecutionSettings
 from pipelines.configuration.network_settings import NetworkSettings
 from pipelines.configuration.setting_types import (
     Device,
     Epochs,
     ModelUris,
-    OneOrTwo,
     Origins,
     PathOrUri,
-    Precision,
     PresetName,
     RegisteredName,
     StageKeyText,
-    Switch,
     TrackingUri,
     WorkdirPath,
     Workers,
@@ -139,7 +136,7 @@ class PreprocessCommandSettings(PreprocessSettings):
     )
 
 
-class TrainSettings(NetworkSettings, StageSettings):
+class TrainSettings(ExecutionSettings, NetworkSettings, StageSettings):
     """Settings of ``train``."""
 
     epochs: int | None = option(
@@ -162,11 +159,7 @@ class TrainSettings(NetworkSettings, StageSettings):
         "source, or each its own; by default the recipe's",
         result=True,
     )
-    precision: Precision = option(
-        "float32",
-        "how training multiplies: in float32 as in 2012, in TF32 (on GPUs), or in bfloat16",
-        result=True,
-    )
+
     warmup_epochs: int = option(
         0, "epochs in which the learning rate rises to its first value", result=True, ge=0
     )
@@ -177,37 +170,7 @@ class TrainSettings(NetworkSettings, StageSettings):
         gt=0,
         lt=1,
     )
-    gradient_compression: Literal["none", "fp16", "bf16"] = option(
-        "none", "number format of gradients on their way between workers", result=True
-    )
-    channels_last: Switch = option(
-        False,
-        "layout in memory of images, activations and weights on GPUs: off is NCHW, on is NHWC, "
-        "which suits tensor cores; on CPUs it concerns the weights alone",
-        result=True,
-    )
-    compile: Switch = option(
-        False, "on: the towers through torch.compile, if the machine has a compiler", result=True
-    )
-    exact: Switch = option(
-        False,
-        "on: the weights and curves are the same to the bit for one to four workers, on CPUs of "
-        "one kind; an update takes longer",
-        result=True,
-    )
-    decode_on: Literal["cpu", "gpu"] = option(
-        "cpu",
-        "gpu: training images are decoded by nvJPEG, for machines with fewer than four CPU cores "
-        "for each GPU; pixels differ slightly; no training with it has been run so far",
-        result=True,
-    )
-    num_workers: Workers = option(
-        1, "workers that share each batch; 1:4: as many of one to four as the cluster has room for"
-    )
-    device: Device = option("auto", "cuda: two GPUs for each worker; auto: GPUs if there are any")
-    gpus_per_worker: OneOrTwo = option(
-        2, "1 puts both towers on one GPU, for machines that have no second"
-    )
+
     checkpoint_steps: int | None = option(
         None,
         "updates between checkpoints within an epoch, besides those of --checkpoint-minutes; by "
@@ -227,24 +190,6 @@ class TrainSettings(NetworkSettings, StageSettings):
     def gpus_wanted(self) -> int:
         """GPUs that a worker can use: one for each tower, if it may have two."""
         return min(self.gpus_per_worker, self.towers)
-
-    @model_validator(mode="after")
-    def _exact_excludes_some_options(self) -> Self:
-        if not self.exact:
-            return self
-        if self.num_workers[1] > PIECES:
-            raise ValueError(f"--exact on works with {PIECES} workers at most; lower --num-workers")
-        others = {
-            "--device cuda": self.device == "cuda",
-            "--compile on": self.compile,
-            f"--gradient-compression {self.gradient_compression}": (
-                self.gradient_compression != "none"
-            ),
-        }
-        for option_given, is_given in others.items():
-            if is_given:
-                raise ValueError(f"--exact on and {option_given} exclude each other")
-        return self
 
 
 class TrainCommandSettings(TrainSettings):

@@ -9,25 +9,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 from factories import narrow_network, relative_error
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alexnet import export
 from alexnet.diagnostics.equivalence import he_init
 from alexnet.errors import UserError
+from alexnet.later_recipes import TORCHVISION
 from alexnet.model.classifier import CropClassifier
 from alexnet.model.dropout import Dropout
 from alexnet.model.grouped import GroupedAlexNet
+from alexnet.model.placement import to_grouped
 from alexnet.model.towers import AlexNet
 from alexnet.recipes import PAPER, SOURCE145, Recipe, ablate
 from alexnet.training.checkpoint import TrainState, save_checkpoint, take_snapshot
 from alexnet.training.optimizer import build_optimizer
+from alexnet.variants import with_conv6
+from alexnet.weights.torchvision import read_torchvision
 
 MEAN = 255 * torch.rand((3, 224, 224), generator=torch.Generator().manual_seed(3))
 RECIPES_TO_EXPORT = [
     pytest.param(PAPER, id="paper", marks=pytest.mark.slow),
     pytest.param(SOURCE145, id="source145"),
     pytest.param(ablate(SOURCE145, towers=1), id="one tower"),
+    pytest.param(with_conv6(SOURCE145, pretrained=True), id="conv6", marks=pytest.mark.slow),
+    pytest.param(TORCHVISION, id="torchvision"),
     pytest.param(ablate(PAPER, normalization=False), id="no normalization", marks=pytest.mark.slow),
     pytest.param(
         ablate(SOURCE145, overlapping_pooling=False),
@@ -178,3 +184,73 @@ def test_other_files_and_missing_folders_are_errors(tmp_path: Path) -> None:
             export.read(str(tmp_path / name))
     with pytest.raises(UserError, match="can't be written"):
         export.write(str(tmp_path), str(tmp_path / "no" / "folder.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe", [SOURCE145, pytest.param(PAPER, marks=pytest.mark.long)], ids=lambda one: one.name
+)
+def test_an_onnx_file_computes_the_same_for_any_number_of_crops(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = save_network(recipe, tmp_path).eval()
+    path = tmp_path / "network.onnx"
+    export.main([str(tmp_path), str(path)])
+    assert not list(tmp_path.glob("network.onnx.*"))
+    session = onnxruntime.InferenceSession(str(path))
+    classifier = CropClassifier(network, MEAN)
+    for images in (crops(), crops()[:1], torch.cat([crops(), crops().flip(3)])):
+        rows = images.permute(0, 2, 3, 1).contiguous()
+        logits, probabilities = map(torch.from_numpy, session.run(None, {"crops": rows.numpy()}))
+        with torch.no_grad():
+            expected = network(images - MEAN)
+            torch.testing.assert_close(probabilities, classifier(rows), rtol=0, atol=1e-5)
+        assert relative_error(logits, expected) < 1e-5
+
+
+def test_without_the_packages_for_onnx_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_package(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript'")
+
+    monkeypatch.setattr(torch.onnx, "export", without_package)
+    save_network(PAPER, tmp_path)
+    path = tmp_path / "network.onnx"
+    with pytest.raises(SystemExit) as caught:
+        export.main([str(tmp_path), str(path)])
+    message = capsys.readouterr().err
+    assert (caught.value.code, message.count("\n")) == (2, 1)
+    assert "install this project with the extra onnx" in message
+    assert not path.exists()
+
+
+def test_torchvisions_network_is_written_for_torchvision(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models")
+    network = save_network(TORCHVISION, tmp_path).double().eval()
+    path = tmp_path / "network.pth"
+    mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+    constant = (255 * mean).expand(3, 224, 224).contiguous()
+    save_file({"mean": constant}, tmp_path / "mean.safetensors")
+    export.write(str(tmp_path), str(path))
+    theirs = models.alexnet()
+    for index, sizes in ((1, (9216, 48)), (4, (48, 48)), (6, (48, 4))):
+        theirs.classifier[index] = torch.nn.Linear(*sizes)
+    theirs.load_state_dict(torch.load(path, weights_only=True))
+    weights = read_torchvision(str(path), path.read_bytes())
+    normalized = (crops() / 255 - mean) / torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+    with torch.no_grad():
+        expected = network(crops() - 255 * mean.double())
+        assert relative_error(theirs.double().eval()(normalized.double()), expected) < 1e-6
+    for name, tensor in to_grouped(network.state_dict()).items():
+        assert relative_error(weights.tensors[name], tensor) < 1e-6, name
+
+
+def test_what_a_file_can_not_have_is_one_line(tmp_path: Path) -> None:
+    save_network(SOURCE145, tmp_path)
+    with pytest.raises(UserError, match=r"network\.pth: torchvision's alexnet has other layers"):
+        export.write(str(tmp_path), str(tmp_path / "network.pth"))
+    with pytest.raises(UserError, match=r"ends with \.safetensors, \.onnx or \.pth"):
+        export.write(str(tmp_path), str(tmp_path / "network.bin"))

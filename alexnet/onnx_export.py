@@ -1,0 +1,57 @@
+"""A network of one column as an ONNX file, for programs without torch.
+
+Its input ``crops`` are (N, 224, 224, 3) uint8 RGB crops, for any N. Its outputs are ``logits`` and
+``probabilities``, (N, classes) float32. The mean image is in the file.
+"""
+
+import os
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from alexnet.errors import UserError, one_line
+from alexnet.model.grouped import GroupedAlexNet
+
+
+class _Outputs(nn.Module):
+    def __init__(self, column: GroupedAlexNet) -> None:
+        super().__init__()
+        self.column = column
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.column(crops.permute(0, 3, 1, 2).float())
+        return logits, logits.softmax(dim=1)
+
+
+def write_onnx(column: GroupedAlexNet, path: str) -> None:
+    """Write a network as one file, for evaluation.
+
+    Raises:
+        UserError: the packages that torch needs for it are not installed, or the file can't be
+            written.
+    """
+    example = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of torch, about its own code.
+            program = torch.onnx.export(
+                _Outputs(column).eval(),
+                (example,),
+                dynamo=True,
+                dynamic_shapes={"crops": {0: torch.export.Dim("images")}},
+                input_names=["crops"],
+                output_names=["logits", "probabilities"],
+                verbose=False,
+            )
+    except ImportError as error:
+        raise UserError(
+            f"{path}: an ONNX file needs the packages onnx and onnxscript ({one_line(error)}); "
+            "install this project with the extra onnx"
+        ) from error
+    assert program is not None
+    try:
+        program.save(f"{path}.part")
+        os.replace(f"{path}.part", path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({one_line(error)})") from error
