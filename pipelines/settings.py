@@ -184,6 +184,11 @@ class TrainSettings(ExecutionSettings, NetworkSettings, StageSettings):
     log_seconds: float = option(
         1.0, "seconds between two points at least; 0: --log-steps alone determine them", ge=0
     )
+    verify_reads: Literal["always", "once", "never"] = option(
+        "once",
+        "compare the training shards with their checksums whenever they are read, when each worker "
+        "first reads them, or never",
+    )
     max_failures: int = option(3, "restarts after lost workers or nodes before giving up", ge=0)
 
     @property

@@ -13,8 +13,9 @@ from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import read_manifest
 from alexnet.shards.order import PIECES
 from alexnet.training.exact import ExactWorker
-from alexnet.training.loop import StepSums, train_epoch, validate
+from alexnet.training.loop import StepSums, train_epoch
 from alexnet.training.optimizer import EpochRates
+from alexnet.training.validation import validate
 
 BATCH = 7
 """Of 39 rows: pieces of one and two images, and a last batch of 4."""

@@ -32,8 +32,9 @@ from alexnet.shards.order import PIECES
 from alexnet.shards.write import make_shard
 from alexnet.training.ema import EMA
 from alexnet.training.exact import ExactWorker
-from alexnet.training.loop import train_epoch, validate
+from alexnet.training.loop import train_epoch
 from alexnet.training.optimizer import EpochRates, set_rates
+from alexnet.training.validation import validate
 
 KEPT = Path(__file__).parent / "golden_runs.json"
 TOLERANCE = 1e-3

@@ -1,17 +1,42 @@
 """The loop of ``alexnet.training.augment`` on CPUs: from stored pixels to crops in one pass."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from alexnet.kernels.jit import jit
+from alexnet.recipes import IMAGE_SIZE
+
+ROW_BYTES = IMAGE_SIZE * 3
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(_: Any, address: types.Integer) -> Any:
+    """The address as a pointer, in compiled code."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+def addresses_of(images: Sequence[Pixels]) -> NDArray[np.int64]:
+    """Where some images are in memory: contiguous arrays of 196,608 bytes, which must be kept."""
+    assert all(image.nbytes == IMAGE_SIZE * ROW_BYTES for image in images)
+    return np.array([image.ctypes.data for image in images], np.int64)
+
+
 @jit
-def crop_batch(
-    images: Pixels,
+def crop_images(
+    addresses: NDArray[np.int64],
     corners: NDArray[np.int64],
     flips: NDArray[np.bool_],
     colours: Floats,
@@ -21,17 +46,19 @@ def crop_batch(
 ) -> None:
     """Write (pixel - mean + colour) · scale of one crop of each image into ``crops``.
 
-    Shapes: (B, 256, 256, 3), (B, 2), (B,), (B, 3) → (B, 224, 224, 3). ``mean`` is (224, 672).
+    The images can be anywhere: ``addresses``, (B,), are those of (256, 256, 3) arrays. Shapes of
+    the others: (B, 2), (B,), (B, 3) → (B, 224, 224, 3). ``mean`` is (224, 672).
     """
     rows, width = mean.shape
     row_colour = np.empty(width, np.float32)
     mirrored = np.empty(width, np.uint8)
-    for n in range(len(images)):
+    for n in range(len(addresses)):
+        image = carray(_pointer(addresses[n]), (IMAGE_SIZE, ROW_BYTES), np.uint8)
         top, left = corners[n]
         for j in range(width):
             row_colour[j] = colours[n, j % 3]
         for i in range(rows):
-            row = images[n, top + i].reshape(-1)[3 * left :][:width]
+            row = image[top + i, 3 * left : 3 * left + width]
             if flips[n]:
                 _mirror(row, mirrored)
                 row = mirrored

@@ -125,8 +125,13 @@ class _HashingFile:
         """Does nothing: ``storage.atomic_output`` closes the file."""
 
 
-def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
+def read_row_group(group: RowGroup, columns: list[str], *, verify: bool = True) -> pa.Table:
     """Some columns of one row group.
+
+    Args:
+        group: the row group.
+        columns: names of the columns.
+        verify: whether to compare the pages with their checksums.
 
     Raises:
         CorruptShardError: the shard is missing or damaged.
@@ -136,7 +141,7 @@ def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
             # Adjacent columns are read with one request. Arrow's threads are not used: callers read
             # several row groups in their own threads.
             table = pq.ParquetFile(
-                file, page_checksum_verification=True, pre_buffer=True
+                file, page_checksum_verification=verify, pre_buffer=True
             ).read_row_group(group.number, columns=columns, use_threads=False)
         # The reader ignores columns that the file does not have.
         expected = [(name, SCHEMA.field(name).type) for name in columns]

@@ -9,6 +9,7 @@ images, as in the 2012 source), and for each image a colour shift along the prin
 RGB.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class AugmentParams:
     colours: NDArray[np.float32]
     """(B, 3): added to red, green and blue, in grey levels."""
 
-    def take(self, positions: NDArray[np.int64]) -> "AugmentParams":
+    def take(self, positions: NDArray[np.int64] | slice) -> "AugmentParams":
         """The parameters of some of the batch's images."""
         return AugmentParams(
             self.corners[positions], self.flips[positions], self.colours[positions]
@@ -129,15 +130,42 @@ def crops_by_compiled_loop(
 ) -> Tensor:
     """``training_crops`` for CPUs: all threads, each pixel is read once and written once."""
     # Imported here, because it imports the compiler, which GPUs don't need.
-    from alexnet.kernels.crop import crop_batch
+    from alexnet.kernels.crop import addresses_of, crop_images
 
     # Allocated by NumPy, because it requests huge pages and torch does not. With small pages, the
     # first write to new memory takes longer than all the arithmetic.
     crops = np.empty((len(images), CROP_SIZE, CROP_SIZE, 3), np.float32)
-    mean_rows = np.ascontiguousarray(mean.numpy().transpose(1, 2, 0)).reshape(CROP_SIZE, -1)
-    arrays = [images.numpy(), params.corners, params.flips, params.colours, crops]
-    parallel_over_batch(crop_batch, arrays, mean_rows, np.float32(scale))
+    pixels = np.ascontiguousarray(images.numpy())
+    arrays = [addresses_of(list(pixels)), params.corners, params.flips, params.colours, crops]
+    parallel_over_batch(crop_images, arrays, mean_rows(mean), np.float32(scale))
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+
+def crop_piece(
+    images: Sequence[NDArray[np.uint8]],
+    params: AugmentParams,
+    mean: NDArray[np.float32],
+    scale: float,
+    crops: NDArray[np.float32],
+) -> None:
+    """``training_crops`` of some images on a CPU, in this thread alone.
+
+    Args:
+        images: n contiguous arrays of 256x256x3 elements.
+        params: of the n images.
+        mean: from ``mean_rows``.
+        scale: as for ``training_crops``.
+        crops: (n, 224, 224, 3), overwritten.
+    """
+    from alexnet.kernels.crop import addresses_of, crop_images
+
+    arrays = addresses_of(images), params.corners, params.flips, params.colours, crops
+    crop_images(*arrays, mean, np.float32(scale))
+
+
+def mean_rows(mean: Tensor) -> NDArray[np.float32]:
+    """The mean of crops, (3, 224, 224) on the CPU, as the compiled loop reads it, (224, 672)."""
+    return np.ascontiguousarray(mean.numpy().transpose(1, 2, 0)).reshape(CROP_SIZE, -1)
 
 
 def crops_by_torch_operations(

@@ -1,13 +1,12 @@
-"""One step and one epoch of training, and the validation with the centre view.
+"""One step and one epoch of training.
 
 No operation of a step waits for a device: ``StepSums`` adds the results up on the device, and they
 are read later. So the CPU launches a step while a GPU computes the one before it, and the copy and
 the augmentation of its images are then done on a second stream, beside that computation.
 """
 
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -20,12 +19,12 @@ from torch import Tensor, nn
 from alexnet.metrics import TOP_K, LossAndErrors
 from alexnet.model.dropout import dropout_keys
 from alexnet.recipes import Recipe
+from alexnet.shards.buffers import BufferPool
 from alexnet.shards.loader import Batch, ShardLoader
-from alexnet.shards.order import PIECES
-from alexnet.shards.validation import validation_batches
-from alexnet.training.augment import centre_crops, sample_augment_params, training_crops
+from alexnet.training.augment import training_crops
+from alexnet.training.crops import Augmentation, crop_buffers, crops_while_decoding
 from alexnet.training.device_queue import HostCopy, SideStream, copy_to_device
-from alexnet.training.exact import ExactWorker, compute_gradients, exact_loss
+from alexnet.training.exact import ExactWorker, compute_gradients
 from alexnet.training.optimizer import EpochRates, MomentumSGD, apply_warmup, set_rates
 
 
@@ -49,6 +48,18 @@ class TrainContext:
     """The learning rate rises over this many rows (``optimizer.apply_warmup``)."""
     exact: ExactWorker | None = None
     """If the results must not depend on the number of workers."""
+    crop_buffers: BufferPool[np.float32] = field(default_factory=crop_buffers)
+    """The memory of crops that are made on CPUs."""
+
+    def augmentation(self, epoch: int, *, colour_noise: bool) -> Augmentation:
+        """How an epoch's images are cropped."""
+        return Augmentation(
+            recipe=self.recipe,
+            pca_axes=self.pca_axes,
+            seed=self.seed,
+            epoch=epoch,
+            colour_noise=colour_noise,
+        )
 
     def prepare(self, work: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The network's inputs: the result of ``work`` for each mean, on the side stream."""
@@ -88,7 +99,11 @@ def train_epoch(
     again only during warm-up.
     """
     model.train()
-    for batch in loader.epoch(epoch, offset):
+    start_crops = None
+    if all(mean.device.type == "cpu" for mean in context.means):
+        augmentation = context.augmentation(epoch, colour_noise=rates.colour_noise)
+        start_crops = crops_while_decoding(augmentation, context.means[0], context.crop_buffers)
+    for batch in loader.epoch(epoch, offset, start_crops):
         if context.warmup_rows:
             seen = epoch * loader.manifest.rows("train") + batch.offset + batch.rows
             set_rates(optimizer, apply_warmup(rates, seen, context.warmup_rows))
@@ -113,36 +128,36 @@ def train_on_batch(
     colour_noise: bool = True,
     world_size: int = 1,
 ) -> Step:
-    """Everything that a step does with a batch of images: copies, augmentation, the update.
+    """Everything that a step does with a batch: copies, augmentation, the update.
 
+    The batch has whole images, or on a CPU crops that the loader made with the same parameters.
     ``model`` as for ``train_epoch``. The optimizer's rates are set.
     """
-    params = sample_augment_params(
-        context.recipe,
-        context.pca_axes,
-        batch.rows,
-        seed=context.seed,
-        epoch=epoch,
-        offset=batch.offset,
-        colour_noise=colour_noise,
-    ).take(batch.positions)
-    scale = context.recipe.training_scale if colour_noise else 1.0
+    augmentation = context.augmentation(epoch, colour_noise=colour_noise)
 
     def crops_on(mean: Tensor) -> Tensor:
+        if batch.images.is_floating_point():
+            return batch.images
         images = copy_to_device(batch.images, mean.device)
-        channels_last = context.channels_last
-        return training_crops(images, params, mean, scale, channels_last=channels_last)
+        return training_crops(
+            images,
+            augmentation.params(batch),
+            mean,
+            augmentation.scale,
+            channels_last=context.channels_last,
+        )
 
     crops = context.prepare(crops_on)
     first_device = context.means[0].device
     labels = context.side_streams[0].run(partial(copy_to_device, batch.labels, first_device))
-    batch = batch._replace(labels=labels)
+    on_device = batch._replace(labels=labels)
     rows = torch.from_numpy(batch.offset + batch.positions)
     rows_keys = dropout_keys(context.seed, epoch, rows)
     keys = context.prepare(lambda mean: copy_to_device(rows_keys, mean.device))
+    bf16 = context.bf16
     if context.exact:
-        return exact_step(model, optimizer, crops, batch, keys, context.exact, bf16=context.bf16)
-    return train_step(model, optimizer, crops, batch, world_size, keys=keys, bf16=context.bf16)
+        return exact_step(model, optimizer, crops, on_device, keys, context.exact, bf16=bf16)
+    return train_step(model, optimizer, crops, on_device, world_size, keys=keys, bf16=bf16)
 
 
 def train_step(
@@ -241,50 +256,3 @@ class StepSums:
         return LossAndErrors(
             images=self.images, loss=loss, top1_wrong=int(top1_wrong), top5_wrong=int(top5_wrong)
         )
-
-
-def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> LossAndErrors:
-    """Errors of the centre view on this worker's row groups of the validation split.
-
-    The probabilities of a row group are counted while the device computes the next one.
-    """
-    model.eval()
-    errors = LossAndErrors()
-    exact = context.exact
-    uncounted: deque[tuple[Callable[[], HostCopy], NDArray[np.int64]]] = deque()
-
-    @torch.no_grad()
-    def compute(images: Tensor) -> HostCopy:
-        inputs = context.prepare(partial(_centre_view, images, context))
-        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=context.bf16):
-            logits = model(*inputs).float()
-        return HostCopy(logits.softmax(dim=1))
-
-    def count() -> None:
-        probabilities, labels = uncounted.popleft()
-        counted = LossAndErrors()
-        counted.count(probabilities().read().numpy(), labels)
-        if exact:
-            counted.loss = exact_loss(counted.loss)
-        errors.add(counted)
-
-    for batch in validation_batches(loader):
-        if exact:
-            result = exact.pool.submit(compute, batch.images).result
-        else:
-            result = partial(_same, compute(batch.images))
-        uncounted.append((result, batch.labels))
-        if len(uncounted) > (PIECES if exact else 1):
-            count()
-    while uncounted:
-        count()
-    return errors
-
-
-def _same(copy: HostCopy) -> HostCopy:
-    return copy
-
-
-def _centre_view(images: Tensor, context: TrainContext, mean: Tensor) -> Tensor:
-    images = copy_to_device(images, mean.device)
-    return centre_crops(images, mean, channels_last=context.channels_last)

@@ -152,6 +152,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
             threads=decode_threads(config.cpus, devices[0]),
             pin_memory=devices[0].type == "cuda",
             decode_on=decoding_device(settings, manifest, devices[0]),
+            verify=settings.verify_reads,
         ),
         network=network,
         wrapped=(

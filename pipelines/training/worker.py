@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +20,15 @@ from alexnet.errors import UserError
 from alexnet.metrics import LossAndErrors, has_top5
 from alexnet.training.checkpoint import Snapshot, take_snapshot
 from alexnet.training.device_queue import DeviceTime
-from alexnet.training.loop import StepSums, train_epoch, validate
+from alexnet.training.loop import train_epoch
 from alexnet.training.optimizer import EpochRates, apply_warmup, rates_at, set_rates
+from alexnet.training.validation import validate
 from pipelines.console.progress import Update, duration
 from pipelines.training import checkpointing
 from pipelines.training.cadence import next_point
 from pipelines.training.collectives import all_reduce_errors
 from pipelines.training.state import LoopConfig, WorkerState, build_worker, open_node_metrics
+from pipelines.training.window import Window
 
 FLUSH_TIMEOUT_S = 5
 """For the last metrics. The driver writes those that the last checkpoint has as pending."""
@@ -70,24 +72,6 @@ def _started_line(worker: WorkerState) -> str:
     return f"{shared}, on {devices}, {torch.get_num_threads()} threads"
 
 
-@dataclass(slots=True)
-class _Window:
-    """The steps between two points of the curves."""
-
-    started: DeviceTime
-    sums: StepSums = field(default_factory=StepSums)
-    ended: DeviceTime | None = None
-    step: int = 0
-    """Number of the last step."""
-    offset: int = 0
-    """Rows of the epoch up to it."""
-
-    def seconds(self) -> float:
-        """Waits for the device."""
-        assert self.ended
-        return self.ended.seconds_since(self.started)
-
-
 def _run_epoch(worker: WorkerState) -> None:
     """Train on the rest of the epoch, validate, save a checkpoint."""
     state = worker.train_state
@@ -112,8 +96,8 @@ def _train_rest_of_epoch(worker: WorkerState, rates: EpochRates) -> None:
     device = worker.context.means[0].device
     unread_windows = 0 if device.type == "cpu" else 1
     due = _next_point(worker, seconds_per_step=0)
-    window = _Window(DeviceTime(device))
-    ended: deque[_Window] = deque()
+    window = Window(DeviceTime(device))
+    ended: deque[Window] = deque()
     steps = train_epoch(
         worker.wrapped,
         worker.optimizer,
@@ -148,7 +132,7 @@ def _train_rest_of_epoch(worker: WorkerState, rates: EpochRates) -> None:
         if checkpoint_due and not last:
             _save_checkpoint(worker)
             now = DeviceTime(device)
-        window = _Window(now)
+        window = Window(now)
 
 
 def _next_point(worker: WorkerState, seconds_per_step: float) -> int:
@@ -169,7 +153,7 @@ class _Agreed(NamedTuple):
     """Because enough time has passed, or because the driver has requested a checkpoint."""
 
 
-def _log_window(worker: WorkerState, window: _Window, rates: EpochRates) -> _Agreed:
+def _log_window(worker: WorkerState, window: Window, rates: EpochRates) -> _Agreed:
     """Log the mean metrics of a window's steps, over all workers."""
     state, recipe, sums = worker.train_state, worker.recipe, window.sums
     local = sums.read()

@@ -29,8 +29,9 @@ from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.device_queue import SideStream
-from alexnet.training.loop import TrainContext, train_epoch, validate
+from alexnet.training.loop import TrainContext, train_epoch
 from alexnet.training.optimizer import build_optimizer, rates_at, set_rates, with_drops
+from alexnet.training.validation import validate
 from pipelines.results.records import newest
 from pipelines.results.stage_results import PreprocessResult
 from pipelines.workdir import Workdir

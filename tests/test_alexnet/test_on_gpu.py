@@ -45,7 +45,7 @@ from alexnet.training.checkpoint import (
 )
 from alexnet.training.ddp import DEFAULT_BACKEND, wrap_ddp
 from alexnet.training.device_queue import SideStream, copy_to_device
-from alexnet.training.loop import train_epoch, train_step, validate
+from alexnet.training.loop import train_epoch, train_step
 from alexnet.training.network import Execution, build_network
 from alexnet.training.optimizer import (
     EpochRates,
@@ -54,6 +54,7 @@ from alexnet.training.optimizer import (
     set_rates,
     update_by_torch_operations,
 )
+from alexnet.training.validation import validate
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

@@ -34,8 +34,9 @@ from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
 from alexnet.training.device_queue import SideStream
-from alexnet.training.loop import Step, train_epoch, validate
+from alexnet.training.loop import Step, train_epoch
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
+from alexnet.training.validation import validate
 
 BATCH_SIZE = 2
 RATES = EpochRates(0.001)

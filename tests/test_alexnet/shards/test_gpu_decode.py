@@ -14,9 +14,9 @@ from factories import loader_of
 from torch import Tensor
 
 from alexnet.errors import CorruptShardError, UserError
-from alexnet.shards import loader
 from alexnet.shards.codec import decode_into
 from alexnet.shards.manifest import Manifest
+from alexnet.shards.row_groups import RowGroupData, RowGroupReader
 from pipelines.settings import TrainSettings
 from pipelines.training.state import decoding_device
 
@@ -68,11 +68,12 @@ def test_the_loader_with_a_gpu_yields_the_same_rows(
 def test_a_damaged_image_names_its_shard(
     dataset: Manifest, waits: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(group: Any) -> loader.RowGroupData:
-        return whole(group)._replace(data=np.zeros_like(whole(group).data))
+    def cut(reader: RowGroupReader, group: Any, verify: Any) -> RowGroupData:
+        data = whole(reader, group, verify)
+        return data._replace(data=np.zeros_like(data.data))
 
-    whole = loader.load_row_group
-    monkeypatch.setattr(loader, "load_row_group", cut)
+    whole = RowGroupReader.read
+    monkeypatch.setattr(RowGroupReader, "read", cut)
     with pytest.raises(CorruptShardError, match=r"part-\d+.parquet.*can't be decoded") as caught:
         next(replace(loader_of(dataset), decode_on=GPU).epoch(0))
     assert "\n" not in str(caught.value)

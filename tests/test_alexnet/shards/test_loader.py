@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alexnet.errors import CorruptShardError
-from alexnet.shards import loader
+from alexnet.shards import loader, read_ahead, row_groups
 from alexnet.shards.codec import decode_into, encode
-from alexnet.shards.format import SCHEMA, RowGroup, Shard, read_row_group, write_shard
-from alexnet.shards.loader import Batch, RowGroupData, ShardLoader
+from alexnet.shards.format import SCHEMA, RowGroup, Shard, write_shard
+from alexnet.shards.loader import Batch, ShardLoader
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.order import epoch_order
+from alexnet.shards.row_groups import RowGroupData, RowGroupReader, Verify
 
 SHARDS = (150, 70)
 """Rows of each shard. Row groups have 64, so their sizes are 64, 64, 22, 64 and 6."""
@@ -205,13 +206,13 @@ def test_the_number_of_threads_does_not_change_the_batches(coloured: Manifest) -
 
 def test_a_row_group_is_read_once(coloured: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[RowGroup] = []
-    original = read_row_group
+    original = RowGroupReader.read
 
-    def count(group: RowGroup, columns: list[str]) -> pa.Table:
+    def count(reader: RowGroupReader, group: RowGroup, verify: Verify) -> RowGroupData:
         groups.append(group)
-        return original(group, columns)
+        return original(reader, group, verify)
 
-    monkeypatch.setattr(loader, "read_row_group", count)
+    monkeypatch.setattr(RowGroupReader, "read", count)
     list(loader_of(coloured, 16).epoch(0))
     assert len(groups) == 5
     assert set(groups) == set(coloured.row_groups("train"))
@@ -270,7 +271,7 @@ class SlowStore:
         self.open = threading.Event()
         self.changed = threading.Condition()
 
-    def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
+    def read(self, group: RowGroup, columns: list[str], *, verify: bool) -> pa.Table:
         with self.changed:
             self.requested.append(group)
             self.running += 1
@@ -294,7 +295,7 @@ class SlowStore:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowStore]:
     slow = SlowStore()
-    monkeypatch.setattr(loader, "read_row_group", slow.read)
+    monkeypatch.setattr(row_groups, "read_row_group", slow.read)
     monkeypatch.setattr(loader, "decode_into", lambda stored, image: None)
     yield slow
     slow.open.set()
@@ -321,7 +322,7 @@ def test_row_groups_of_a_slow_store_are_requested_concurrently(
     first: list[Batch] = []
     consumer = threading.Thread(target=lambda: first.append(next(epoch)))
     consumer.start()
-    store.wait_for(loader.MAX_CONCURRENT_READS)  # None has returned yet.
+    store.wait_for(read_ahead.MAX_CONCURRENT_READS)  # None has returned yet.
     assert not first
     assert {group.path for group in store.requested} <= set(groups_in_order(manifest)[:48])
     store.open.set()
@@ -329,7 +330,7 @@ def test_row_groups_of_a_slow_store_are_requested_concurrently(
     assert len(first) == 1
     # While the first batch is in use, row groups of the next batches and windows are read.
     store.wait_for(loader.MAX_CACHED_ROW_GROUPS)
-    assert store.max_running == loader.MAX_CONCURRENT_READS
+    assert store.max_running == read_ahead.MAX_CONCURRENT_READS
     epoch.close()  # type: ignore[attr-defined]
     assert not pool_threads()
 
@@ -363,14 +364,14 @@ def test_row_groups_are_freed_after_their_last_row(
     coloured: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     references: list[weakref.ref[NDArray[np.uint8]]] = []
-    original = loader.load_row_group
+    original = RowGroupReader.read
 
-    def watch(group: RowGroup) -> RowGroupData:
-        data = original(group)
+    def watch(reader: RowGroupReader, group: RowGroup, verify: Verify) -> RowGroupData:
+        data = original(reader, group, verify)
         references.append(weakref.ref(data.data))
         return data
 
-    monkeypatch.setattr(loader, "load_row_group", watch)
+    monkeypatch.setattr(RowGroupReader, "read", watch)
     epoch = loader_of(coloured, 16).epoch(0)
     order, _ = epoch_order([64, 64, 22, 64, 6], 11, 0)
     group_of = np.searchsorted(np.cumsum([64, 64, 22, 64, 6]), order, side="right")
@@ -384,6 +385,14 @@ def test_row_groups_are_freed_after_their_last_row(
             time.sleep(0.001)  # A thread may still hold its last row group.
         assert sum(ref() is not None for ref in references) <= len(needed)
     assert len(references) == 5
+
+
+def test_the_memory_of_batches_is_used_again(coloured: Manifest) -> None:
+    used = set()
+    for batch in loader_of(coloured, 4).epoch(0):
+        used.add(batch.images.data_ptr())
+        del batch
+    assert len(used) <= 2 + loader.PREFETCH_BATCHES
 
 
 def test_the_threads_end_with_the_epoch(coloured: Manifest) -> None:

@@ -43,15 +43,9 @@ from alexnet.training.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
-from alexnet.training.loop import (
-    Step,
-    StepSums,
-    train_epoch,
-    train_on_batch,
-    train_step,
-    validate,
-)
+from alexnet.training.loop import Step, StepSums, train_epoch, train_on_batch, train_step
 from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
+from alexnet.training.validation import validate
 
 RATES = EpochRates(0.001)
 

@@ -28,8 +28,9 @@ from alexnet.recipes import PAPER, SOURCE145, Recipe
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
 from alexnet.training.augment import sample_augment_params, training_crops
-from alexnet.training.loop import train_epoch, validate
+from alexnet.training.loop import train_epoch
 from alexnet.training.optimizer import EpochRates, apply_warmup, build_optimizer, set_rates
+from alexnet.training.validation import validate
 
 RATES = EpochRates(0.001)
 

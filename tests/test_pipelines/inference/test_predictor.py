@@ -19,7 +19,7 @@ from alexnet.recipes import SOURCE145
 from alexnet.shards.codec import read_images
 from alexnet.shards.manifest import Manifest
 from alexnet.training.augment import CENTRE_VIEW
-from alexnet.training.loop import validate
+from alexnet.training.validation import validate
 from pipelines.inference.predictor import Predictor
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")

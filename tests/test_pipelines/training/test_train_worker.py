@@ -29,7 +29,7 @@ from alexnet.training.checkpoint import (
     read_recipe,
     read_tensors,
 )
-from alexnet.training.loop import validate
+from alexnet.training.validation import validate
 from pipelines.console.progress import Update
 from pipelines.console.redact import SecretUri
 from pipelines.settings import TrainSettings
