@@ -52,6 +52,8 @@ class Predictions:
     """URIs of the models whose probabilities were averaged."""
     validation: str
     """Content digest of the validation shards."""
+    coefficients: tuple[float, ...] | None = None
+    """The models' weights in the average; None for equal ones."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -71,6 +73,7 @@ def merge(
     wnids: Sequence[str],
     models: Sequence[str],
     validation: str,
+    coefficients: Sequence[float] | None = None,
 ) -> pa.Table:
     """Predictions for parts of the images as one table, with metadata, sorted by key.
 
@@ -80,13 +83,20 @@ def merge(
         wnids: of the classes.
         models: URIs of the models that were averaged.
         validation: content digest of the validation shards.
+        coefficients: the models' weights in the average, if they are not equal.
     """
     table = pa.concat_tables(parts).cast(SCHEMA).sort_by("key")
     distinct = len(table["key"].unique())
     assert (len(table), distinct) == (rows, rows), (
         f"{rows} images, {len(table)} predictions of {distinct} of them"
     )
-    metadata = {"wnids": list(wnids), "models": list(models), "validation": validation}
+    metadata: dict[str, object] = {
+        "wnids": list(wnids),
+        "models": list(models),
+        "validation": validation,
+    }
+    if coefficients:
+        metadata["coefficients"] = list(coefficients)
     return table.replace_schema_metadata({_METADATA: json.dumps(metadata)})
 
 
@@ -115,6 +125,7 @@ def of_table(table: pa.Table) -> Predictions:
     if encoded is None:
         raise ValueError("it does not name the classes and the models")
     metadata = json.loads(encoded)
+    coefficients = metadata.get("coefficients")
 
     def matrix(column: str) -> NDArray[np.generic]:
         return np.stack(table[column].to_numpy())
@@ -128,4 +139,5 @@ def of_table(table: pa.Table) -> Predictions:
         wnids=tuple(metadata["wnids"]),
         models=tuple(metadata["models"]),
         validation=metadata["validation"],
+        coefficients=tuple(coefficients) if coefficients else None,
     )

@@ -8,7 +8,8 @@ networks were.
     python pipelines/evaluate.py --workdir /data/work --model models:/alexnet/1 models:/alexnet/2
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from alexnet import predictions, storage
+from alexnet import features, predictions, storage
 from alexnet.errors import UserError
 from alexnet.model.precision import Precision
 from alexnet.provenance import code_version
@@ -75,7 +76,7 @@ def _run(
         _check_classes(model, manifest)
     key = StageKey(
         stage="evaluate",
-        settings={},
+        settings=_averaging(settings, len(models)),
         inputs=evaluate_inputs([model.uri for model in models], manifest),
         code=code_version(CODE["evaluate"], boundary=BOUNDARY),
     )
@@ -85,11 +86,27 @@ def _run(
         key,
         EvaluateResult,
         parent=parent,
-        usable=lambda result: storage.is_file(result.predictions),
+        usable=lambda result: (
+            storage.is_file(result.predictions)
+            and (not settings.features or storage.is_file(features.beside(result.predictions)))
+        ),
         work=lambda run: evaluate_models(
             settings, manifest, models, run, workdir.predictions(key.digest)
         ),
     )
+
+
+def _averaging(settings: EvaluateSettings, models: int) -> dict[str, object]:
+    """The settings that decide the result, if they are given."""
+    coefficients, layer = settings.coefficients, settings.features
+    if coefficients and len(coefficients) != models:
+        raise UserError(
+            f"--coefficients: {len(coefficients)} for {models} models; give one for each"
+        )
+    if layer and models > 1:
+        raise UserError("--features: those of several models are not comparable; give one --model")
+    given = {"coefficients": coefficients, "features": layer}
+    return {name: value for name, value in given.items() if value}
 
 
 def _check_classes(model: registry.ModelInfo, manifest: Manifest) -> None:
@@ -112,12 +129,22 @@ def evaluate_models(
     content = manifest.content_digest("val")
     uris = [model.uri for model in models]
     evaluations.tag(run, uris, content)
+    precisions = {model.uri: model.precision for model in models}
+    with (
+        nullcontext()
+        if settings.features is None
+        else features.features_file(
+            features.beside(path), layer=settings.features, model=uris[0]
+        ) as keep
+    ):
+        parts = _predict(settings, manifest, precisions, run, keep)
     table = predictions.merge(
-        _predict(settings, manifest, {model.uri: model.precision for model in models}, run),
+        parts,
         manifest.rows("val"),
         wnids=[label.wnid for label in manifest.labels],
         models=uris,
         validation=content,
+        coefficients=settings.coefficients,
     )
     write_table(path, table)
     evaluations.log_predictions(run, table)
@@ -149,9 +176,16 @@ def _log_neighbours(run: Run, models: list[registry.ModelInfo], manifest: Manife
 
 
 def _predict(
-    settings: EvaluateSettings, manifest: Manifest, models: Mapping[str, Precision], run: Run
+    settings: EvaluateSettings,
+    manifest: Manifest,
+    models: Mapping[str, Precision],
+    run: Run,
+    keep: Callable[[pa.Table], None] | None,
 ) -> list[pa.Table]:
-    """The predictions for all validation row groups, by a pool of Ray actors."""
+    """The predictions for all validation row groups, by a pool of Ray actors.
+
+    ``keep`` takes those with features, if they are wanted.
+    """
     cluster.connect()
     resources = actor_resources(settings.num_workers, settings.device)
     DataContext.get_current().enable_progress_bars = False
@@ -160,7 +194,13 @@ def _predict(
         Evaluator,
         batch_size=1,
         compute=ActorPoolStrategy(size=resources.workers),
-        fn_constructor_args=(run.store, models, resources.threads),
+        fn_constructor_args=(
+            run.store,
+            models,
+            resources.threads,
+            settings.coefficients,
+            settings.features,
+        ),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         runtime_env={"env_vars": KEEP_FREED_MEMORY},
@@ -175,7 +215,10 @@ def _predict(
     )
     with progress, without_actor_pool_note():
         for table in job.iter_batches(batch_size=None, batch_format="pyarrow"):
-            tables.append(raise_errors(table))
+            table = raise_errors(table)
+            if keep:
+                keep(table)
+            tables.append(table.select(predictions.SCHEMA.names))
             progress.add(len(table))
     return tables
 

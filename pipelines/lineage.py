@@ -168,9 +168,7 @@ def _source_links(
     yield _sha256_link(data, row.sha256)
     if check and subject.prediction and hashlib.sha256(data).hexdigest() == row.sha256:
         try:
-            problem = check_evaluated(
-                store, subject.models, subject.prediction, manifest, row, data
-            )
+            problem = check_evaluated(store, subject, subject.prediction, manifest, row, data)
         except UserError as error:
             problem = one_line(error)
         yield Link(kind="check", name=row.key, detail="the prediction is the same", problem=problem)

@@ -14,6 +14,7 @@ from alexnet import storage
 from pipelines.configuration.execution_settings import ExecutionSettings
 from pipelines.configuration.network_settings import NetworkSettings
 from pipelines.configuration.setting_types import (
+    Coefficients,
     Device,
     Epochs,
     ModelUris,
@@ -211,6 +212,12 @@ class EvaluateSettings(StageSettings):
     model: ModelUris | None = option(
         None,
         "MLflow models; several are averaged; by default the newest trained one",
+    )
+    coefficients: Coefficients | None = option(
+        None, "weight of each model in the average; by default all have the same"
+    )
+    features: Literal["fc6", "fc7"] | None = option(
+        None, "also write a layer's activations for the centre view, of one model"
     )
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
     num_workers: Workers = option(1, "actors that hold the models; 1:4: as for training")

@@ -248,7 +248,7 @@ def _why_stale(
 def _present_settings(recorded: Mapping[str, Any], kind: _Stage) -> Mapping[str, Any]:
     """The recorded settings as this version of the project has them."""
     if kind.settings is None:
-        return {}
+        return recorded
     return {
         name: recorded.get(name, default) for name, default in kind.settings().results().items()
     }

@@ -4,7 +4,7 @@ This is the model that is registered and served. It contains its own mean image 
 file. It takes crops, so the same model serves the centre view and the ten views.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,9 @@ class CropClassifier(nn.Module):
 
 @torch.no_grad()
 def view_probabilities(
-    classifiers: Mapping[str, Callable[[Tensor], Tensor]], views: Tensor
+    classifiers: Mapping[str, Callable[[Tensor], Tensor]],
+    views: Tensor,
+    coefficients: Sequence[float] | None = None,
 ) -> Tensor:
     """Mean probabilities of several classifiers for several views of the same images.
 
@@ -40,6 +42,7 @@ def view_probabilities(
         classifiers: crop classifiers on one device, of this class or loaded from a registry, by
             their names for messages.
         views: (V, N, 224, 224, 3) uint8 on that device.
+        coefficients: the classifiers' weights in the average; the same for all by default.
 
     Returns:
         (V, N, classes) float32 on the CPU.
@@ -52,4 +55,9 @@ def view_probabilities(
         by_model.append(torch.stack([model(view) for view in views]))
         if not by_model[-1].isfinite().all():
             raise InvalidModelError(f"{name}: outputs NaN instead of probabilities")
-    return torch.stack(by_model).mean(dim=0).cpu()
+    stacked = torch.stack(by_model)
+    if coefficients is None:
+        return stacked.mean(dim=0).cpu()
+    weights = torch.tensor(coefficients, dtype=stacked.dtype, device=stacked.device)
+    averaged: Tensor = torch.tensordot(weights / weights.sum(), stacked, dims=1)
+    return averaged.cpu()

@@ -177,6 +177,18 @@ ModelUris = Annotated[
 ]
 """One model or several; in a file also one without a list."""
 
+
+def _some_weight(values: list[float]) -> list[float]:
+    if not sum(values):
+        raise ValueError("at least one above 0")
+    return values
+
+
+Coefficients = Annotated[
+    list[Annotated[float, Field(ge=0, le=1e6)]], Field(min_length=1), AfterValidator(_some_weight)
+]
+"""Weights of an average."""
+
 Inputs = Annotated[list[PathOrUri], Field(min_length=1), BeforeValidator(_as_list)]
 """One path, URI or glob, or several; in a file also one without a list."""
 

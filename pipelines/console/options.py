@@ -10,7 +10,12 @@ from pydantic.fields import FieldInfo
 from alexnet.errors import UserError
 from pipelines.configuration.setting_types import is_positional, is_switch
 
-_LIST_WORDS = {"lr_drops": "EPOCH", "model": "URI", "images": "PATH"}
+_LIST_WORDS = {
+    "lr_drops": "EPOCH",
+    "model": "URI",
+    "images": "PATH",
+    "coefficients": "WEIGHT",
+}
 """What the values of settings that are lists are called in help texts."""
 
 

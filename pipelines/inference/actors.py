@@ -1,6 +1,6 @@
 """The Ray Data actor of ``evaluate``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from alexnet import predictions
+from alexnet import features, predictions
 from alexnet.metrics import average, top_labels
+from alexnet.model.exported import Layer
 from alexnet.model.precision import Precision
 from alexnet.shards.codec import read_images
 from alexnet.shards.format import RowGroup
@@ -23,14 +24,29 @@ from pipelines.tracking.store import Store
 class Evaluator:
     """The actor of ``evaluate``: one row group of the validation split → one row per image."""
 
-    def __init__(self, store: Store, models: Mapping[str, Precision], threads: int) -> None:
-        """``models``: the precision of each, by URI."""
-        self.models = models
+    def __init__(
+        self,
+        store: Store,
+        models: Mapping[str, Precision],
+        threads: int,
+        coefficients: Sequence[float] | None = None,
+        layer: Layer | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            store: that holds the models.
+            models: the precision of each, by URI.
+            threads: to compute with.
+            coefficients: the models' weights in the average; the same for all by default.
+            layer: whose features are wanted, of the only model.
+        """
+        self.models, self.coefficients, self.layer = models, coefficients, layer
         # The models are loaded in the first call, which can return errors.
         self.predictor = cache(partial(Predictor.load, store, list(models), threads))
         self.decoders = ThreadPoolExecutor(threads)
 
-    @errors_as_rows(predictions.SCHEMA)
+    @errors_as_rows(predictions.SCHEMA.append(features.FIELD))
     def __call__(self, items: Mapping[str, NDArray[Any]]) -> pa.Table:
         """Predict a row group.
 
@@ -38,13 +54,16 @@ class Evaluator:
             items: ``path``, ``number`` and ``rows`` of one ``RowGroup``, each an array of one.
 
         Returns:
-            ``alexnet.predictions.SCHEMA``.
+            ``alexnet.predictions.SCHEMA`` and ``alexnet.features.FIELD``, null without a layer.
         """
         group = RowGroup(str(items["path"][0]), int(items["number"][0]), int(items["rows"][0]))
         rows, images = read_images(group, ["key", "label"], self.decoders)
-        by_view = self.predictor().views(images, self.models)
+        by_view = self.predictor().views(images, self.models, self.coefficients)
         ten_views, centre_view = average(list(by_view)), by_view[CENTRE_VIEW]
         best = top_labels(ten_views)
+        units: list[NDArray[np.float32] | None] = [None] * len(rows)
+        if self.layer:
+            units = list(self.predictor().features(images, self.layer, self.models))
         return pa.table(
             {
                 "key": rows["key"],
@@ -52,5 +71,6 @@ class Evaluator:
                 "labels": list(best),
                 "probabilities": list(np.take_along_axis(ten_views, best, axis=1)),
                 "centre_labels": list(top_labels(centre_view)),
+                "features": pa.array(units, features.FIELD.type),
             }
         )

@@ -15,7 +15,7 @@ from alexnet.metrics import average
 from alexnet.model.classifier import view_probabilities
 from alexnet.model.exported import Layer, Outputs, as_function
 from alexnet.model.precision import Precision
-from alexnet.training.augment import evaluation_views, ten_crop
+from alexnet.training.augment import centre_view, evaluation_views, ten_crop
 from pipelines.tracking import registry
 from pipelines.tracking.store import Store
 
@@ -36,13 +36,17 @@ class Predictor:
         return cls({uri: registry.load_classifier(store, uri).to(device) for uri in uris}, device)
 
     def views(
-        self, images: NDArray[np.uint8], precisions: Mapping[str, Precision]
+        self,
+        images: NDArray[np.uint8],
+        precisions: Mapping[str, Precision],
+        coefficients: Sequence[float] | None = None,
     ) -> NDArray[np.float32]:
         """Probabilities of the ten views, averaged over models.
 
         Args:
             images: (N, 256, 256, 3).
             precisions: of each model, by URI.
+            coefficients: the models' weights in the average; the same for all by default.
 
         Returns:
             (10, N, classes).
@@ -56,7 +60,28 @@ class Predictor:
             uri: _probabilities(as_function(model, uri, None, precision=precisions[uri]))
             for uri, model in self.models.items()
         }
-        return view_probabilities(functions, views).numpy()
+        return view_probabilities(functions, views, coefficients).numpy()
+
+    @torch.no_grad()
+    def features(
+        self, images: NDArray[np.uint8], layer: Layer, precisions: Mapping[str, Precision]
+    ) -> NDArray[np.float32]:
+        """(N, units): a layer's activations for the centre view, of the only model.
+
+        Args:
+            images: (N, 256, 256, 3).
+            layer: fc6 or fc7.
+            precisions: of the model, by URI.
+
+        Raises:
+            UserError: the model has no such layer.
+        """
+        ((uri, model),) = self.models.items()
+        function = as_function(model, uri, layer, precision=precisions[uri])
+        crops = centre_view(torch.from_numpy(images).to(self.device)).contiguous()
+        found = function(crops).features
+        assert found is not None
+        return found.float().cpu().numpy()
 
 
 def _probabilities(function: Callable[[Tensor], Outputs]) -> Callable[[Tensor], Tensor]:

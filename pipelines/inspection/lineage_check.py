@@ -17,7 +17,7 @@ from alexnet.shards.decode import Decoded, decode
 from alexnet.shards.find import FoundRow
 from alexnet.shards.manifest import Manifest
 from pipelines.inference.predictor import BatchPredictor, Predictor
-from pipelines.inspection.lineage_subject import Prediction
+from pipelines.inspection.lineage_subject import Prediction, Subject
 from pipelines.tracking import registry
 from pipelines.tracking.store import Store
 
@@ -27,7 +27,7 @@ TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 
 def check_evaluated(
     store: Store,
-    models: Sequence[str],
+    subject: Subject,
     prediction: Prediction,
     manifest: Manifest,
     row: FoundRow,
@@ -37,7 +37,7 @@ def check_evaluated(
 
     Args:
         store: with the models.
-        models: their URIs.
+        subject: the evaluation.
         prediction: that was recorded.
         manifest: of the data set.
         row: of the image.
@@ -59,8 +59,8 @@ def check_evaluated(
         )
     pixels: NDArray[np.uint8] = np.empty((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     decode_into(np.frombuffer(stored, np.uint8), pixels[0])
-    precisions = {uri: registry.get_model_info(store, uri).precision for uri in models}
-    by_view = _load(store, models).views(pixels, precisions)
+    precisions = {uri: registry.get_model_info(store, uri).precision for uri in subject.models}
+    by_view = _load(store, subject.models).views(pixels, precisions, subject.coefficients)
     tolerance = max(TOLERANCE[precision] for precision in precisions.values())
     return _difference(prediction, average(list(by_view))[0], tolerance)
 

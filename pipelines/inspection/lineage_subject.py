@@ -51,6 +51,8 @@ class Subject:
     """sha256 of the models' files, as far as a file names them."""
     validation: str | None = None
     """Content digest of the validation shards of an evaluation."""
+    coefficients: tuple[float, ...] | None = None
+    """The models' weights in the average of an evaluation; None for equal ones."""
     prediction: Prediction | None = None
 
 
@@ -81,7 +83,10 @@ def read_subject(store: Store, target: str, key: str | None) -> Subject:
     if _OF_EVALUATION in metadata:
         read = predictions.read(path)
         return Subject(
-            models=read.models, validation=read.validation, prediction=_pick(read, path, key)
+            models=read.models,
+            validation=read.validation,
+            coefficients=read.coefficients,
+            prediction=_pick(read, path, key),
         )
     if _OF_PART in metadata:
         return _of_part(path, {k.decode(): v.decode() for k, v in metadata.items()}, key)
