@@ -116,6 +116,7 @@ def train_epoch(
             colour_noise=rates.colour_noise,
             world_size=loader.world_size,
         )
+        del batch  # Its memory is used again for the batch that the loader starts next.
 
 
 def train_on_batch(

@@ -15,12 +15,13 @@ have prepared many more batches by then: Ray Data makes whole blocks before it y
 the project's loader of raw shards has read 4,096 rows ahead. ``startup`` is the time to the first
 batch of the first epoch, including the start of workers. ``ratios`` are medians over rounds of the
 project's rate divided by the other's. ``uncropped`` is the project's loader alone, as it is used
-with GPUs, which do the cropping and the rest. FFCV is not included: it needs OpenCV's headers.
+with GPUs, which do the cropping and the rest. FFCV and others are in ``input_race.py``.
 
-As measured with 9,216 images of 24 kB on two cores, epoch and steady: 4.4 and 4.5 times the
-DataLoader, 4.2 and 2.7 times Ray Data over JPEG shards, 6.4 and 5.2 times over raw ones. Raw shards
-are 1.5 and 1.9 times as fast as JPEG shards, and 2.3 and 3.1 times in the loader alone. So Ray
-Data's iterator is not used for training. It would also need an exact position to resume from.
+As measured with 9,216 images of 24 kB on two cores, before local shards were mapped, epoch and
+steady: 4.4 and 4.5 times the DataLoader, 4.2 and 2.7 times Ray Data over JPEG shards, 6.4 and 5.2
+times over raw ones. Raw shards are 1.5 and 1.9 times as fast as JPEG shards, and 2.3 and 3.1 times
+in the loader alone. So Ray Data's iterator is not used for training. It would also need an exact
+position to resume from.
 
 ``memory`` compares peak resident memory (MB) with manifests that contain the same shards once and
 several times. ``mixing`` is the number of row groups and shards that the rows of one batch of 128
@@ -56,7 +57,8 @@ from alexnet.shards.order import epoch_order
 from alexnet.shards.plan import write_plan
 from alexnet.shards.write import make_shard
 from alexnet.sources.read import read_source
-from alexnet.training.augment import pca_axes, sample_augment_params, training_crops
+from alexnet.training.augment import pca_axes
+from alexnet.training.crops import Augmentation, crop_buffers, crops_while_decoding
 from pipelines.cluster import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).parent
@@ -138,17 +140,14 @@ def measure_project(folder: str, epochs: int, repeat: int, *, crop: bool) -> Non
     repeated = {"train": manifest.shards["train"] * repeat, "val": ()}
     loader = ShardLoader(manifest=replace(manifest, shards=repeated), batch_size=BATCH, seed=0)
     axes, mean = pca_axes(PAPER, COVARIANCE), torch.full((3, 224, 224), 120.0)
+    buffers = crop_buffers()
 
     def epoch(number: int) -> Iterator[int]:
-        for batch in loader.epoch(number):
+        how = Augmentation(recipe=PAPER, pca_axes=axes, seed=0, epoch=number)
+        start_crops = crops_while_decoding(how, mean, buffers) if crop else None
+        for batch in loader.epoch(number, 0, start_crops):
             if crop:
-                params = sample_augment_params(
-                    PAPER, axes, batch.rows, seed=0, epoch=number, offset=batch.offset
-                )
-                crops = training_crops(
-                    batch.images, params.take(batch.positions), mean, PAPER.training_scale
-                )
-                assert (crops.shape[1:], crops.dtype) == ((3, 224, 224), torch.float32)
+                assert (batch.images.shape[1:], batch.images.dtype) == (mean.shape, torch.float32)
             yield len(batch.images)
 
     measure(epoch, epochs)

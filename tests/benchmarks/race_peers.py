@@ -1,0 +1,379 @@
+"""The loaders of ``input_race.py``, one process each.
+
+    python tests/benchmarks/race_peers.py PEER WORK FOLDER EPOCHS
+
+Every peer is set up as its documentation says, with two workers or threads. The first epoch is not
+measured: in it, each image has to be delivered once (its label is its number), and the mean of all
+delivered values is computed. Some peers leave out the colour noise, which is work that they save.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+BATCH = 128
+WORKERS = 2
+MEAN = 120.0
+BATCHES_BEFORE_STEADY = 5
+
+Batches = Iterator[tuple[Any, Any]]
+"""Images and labels of each batch."""
+
+
+def project(work: str, folder: Path) -> Callable[[int], Batches]:
+    from ingest import COVARIANCE
+
+    from alexnet.recipes import PAPER
+    from alexnet.shards.loader import ShardLoader
+    from alexnet.shards.manifest import read_manifest
+    from alexnet.training.augment import pca_axes
+    from alexnet.training.crops import Augmentation, crop_buffers, crops_while_decoding
+
+    encoding, kind = work.split("_")
+    manifest = read_manifest(str(folder / encoding))
+    loader = ShardLoader(manifest=manifest, batch_size=BATCH, seed=0, threads=WORKERS)
+    axes, mean, buffers = pca_axes(PAPER, COVARIANCE), torch.full((3, 224, 224), MEAN), None
+
+    def epoch(number: int) -> Batches:
+        nonlocal buffers
+        buffers = buffers or crop_buffers()
+        how = Augmentation(recipe=PAPER, pca_axes=axes, seed=0, epoch=number)
+        start = crops_while_decoding(how, mean, buffers) if kind == "float" else None
+        for batch in loader.epoch(number, 0, start):
+            yield batch.images, batch.labels
+            del batch
+
+    return epoch
+
+
+def converted(path: Path, convert: Callable[[Path], object]) -> Path:
+    """The path, at which the images are in a peer's format; converted at its first use."""
+    if not path.exists():
+        unfinished = path.with_name(f"unfinished-{os.getpid()}-{path.name}")
+        convert(unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def torch_transform() -> Callable[[Any], Any]:
+    from peer_dataloader import ColourNoise
+    from torchvision import transforms
+
+    crop, flip = transforms.RandomCrop(224), transforms.RandomHorizontalFlip()
+    noise = ColourNoise()
+    return lambda image: noise(flip(crop(image)))
+
+
+def numpy_crop(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(256, 256, 3) → (224, 224, 3): cropped, mirrored at random, without the mean."""
+    top, left, mirrored = np.random.randint(33), np.random.randint(33), np.random.randint(2)
+    crop = pixels[top : top + 224, left : left + 224]
+    return np.subtract(crop[:, ::-1] if mirrored else crop, MEAN, dtype=np.float32)
+
+
+def pillow(data: bytes) -> Any:
+    from io import BytesIO
+
+    from PIL import Image
+
+    return Image.open(BytesIO(data)).convert("RGB")
+
+
+class Files(torch.utils.data.Dataset[Any]):
+    """The files, for a ``DataLoader``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted((folder / "files").iterdir())
+        self.transform = torch_transform()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.transform(pillow(self.paths[number].read_bytes())), number
+
+
+def data_loader(work: str, folder: Path) -> Callable[[int], Batches]:
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(
+        Files(folder), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
+    )
+    return lambda _: iter(loader)
+
+
+def ffcv(work: str, folder: Path) -> Callable[[int], Batches]:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.decoders import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.operation import Operation
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+    from ffcv.writer import DatasetWriter
+
+    encoding, kind = work.split("_")
+
+    class Images:
+        paths = sorted((folder / "files").iterdir())
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, number: int) -> Any:
+            return np.asarray(pillow(self.paths[number].read_bytes())), number
+
+    def convert(path: Path) -> None:
+        image = RGBImageField(write_mode="jpg" if encoding == "jpeg" else "raw", jpeg_quality=95)
+        fields = {"image": image, "label": IntField()}
+        DatasetWriter(str(path), fields, num_workers=WORKERS).from_indexed_dataset(Images())
+
+    path = converted(folder / f"{encoding}.beton", convert)
+
+    class RandomCrop(Operation):  # type: ignore[misc]
+        """FFCV has none."""
+
+        def generate_code(self) -> Any:
+            parallel = Compiler.get_iterator()
+
+            def crop(images: Any, result: Any) -> Any:
+                for i in parallel(images.shape[0]):
+                    top, left = np.random.randint(0, 33), np.random.randint(0, 33)
+                    result[i] = images[i, top : top + 224, left : left + 224]
+                return result[: images.shape[0]]
+
+            crop.is_parallel = True  # type: ignore[attr-defined]
+            return crop
+
+        def declare_state_and_memory(self, state: Any) -> Any:
+            from dataclasses import replace
+
+            shape = (224, 224, 3)
+            return replace(state, shape=shape), AllocationQuery(shape, state.dtype)
+
+    pipeline = [SimpleRGBImageDecoder()]
+    if kind == "float":
+        normalize = NormalizeImage(np.full(3, MEAN), np.ones(3), np.float32)
+        pipeline += [RandomCrop(), RandomHorizontalFlip(), normalize]
+    loader = Loader(
+        str(path),
+        batch_size=BATCH,
+        num_workers=WORKERS,
+        order=OrderOption.RANDOM,
+        os_cache=True,
+        drop_last=False,
+        pipelines={
+            "image": [*pipeline, ToTensor(), ToTorchImage()],
+            "label": [IntDecoder(), ToTensor()],
+        },
+    )
+    return lambda _: iter(loader)
+
+
+def webdataset(work: str, folder: Path) -> Callable[[int], Batches]:
+    import webdataset as wds
+
+    def convert(tars: Path) -> None:
+        tars.mkdir()
+        with wds.ShardWriter(f"{tars}/%05d.tar", maxcount=512, verbose=0) as sink:
+            for number, path in enumerate(sorted((folder / "files").iterdir())):
+                sink.write({"__key__": path.stem, "jpg": path.read_bytes(), "cls": number})
+
+    urls = sorted(map(str, converted(folder / "tars", convert).iterdir()))
+    samples = wds.WebDataset(urls, shardshuffle=len(urls)).shuffle(1000).decode("pil")
+    batches = samples.to_tuple("jpg", "cls").map_tuple(torch_transform(), int).batched(BATCH)
+    loader = wds.WebLoader(batches, batch_size=None, num_workers=WORKERS, persistent_workers=True)
+    return lambda _: iter(loader)
+
+
+def as_sample(path: Path) -> Any:
+    return {"image": path.read_bytes(), "label": int(path.stem)}
+
+
+def litdata(work: str, folder: Path) -> Callable[[int], Batches]:
+    from litdata import StreamingDataLoader, StreamingDataset, optimize
+
+    def convert(output: Path) -> None:
+        paths = sorted((folder / "files").iterdir())
+        optimize(as_sample, paths, str(output), num_workers=WORKERS, chunk_bytes="16MB")
+
+    output = converted(folder / "litdata", convert)
+    transform = torch_transform()
+
+    class Images(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, index: Any) -> Any:
+            sample = super().__getitem__(index)
+            return transform(pillow(sample["image"])), sample["label"]
+
+    dataset = Images(str(output), shuffle=True)
+    loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS)
+    return lambda _: iter(loader)
+
+
+def streaming(work: str, folder: Path) -> Callable[[int], Batches]:
+    from streaming import MDSWriter, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    def convert(output: Path) -> None:
+        with MDSWriter(out=str(output), columns={"image": "bytes", "label": "int"}) as sink:
+            for path in sorted((folder / "files").iterdir()):
+                sink.write(as_sample(path))
+
+    output = converted(folder / "mds", convert)
+    transform = torch_transform()
+
+    class Images(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, index: Any) -> Any:
+            sample = super().__getitem__(index)
+            return transform(pillow(sample["image"])), sample["label"]
+
+    dataset = Images(local=str(output), shuffle=True, batch_size=BATCH)
+    loader: Any = DataLoader(dataset, BATCH, num_workers=WORKERS, persistent_workers=True)
+    return lambda _: iter(loader)
+
+
+def grain(work: str, folder: Path) -> Callable[[int], Batches]:
+    import grain as library
+
+    paths = sorted((folder / "files").iterdir())
+
+    def load(path: Path) -> Any:
+        return numpy_crop(np.asarray(pillow(path.read_bytes()))), int(path.stem)
+
+    def epoch(number: int) -> Batches:
+        data = library.MapDataset.source(paths).shuffle(seed=number).map(load)
+        options = library.ReadOptions(num_threads=WORKERS, prefetch_buffer_size=2 * BATCH)
+        for images, labels in data.to_iter_dataset(options).batch(BATCH):
+            yield torch.from_numpy(images).permute(0, 3, 1, 2), labels
+
+    return epoch
+
+
+def spdl(work: str, folder: Path) -> Callable[[int], Batches]:
+    import spdl.io
+    from spdl.pipeline import PipelineBuilder
+
+    paths = sorted((folder / "files").iterdir())
+
+    def load(numbers: list[int]) -> Any:
+        packets = [spdl.io.demux_image(str(paths[number])) for number in numbers]
+        frames = [spdl.io.decode_packets(packet) for packet in packets]
+        buffer = spdl.io.convert_frames(frames)
+        images = spdl.io.to_numpy(buffer)
+        return np.stack([numpy_crop(image) for image in images]), np.array(numbers)
+
+    def epoch(number: int) -> Batches:
+        order = np.random.default_rng(number).permutation(len(paths)).tolist()
+        pieces = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        builder = PipelineBuilder().add_source(pieces).pipe(load, concurrency=WORKERS).add_sink(3)
+        with (pipeline := builder.build(num_threads=WORKERS)).auto_stop():
+            for images, labels in pipeline.get_iterator():
+                yield torch.from_numpy(images).permute(0, 3, 1, 2), labels
+
+    return epoch
+
+
+def tf_data(work: str, folder: Path) -> Callable[[int], Batches]:
+    import tensorflow as tf
+
+    paths = [str(path) for path in sorted((folder / "files").iterdir())]
+
+    def load(path: Any, number: Any) -> Any:
+        image = tf.io.decode_jpeg(tf.io.read_file(path), 3, dct_method="INTEGER_ACCURATE")
+        crop = tf.image.random_flip_left_right(tf.image.random_crop(image, (224, 224, 3)))
+        return tf.cast(crop, tf.float32) - MEAN, number
+
+    data = tf.data.Dataset.from_tensor_slices((paths, list(range(len(paths)))))
+    data = data.shuffle(len(paths)).map(load, tf.data.AUTOTUNE).batch(BATCH).prefetch(2)
+
+    def epoch(_: int) -> Batches:
+        for images, labels in data.as_numpy_iterator():
+            yield torch.from_numpy(images).permute(0, 3, 1, 2), labels
+
+    return epoch
+
+
+PEERS = {
+    "project": project,
+    "ffcv": ffcv,
+    "data_loader": data_loader,
+    "webdataset": webdataset,
+    "litdata": litdata,
+    "streaming": streaming,
+    "spdl": spdl,
+    "grain": grain,
+    "tf_data": tf_data,
+}
+MODULES = {"data_loader": "torchvision", "tf_data": "tensorflow", "project": "alexnet"}
+"""The package that a peer needs, if its name differs."""
+
+
+def processes() -> list[psutil.Process]:
+    this = psutil.Process()
+    return [this, *this.children(recursive=True)]
+
+
+def cpu_seconds() -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes())
+
+
+def anonymous_mb() -> float:
+    """Of this process and its workers; mapped files, which the system can drop, are not counted."""
+    kilobytes = 0
+    for process in processes():
+        status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        kilobytes += sum(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+    return kilobytes / 1000
+
+
+def measure(epoch: Callable[[int], Batches], images: int, epochs: int) -> dict[str, Any]:
+    """Check one epoch, then the mean rates of some."""
+    seen, total, values = [], 0.0, 0
+    for pixels, labels in epoch(0):
+        seen += np.asarray(labels).reshape(-1).tolist()
+        total += float(pixels.sum(dtype=torch.float64))
+        values += pixels.numel()
+    if sorted(seen) != list(range(images)):
+        raise SystemExit(f"{len(seen)} images, {len(set(seen))} different ones, not {images}")
+    whole, steady, cpu, anonymous = [], [], [], 0.0
+    for number in range(1, epochs + 1):
+        used, started, done, early = cpu_seconds(), time.monotonic(), 0, 0
+        for pixels, _labels in epoch(number):  # "enumerate" would keep the batch before.
+            done += len(pixels)
+            del pixels
+            if done == BATCHES_BEFORE_STEADY * BATCH:
+                early, early_end = done, time.monotonic()
+            if done % (16 * BATCH) == 8 * BATCH:
+                anonymous = max(anonymous, anonymous_mb())
+        ended = time.monotonic()
+        whole.append(done / (ended - started))
+        steady.append((done - early) / (ended - early_end))
+        cpu.append(1000 * (cpu_seconds() - used) / done)
+    mean = total / values
+    return {
+        "whole": float(np.mean(whole)),
+        "steady": float(np.mean(steady)),
+        "cpu_seconds_per_1000": float(np.mean(cpu)),
+        "anonymous_mb": anonymous,
+        "mean": mean + (MEAN if mean < 60 else 0),
+    }
+
+
+def main(peer: str, work: str, folder: Path, epochs: int) -> None:
+    torch.set_num_threads(WORKERS)
+    images = len(list((folder / "files").iterdir()))
+    print(json.dumps(measure(PEERS[peer](work, folder), images, epochs)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
