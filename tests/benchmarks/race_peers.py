@@ -341,7 +341,8 @@ def measure(epoch: Callable[[int], Batches], images: int, epochs: int) -> dict[s
     seen, total, values = [], 0.0, 0
     for pixels, labels in epoch(0):
         seen += np.asarray(labels).reshape(-1).tolist()
-        total += float(pixels.sum(dtype=torch.float64))
+        # Image by image: freed blocks of a whole batch would be kept, and count as memory.
+        total += sum(float(image.sum(dtype=torch.float64)) for image in pixels)
         values += pixels.numel()
     if sorted(seen) != list(range(images)):
         raise SystemExit(f"{len(seen)} images, {len(set(seen))} different ones, not {images}")
