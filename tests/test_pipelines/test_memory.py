@@ -109,7 +109,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+@pytest.mark.parametrize(
+    "move", [shutil.move, pytest.param(shutil.copytree, marks=pytest.mark.long)]
+)
 def test_a_moved_or_copied_workdir_uses_its_own_files(
     workflow: PlainWorkflow, move: Callable[[Path, Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +146,9 @@ def test_a_moved_or_copied_workdir_uses_its_own_files(
     assert not any(str(old) in text for text in records)
 
 
-@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+@pytest.mark.parametrize(
+    "move", [shutil.move, pytest.param(shutil.copytree, marks=pytest.mark.long)]
+)
 def test_a_source_in_the_workdir_moves_with_it(
     workflow: PlainWorkflow, move: Callable[..., Path]
 ) -> None:
@@ -159,7 +163,13 @@ def test_a_source_in_the_workdir_moves_with_it(
         assert str(workflow.folder) not in path.read_text()
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 3}', b"\xff"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{",
+        *(pytest.param(d, marks=pytest.mark.long) for d in (b"", b"[]", b'{"format": 3}', b"\xff")),
+    ],
+)
 def test_a_damaged_record_is_computed_again(workflow: PlainWorkflow, damage: bytes) -> None:
     workflow.run()
     made = len(workflow.made)
@@ -212,7 +222,11 @@ def kill_before(workflow: PlainWorkflow, work: str, **settings: object) -> None:
     workflow.on_work = lambda what: None
 
 
-FORCED_WORK = ["shard val/part-00001.parquet", "epoch 1", "epoch 2", "model", "evaluation"]
+FORCED_WORK = [
+    *(pytest.param(work, marks=pytest.mark.long) for work in ("epoch 1", "model", "evaluation")),
+    "shard val/part-00001.parquet",
+    "epoch 2",
+]
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ def test_errors_in_evaluation_are_one_line(
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.long
 def test_errors_in_batch_inference_are_one_line(
     nodes: Cluster, evaluated: Evaluated, raw_images: Path, error_of: Callable[..., str]
 ) -> None:

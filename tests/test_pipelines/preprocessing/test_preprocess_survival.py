@@ -130,6 +130,7 @@ def chaos_run(cluster: Cluster, source: Path, workdir: Path) -> ChaosRun:
     )
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_the_bytes_are_those_of_an_uninterrupted_run(
     cluster: Cluster, source: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
