@@ -65,16 +65,18 @@ def read_layout(file: pa.NativeFile) -> ShardLayout:
     schema = parquet.metadata.schema.column(number)
     if schema.max_definition_level or schema.max_repetition_level:
         raise ValueError("nulls or lists")
-    chunks = []
+    chunks, labels = [], []
     for group in range(parquet.metadata.num_row_groups):
         column = parquet.metadata.row_group(group).column(number)
         if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
             raise ValueError("compressed or in a dictionary")
         start = column.data_page_offset
         chunks.append(Chunk(start, start + column.total_compressed_size, column.num_values))
-    labels = parquet.read(columns=["label"], use_threads=False)["label"].to_numpy()
-    ends = np.cumsum([chunk.rows for chunk in chunks])
-    return ShardLayout(size, tuple(chunks), tuple(np.split(labels, ends[:-1])))
+        label_column = parquet.read_row_group(group, columns=["label"], use_threads=False)["label"]
+        if len(label_column) != column.num_values:
+            raise ValueError("the columns have different numbers of rows")
+        labels.append(label_column.to_numpy())
+    return ShardLayout(size, tuple(chunks), tuple(labels))
 
 
 def find_values(

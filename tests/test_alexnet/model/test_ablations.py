@@ -96,7 +96,7 @@ def test_networks_with_other_layers_equal_one_column(recipe: Recipe) -> None:
 
 
 def test_conv6_of_two_devices_reads_the_maps_of_both() -> None:
-    network = narrow_network(with_conv6(SOURCE145, pretrained=False))
+    network = narrow_network(with_conv6(SOURCE145, pretrained=False)).eval()
     with shapes_only():
         place_towers(network, [GPU0, GPU1])
         crops = [torch.empty(2, 3, 224, 224, device=device) for device in (GPU0, GPU1)]
