@@ -11,14 +11,14 @@ from factories import SEED, start_training, train_context
 from alexnet.recipes import SOURCE145
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import read_manifest
-from alexnet.shards.order import PIECES
+from alexnet.shards.order import MICROBATCHES
 from alexnet.training.exact import ExactWorker
 from alexnet.training.loop import StepSums, train_epoch
 from alexnet.training.optimizer import EpochRates
 from alexnet.training.validation import validate
 
 BATCH = 7
-"""Of 39 rows: pieces of one and two images, and a last batch of 4."""
+"""Of 39 rows: microbatches of one and two images, and a last batch of 4."""
 
 
 def train(folder: str, rank: int, world_size: int, threads: int) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def train(folder: str, rank: int, world_size: int, threads: int) -> dict[str, An
         seed=SEED,
         rank=rank,
         world_size=world_size,
-        pieces=PIECES,
+        microbatches=MICROBATCHES,
     )
     network, optimizer = start_training(SOURCE145)
     sums = []

@@ -28,7 +28,7 @@ from alexnet.model.precision import Precision
 from alexnet.recipes import RECIPES, Recipe, ablate
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
-from alexnet.shards.order import PIECES
+from alexnet.shards.order import MICROBATCHES
 from alexnet.shards.write import make_shard
 from alexnet.training.ema import EMA
 from alexnet.training.exact import ExactWorker
@@ -95,7 +95,7 @@ def losses_of(run: GoldenRun, dataset: Manifest) -> list[str]:
         exact=ExactWorker.create(0, 1, 1) if run.exact else None,
     )
     loader = ShardLoader(
-        manifest=dataset, batch_size=2, seed=2012, pieces=PIECES if run.exact else None
+        manifest=dataset, batch_size=2, seed=2012, microbatches=MICROBATCHES if run.exact else None
     )
     rates = EpochRates(0.001, conv1=run.conv1, colour_noise=run.colour_noise, biases=run.biases)
     set_rates(optimizer, rates)

@@ -93,8 +93,8 @@ class ShardLoader:
     """Whether every epoch has an order of its own; if not, all have that of epoch 0."""
     rank: int = 0
     world_size: int = 1
-    pieces: int | None = None
-    """Parts of a global batch that are not divided among workers; None: it is divided by rows."""
+    microbatches: int | None = None
+    """Into how many a global batch is divided, which are not divided further among workers."""
     threads: int = 2
     """Threads that decode."""
     pin_memory: bool = False
@@ -128,7 +128,7 @@ class ShardLoader:
         # (all rows,) each: the epoch's row numbers in order, and the lane of each.
         drawn = epoch if self.reshuffle else 0
         rows, lanes = epoch_order([group.rows for group in groups], self.seed, drawn)
-        own = self.rank, self.world_size, self.pieces
+        own = self.rank, self.world_size, self.microbatches
         batches = []
         batch_rows = []
         for start in range(offset, len(rows), self.batch_size):

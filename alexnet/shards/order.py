@@ -24,7 +24,7 @@ LANES = 8
 WINDOW = 4
 """Row groups of a lane whose rows are shuffled together."""
 
-PIECES = 4
+MICROBATCHES = 4
 """Parts of a global batch of an exact training, which has as many workers at most. A power of 2."""
 
 Rows = NDArray[np.int64]
@@ -53,29 +53,29 @@ def epoch_order(groups: Sequence[int], seed: int, epoch: int) -> tuple[Rows, Row
     return _interleave([np.concatenate([np.empty(0, np.int64), *rows]) for rows in lanes])
 
 
-def rows_of_rank(lanes: Rows, rank: int, world_size: int, pieces: int | None = None) -> Rows:
+def rows_of_rank(lanes: Rows, rank: int, world_size: int, microbatches: int | None = None) -> Rows:
     """Positions of one worker's rows within a global batch.
 
     The batch, sorted by lane, is divided into ``world_size`` parts whose sizes differ by at most 1.
-    If it is divided into ``pieces``, each worker gets whole ones.
+    If it is divided into ``microbatches``, each worker gets whole ones.
 
     Args:
         lanes: (rows of the batch,), the lane of each, from ``epoch_order``.
         rank: of the worker, from 0.
         world_size: number of workers.
-        pieces: number of such parts, whose sizes differ by at most 1.
+        microbatches: number of such parts, whose sizes differ by at most 1.
 
     Returns:
         (rows of the worker,) int64.
     """
     by_lane = np.argsort(lanes, kind="stable").astype(np.int64)
     own = range(len(lanes))
-    if pieces is None:
+    if microbatches is None:
         own = parts_of(own, world_size)[rank]
     else:
-        piece_numbers = parts_of(range(pieces), world_size)[rank]
-        own_pieces = parts_of(own, pieces)[piece_numbers.start : piece_numbers.stop]
-        own = range(own_pieces[0].start, own_pieces[-1].stop) if own_pieces else range(0)
+        numbers = parts_of(range(microbatches), world_size)[rank]
+        parts = parts_of(own, microbatches)[numbers.start : numbers.stop]
+        own = range(parts[0].start, parts[-1].stop) if parts else range(0)
     return by_lane[own.start : own.stop]
 
 

@@ -2,13 +2,14 @@
 
 A sum of floating-point numbers depends on the order of its terms, and a matrix product on how many
 rows it has and how many threads compute it. So here a global batch is always divided into
-``PIECES`` parts, whatever the number of workers. Each is computed by itself, in one thread, and the
-gradients of the pieces are added in the order of a fixed binary tree:
+``MICROBATCHES`` parts, whatever the number of workers. Each is computed by itself, in one thread,
+and their gradients are added in the order of a fixed binary tree:
 
-    (piece 0 + piece 1) + (piece 2 + piece 3)
+    (microbatch 0 + microbatch 1) + (microbatch 2 + microbatch 3)
 
-A worker computes some consecutive pieces, several at the same time if it has several threads, and
-adds up what it has of the tree. Then all workers exchange these sums and each computes the rest.
+A worker computes some consecutive microbatches, several at the same time if it has several
+threads, and adds up what it has of the tree. Then all workers exchange these sums and each computes
+the rest.
 
 Sums of losses are exact, so their order does not matter: each term is rounded to a multiple of
 ``LOSS_STEP``, and float64 represents any sum of these below 2**29.
@@ -24,18 +25,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.shards.order import PIECES, parts_of
+from alexnet.shards.order import MICROBATCHES, parts_of
 
 LOSS_STEP = 2.0**-24
 
 T = TypeVar("T")
 
 Node = tuple[int, int]
-"""A node of the tree: its first piece and the number of its pieces, a power of 2."""
+"""A node of the tree: its first microbatch and the number of its microbatches, a power of 2."""
 
 
-class PieceResult(NamedTuple):
-    """What one piece contributes to an update."""
+class MicrobatchResult(NamedTuple):
+    """What one microbatch contributes to an update."""
 
     loss: Tensor
     """Sum of cross-entropies, a multiple of ``LOSS_STEP``, float64."""
@@ -46,7 +47,7 @@ class PieceResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExactWorker:
-    """One worker of an exact training, and the threads in which it computes pieces."""
+    """One worker of an exact training, and the threads in which it computes microbatches."""
 
     rank: int
     world_size: int
@@ -55,26 +56,26 @@ class ExactWorker:
     @classmethod
     def create(cls, rank: int, world_size: int, threads: int) -> "ExactWorker":
         """A worker that computes in ``threads`` threads."""
-        assert 0 <= rank < world_size <= PIECES
+        assert 0 <= rank < world_size <= MICROBATCHES
         pool = ThreadPoolExecutor(
-            threads, "piece", initializer=torch.set_num_threads, initargs=(1,)
+            threads, "microbatch", initializer=torch.set_num_threads, initargs=(1,)
         )
         return cls(rank, world_size, pool)
 
     @property
-    def pieces(self) -> range:
-        """The pieces that this worker computes."""
-        return pieces_of_rank(self.rank, self.world_size)
+    def microbatches(self) -> range:
+        """The microbatches that this worker computes."""
+        return microbatches_of_rank(self.rank, self.world_size)
 
 
-def pieces_of_rank(rank: int, world_size: int) -> range:
-    """The pieces of one of several workers, whose numbers of pieces differ by at most 1."""
-    return parts_of(range(PIECES), world_size)[rank]
+def microbatches_of_rank(rank: int, world_size: int) -> range:
+    """The microbatches of one of several workers; their numbers differ by at most 1."""
+    return parts_of(range(MICROBATCHES), world_size)[rank]
 
 
-def piece_sizes(rows: int) -> list[int]:
-    """The number of images in each piece of a global batch; they differ by at most 1."""
-    return [len(part) for part in parts_of(range(rows), PIECES)]
+def microbatch_sizes(rows: int) -> list[int]:
+    """The number of images in each microbatch of a global batch; they differ by at most 1."""
+    return [len(part) for part in parts_of(range(rows), MICROBATCHES)]
 
 
 def exact_loss(loss: float) -> float:
@@ -103,7 +104,7 @@ def compute_gradients(
 
     Args:
         network: in training mode, on the CPU; the same weights on all workers.
-        crops: (b, 3, 224, 224), those of this worker's pieces, one piece after the other.
+        crops: (b, 3, 224, 224), those of this worker's microbatches, one after the other.
         labels: (b,).
         keys: (b, 3), of dropout.
         rows: images of the global batch.
@@ -114,22 +115,22 @@ def compute_gradients(
         The sum of this worker's cross-entropies, and its logits, (b, classes).
     """
     parameters = list(network.parameters())
-    sizes = piece_sizes(rows)
-    shares = [sizes[piece] for piece in worker.pieces]
+    sizes = microbatch_sizes(rows)
+    shares = [sizes[microbatch] for microbatch in worker.microbatches]
     assert sum(shares) == len(crops)
 
-    def compute(crops: Tensor, labels: Tensor, keys: Tensor) -> PieceResult:
+    def compute(crops: Tensor, labels: Tensor, keys: Tensor) -> MicrobatchResult:
         with torch.autocast(crops.device.type, torch.bfloat16, enabled=bf16):
             logits = network(crops, keys=[keys]).float()
         loss = F.cross_entropy(logits, labels, reduction="sum")
         gradients = torch.autograd.grad(loss / rows, parameters)
-        return PieceResult(round_loss(loss.detach()), logits.detach(), list(gradients))
+        return MicrobatchResult(round_loss(loss.detach()), logits.detach(), list(gradients))
 
     parts = zip(*(torch.split(values, shares) for values in (crops, labels, keys)), strict=True)
-    futures: dict[int, Future[PieceResult]] = {
-        piece: worker.pool.submit(compute, *part)
-        for piece, part in zip(worker.pieces, parts, strict=True)
-        if sizes[piece]
+    futures: dict[int, Future[MicrobatchResult]] = {
+        microbatch: worker.pool.submit(compute, *part)
+        for microbatch, part in zip(worker.microbatches, parts, strict=True)
+        if sizes[microbatch]
     }
 
     def gradients_of(node: Node) -> list[Tensor] | None:
@@ -139,11 +140,11 @@ def compute_gradients(
             _add_lists,
         )
 
-    own = {node: gradients_of(node) for node in largest_nodes(worker.pieces)}
+    own = {node: gradients_of(node) for node in largest_nodes(worker.microbatches)}
     results = [future.result() for future in futures.values()]
     for number, parameter in enumerate(parameters):
         mine = {node: sums[number] for node, sums in own.items() if sums is not None}
-        gradient = tree_sum((0, PIECES), _exchange(parameter, mine, sizes, worker).get, _add)
+        gradient = tree_sum((0, MICROBATCHES), _exchange(parameter, mine, sizes, worker).get, _add)
         assert gradient is not None
         parameter.grad = gradient
     loss = torch.stack([torch.zeros((), dtype=torch.float64), *(r.loss for r in results)]).sum()
@@ -153,12 +154,12 @@ def compute_gradients(
 
 
 def tree_sum(node: Node, known: Callable[[Node], T | None], add: Callable[[T, T], T]) -> T | None:
-    """The sum of a node's pieces in the order of the tree.
+    """The sum of a node's microbatches in the order of the tree.
 
     Args:
         node: of the tree.
         known: the sum of a node, or None if it has to be computed from the two nodes below; at a
-            single piece, None means that the piece is empty.
+            single microbatch, None means that the microbatch is empty.
         add: of two sums.
     """
     total = known(node)
@@ -172,20 +173,20 @@ def tree_sum(node: Node, known: Callable[[Node], T | None], add: Callable[[T, T]
     return add(left, right)
 
 
-def largest_nodes(pieces: range) -> list[Node]:
-    """The nodes of the tree that together contain some consecutive pieces, as few as possible."""
-    nodes, start = [], pieces.start
-    while start < pieces.stop:
-        size = PIECES
-        while start % size or start + size > pieces.stop:
+def largest_nodes(microbatches: range) -> list[Node]:
+    """The nodes of the tree that together are some consecutive microbatches, as few as possible."""
+    nodes, start = [], microbatches.start
+    while start < microbatches.stop:
+        size = MICROBATCHES
+        while start % size or start + size > microbatches.stop:
             size //= 2
         nodes.append((start, size))
         start += size
     return nodes
 
 
-def _gradients(futures: Mapping[int, Future[PieceResult]], node: Node) -> list[Tensor] | None:
-    """The gradients of a piece; None for an empty one, and for a node of several pieces."""
+def _gradients(futures: Mapping[int, Future[MicrobatchResult]], node: Node) -> list[Tensor] | None:
+    """The gradients of a microbatch; None for an empty one, and for a node of several."""
     first, size = node
     return futures[first].result().gradients if size == 1 and first in futures else None
 
@@ -201,7 +202,7 @@ def _exchange(
         return dict(mine)
     sums: dict[Node, Tensor] = {}
     for rank in range(worker.world_size):
-        for node in largest_nodes(pieces_of_rank(rank, worker.world_size)):
+        for node in largest_nodes(microbatches_of_rank(rank, worker.world_size)):
             first, size = node
             if not any(sizes[first : first + size]):
                 continue

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alexnet.metrics import LossAndErrors
 from alexnet.shards.loader import ShardLoader
-from alexnet.shards.order import PIECES
+from alexnet.shards.order import MICROBATCHES
 from alexnet.shards.validation import validation_batches
 from alexnet.training.augment import centre_crops
 from alexnet.training.device_queue import HostCopy, copy_to_device
@@ -50,7 +50,7 @@ def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> Lo
         else:
             result = partial(_same, compute(batch.images))
         uncounted.append((result, batch.labels))
-        if len(uncounted) > (PIECES if exact else 1):
+        if len(uncounted) > (MICROBATCHES if exact else 1):
             count()
     while uncounted:
         count()

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, model_validator
 
-from alexnet.shards.order import PIECES
+from alexnet.shards.order import MICROBATCHES
 from pipelines.configuration.setting_types import (
     Device,
     OneOrTwo,
@@ -59,8 +59,10 @@ class ExecutionSettings(BaseModel):
     def _exact_excludes_some_options(self) -> Self:
         if not self.exact:
             return self
-        if self.num_workers[1] > PIECES:
-            raise ValueError(f"--exact on works with {PIECES} workers at most; lower --num-workers")
+        if self.num_workers[1] > MICROBATCHES:
+            raise ValueError(
+                f"--exact on works with {MICROBATCHES} workers at most; lower --num-workers"
+            )
         others = {
             "--device cuda": self.device == "cuda",
             "--compile on": self.compile,

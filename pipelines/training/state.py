@@ -23,7 +23,7 @@ from alexnet.recipes import Recipe
 from alexnet.shards.gpu_decode import check_gpu_decoding
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest, read_manifest
-from alexnet.shards.order import PIECES
+from alexnet.shards.order import MICROBATCHES
 from alexnet.shards.pixel_stats import PixelStatistics, read_statistics
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.checkpoint import TrainState
@@ -148,7 +148,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
             reshuffle=recipe.shuffle == "every-epoch",
             rank=rank,
             world_size=world_size,
-            pieces=PIECES if settings.exact else None,
+            microbatches=MICROBATCHES if settings.exact else None,
             threads=decode_threads(config.cpus, devices[0]),
             pin_memory=devices[0].type == "cuda",
             decode_on=decoding_device(settings, manifest, devices[0]),

@@ -16,14 +16,14 @@ from pydantic import ValidationError
 
 from alexnet.metrics import LossAndErrors
 from alexnet.shards.manifest import Manifest
-from alexnet.shards.order import PIECES, parts_of, rows_of_rank
+from alexnet.shards.order import MICROBATCHES, parts_of, rows_of_rank
 from alexnet.training.exact import (
     LOSS_STEP,
     Node,
     exact_loss,
     largest_nodes,
-    piece_sizes,
-    pieces_of_rank,
+    microbatch_sizes,
+    microbatches_of_rank,
     tree_sum,
 )
 from pipelines.settings import TrainSettings
@@ -38,36 +38,40 @@ def test_parts_are_those_of_numpy(start: int, length: int, count: int) -> None:
 
 @given(
     lanes=st.lists(st.integers(0, 7), max_size=40).map(lambda values: np.array(values, np.int64)),
-    world_size=st.integers(1, PIECES),
+    world_size=st.integers(1, MICROBATCHES),
 )
-def test_workers_have_the_same_pieces_whatever_their_number(lanes: Any, world_size: int) -> None:
-    rows = [rows_of_rank(lanes, rank, world_size, PIECES) for rank in range(world_size)]
-    np.testing.assert_array_equal(np.concatenate(rows), rows_of_rank(lanes, 0, 1, PIECES))
-    sizes = piece_sizes(len(lanes))
+def test_workers_have_the_same_microbatches_whatever_their_number(
+    lanes: Any, world_size: int
+) -> None:
+    rows = [rows_of_rank(lanes, rank, world_size, MICROBATCHES) for rank in range(world_size)]
+    np.testing.assert_array_equal(np.concatenate(rows), rows_of_rank(lanes, 0, 1, MICROBATCHES))
+    sizes = microbatch_sizes(len(lanes))
     for rank, own in enumerate(rows):
-        assert len(own) == sum(sizes[piece] for piece in pieces_of_rank(rank, world_size))
+        assert len(own) == sum(
+            sizes[microbatch] for microbatch in microbatches_of_rank(rank, world_size)
+        )
 
 
 @given(
-    filled=st.lists(st.booleans(), min_size=PIECES, max_size=PIECES),
-    world_size=st.integers(1, PIECES),
+    filled=st.lists(st.booleans(), min_size=MICROBATCHES, max_size=MICROBATCHES),
+    world_size=st.integers(1, MICROBATCHES),
 )
 def test_the_order_of_additions_does_not_depend_on_the_workers(
     filled: list[bool], world_size: int
 ) -> None:
-    leaves = {(i, 1): str(i) for i in range(PIECES) if filled[i]}
+    leaves = {(i, 1): str(i) for i in range(MICROBATCHES) if filled[i]}
 
     def add(left: str, right: str) -> str:
         return f"({left}+{right})"
 
     sums: dict[Node, str] = {}
     for rank in range(world_size):
-        for node in largest_nodes(pieces_of_rank(rank, world_size)):
+        for node in largest_nodes(microbatches_of_rank(rank, world_size)):
             total = tree_sum(node, leaves.get, add)
             assert (total is None) == (not any(filled[node[0] : sum(node)]))
             sums |= {} if total is None else {node: total}
-    expected = tree_sum((0, PIECES), leaves.get, add)
-    assert tree_sum((0, PIECES), sums.get, add) == expected
+    expected = tree_sum((0, MICROBATCHES), leaves.get, add)
+    assert tree_sum((0, MICROBATCHES), sums.get, add) == expected
     if all(filled):
         assert expected == "((0+1)+(2+3))"
 
