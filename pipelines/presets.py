@@ -26,7 +26,7 @@ SAMPLE: dict[str, Any] = {
 
 Command: ``python pipelines/full_run.py``.
 Time: 5 to 6 minutes on 2 CPU cores, of which training takes 4.
-Result: 5.0 to 5.8 % top-1 error with ten views (0.3 % top-5); rounding differs by CPU. Three
+Result: 5.0 to 6.9 % top-1 error with ten views (0.3 % top-5); rounding differs by CPU. Three
 epochs with a drop after the second take a minute less; three runs that rounded differently ended at
 9.4 to 10.8 %.
 
