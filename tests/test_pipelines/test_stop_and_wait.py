@@ -129,9 +129,10 @@ def test_sigterm_saves_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     checkpoint = Path(saved.removeprefix("train: saved "))
     step = json.loads((checkpoint / "train_state.json").read_text())["step"]
     assert 2 < step < 8
-    resumed = Command("full_run.py", *options.split())
-    resumed.wait_for(f"train: resuming from the checkpoint of step {step}, epoch 1")
-    assert resumed.interrupt(signal.SIGINT) == 130
+    if "ALEXNET_LONG_TESTS" in os.environ:
+        resumed = Command("full_run.py", *options.split())
+        resumed.wait_for(f"train: resuming from the checkpoint of step {step}, epoch 1")
+        assert resumed.interrupt(signal.SIGINT) == 130
 
 
 @pytest.mark.long

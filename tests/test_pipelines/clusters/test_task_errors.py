@@ -198,6 +198,7 @@ def error_of(
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.long
 def test_errors_in_evaluation_are_one_line(
     nodes: Cluster, evaluated: Evaluated, error_of: Callable[..., str]
 ) -> None:
