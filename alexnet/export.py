@@ -21,7 +21,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,7 +33,7 @@ from alexnet.errors import UserError, one_line
 from alexnet.later_recipes import TORCHVISION
 from alexnet.model.grouped import GroupedAlexNet
 from alexnet.model.placement import to_grouped
-from alexnet.onnx_export import write_onnx
+from alexnet.onnx_export import to_onnx
 from alexnet.training.checkpoint import read_mean, read_network, read_recipe
 from alexnet.weights.torchvision import to_torchvision
 
@@ -61,15 +62,14 @@ def write(checkpoint: str, path: str) -> None:
     if ending == ".onnx":
         column = GroupedAlexNet(recipe, len(state["fc8.weight"]))
         column.load_state_dict(state)
-        write_onnx(column, path)
+        program = to_onnx(column, path)
+        with _replaced(path) as part:
+            program.save(part)
         return
     if ending != ".safetensors":
         raise UserError(f"{path}: give a name that ends with .safetensors, .onnx or .pth")
-    try:
-        save_file(state, f"{path}.part", {"recipe": json.dumps(recipe)})
-        os.replace(f"{path}.part", path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: can't be written ({one_line(error)})") from error
+    with _replaced(path, SafetensorError) as part:
+        save_file(state, part, {"recipe": json.dumps(recipe)})
 
 
 def _write_torchvision(state: dict[str, Tensor], mean: Tensor, recipe: str, path: str) -> None:
@@ -78,10 +78,24 @@ def _write_torchvision(state: dict[str, Tensor], mean: Tensor, recipe: str, path
             f"{path}: torchvision's alexnet has other layers than the recipe {recipe}; give a name "
             "that ends with .safetensors or .onnx"
         )
+    with _replaced(path, RuntimeError) as part:
+        torch.save(to_torchvision(state, mean), part)
+
+
+@contextmanager
+def _replaced(path: str, *errors: type[Exception]) -> Iterator[str]:
+    """The path of a file to write, which is moved to ``path`` at the end of the block.
+
+    Raises:
+        UserError: for an OSError, or one of the other errors with which the writer reports that the
+            file can't be written.
+    """
+    part = f"{path}.part"
+    failures: tuple[type[Exception], ...] = (OSError, *errors)
     try:
-        torch.save(to_torchvision(state, mean), f"{path}.part")
-        os.replace(f"{path}.part", path)
-    except (OSError, RuntimeError) as error:
+        yield part
+        os.replace(part, path)
+    except failures as error:
         raise UserError(f"{path}: can't be written ({one_line(error)})") from error
 
 

@@ -4,7 +4,6 @@ Its input ``crops`` are (N, 224, 224, 3) uint8 RGB crops, for any N. Its outputs
 ``probabilities``, (N, classes) float32. The mean image is in the file.
 """
 
-import os
 import warnings
 
 import torch
@@ -24,12 +23,15 @@ class _Outputs(nn.Module):
         return logits, logits.softmax(dim=1)
 
 
-def write_onnx(column: GroupedAlexNet, path: str) -> None:
-    """Write a network as one file, for evaluation.
+def to_onnx(column: GroupedAlexNet, path: str) -> torch.onnx.ONNXProgram:
+    """A network for evaluation; ``save`` writes it as one file.
+
+    Args:
+        column: the network.
+        path: of the file, for a message.
 
     Raises:
-        UserError: the packages that torch needs for it are not installed, or the file can't be
-            written.
+        UserError: the packages that torch needs for it are not installed.
     """
     example = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
     try:
@@ -50,8 +52,4 @@ def write_onnx(column: GroupedAlexNet, path: str) -> None:
             "install this project with the extra onnx"
         ) from error
     assert program is not None
-    try:
-        program.save(f"{path}.part")
-        os.replace(f"{path}.part", path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({one_line(error)})") from error
+    return program

@@ -160,7 +160,6 @@ class TrainSettings(ExecutionSettings, NetworkSettings, StageSettings):
         "source, or each its own; by default the recipe's",
         result=True,
     )
-
     warmup_epochs: int = option(
         0, "epochs in which the learning rate rises to its first value", result=True, ge=0
     )
@@ -171,7 +170,6 @@ class TrainSettings(ExecutionSettings, NetworkSettings, StageSettings):
         gt=0,
         lt=1,
     )
-
     checkpoint_steps: int | None = option(
         None,
         "updates between checkpoints within an epoch, besides those of --checkpoint-minutes; by "

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from alexnet.shards.manifest import Manifest
-from alexnet.shards.write import make_shard
 from alexnet.sources.sample import write_sample
 from pipelines.console.log import show_in_terminal
 
@@ -94,11 +93,7 @@ def raw_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(raw_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The same images as shards: 39 training rows in five row groups, 12 validation rows in two."""
-    folder = tmp_path_factory.mktemp("shards")
-    tasks = factories.plan(raw_images, folder)
-    for task in tasks:
-        make_shard(task)
-    return factories.finalize_dataset(raw_images, folder, tasks)
+    return factories.make_dataset(raw_images, tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.pixel_stats import read_statistics
 from alexnet.shards.plan import ShardTask, plan_digest, write_plan
+from alexnet.shards.write import make_shard
 from alexnet.sources.read import read_source
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.device_queue import SideStream
@@ -77,6 +78,14 @@ def finalize_dataset(raw: Path, folder: Path, tasks: list[ShardTask]) -> Manifes
         labels=source.labels,
         account=source.account,
     )
+
+
+def make_dataset(raw: Path, folder: Path, *, encoding: Encoding = JPEG) -> Manifest:
+    """The images as a data set in a folder, written in this process."""
+    tasks = plan(raw, folder, encoding=encoding)
+    for task in tasks:
+        make_shard(task)
+    return finalize_dataset(raw, folder, tasks)
 
 
 SOURCE145_AND_SLOW_PAPER = [

@@ -29,7 +29,6 @@ from alexnet.recipes import RECIPES, Recipe, ablate
 from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.order import MICROBATCHES
-from alexnet.shards.write import make_shard
 from alexnet.training.ema import EMA
 from alexnet.training.exact import ExactWorker
 from alexnet.training.loop import train_epoch
@@ -128,15 +127,6 @@ def kind_of_cpu() -> str:
     return ", ".join([platform.machine(), model, capability, *versions])
 
 
-def make_dataset(folder: Path) -> Manifest:
-    """39 training and 12 validation images."""
-    factories.write_images(folder / "raw")
-    tasks = factories.plan(folder / "raw", folder / "shards")
-    for task in tasks:
-        make_shard(task)
-    return factories.finalize_dataset(folder / "raw", folder / "shards", tasks)
-
-
 def differences(kept: Losses, found: Losses, *, same_kind: bool) -> list[str]:
     """A line for each run whose losses have changed."""
     lines = [f"{name}: not kept" for name in found.keys() - kept.keys()]
@@ -171,7 +161,9 @@ def main() -> None:
     kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     kind = kind_of_cpu()
     with tempfile.TemporaryDirectory(prefix="alexnet-golden-") as folder:
-        dataset = make_dataset(Path(folder))
+        raw = Path(folder, "raw")
+        factories.write_images(raw)
+        dataset = factories.make_dataset(raw, Path(folder, "shards"))
         found = {run.name: losses_of(run, dataset) for run in golden_runs()}
     lines = compare(kept, found, kind)
     known = "the same kind of CPU" if kind in kept else "another kind of CPU, within a tolerance"

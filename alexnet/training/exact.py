@@ -15,6 +15,7 @@ Sums of losses are exact, so their order does not matter: each term is rounded t
 ``LOSS_STEP``, and float64 represents any sum of these below 2**29.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -144,7 +145,9 @@ def compute_gradients(
     results = [future.result() for future in futures.values()]
     for number, parameter in enumerate(parameters):
         mine = {node: sums[number] for node, sums in own.items() if sums is not None}
-        gradient = tree_sum((0, MICROBATCHES), _exchange(parameter, mine, sizes, worker).get, _add)
+        gradient = tree_sum(
+            (0, MICROBATCHES), _exchange(parameter, mine, sizes, worker).get, operator.add
+        )
         assert gradient is not None
         parameter.grad = gradient
     loss = torch.stack([torch.zeros((), dtype=torch.float64), *(r.loss for r in results)]).sum()
@@ -210,10 +213,6 @@ def _exchange(
             sums[node] = mine[node].contiguous() if own else torch.empty(parameter.shape)
             dist.broadcast(sums[node], src=rank)
     return sums
-
-
-def _add(left: Tensor, right: Tensor) -> Tensor:
-    return left + right
 
 
 def _add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:

@@ -27,7 +27,7 @@ def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> Lo
     model.eval()
     errors = LossAndErrors()
     exact = context.exact
-    uncounted: deque[tuple[Callable[[], HostCopy], NDArray[np.int64]]] = deque()
+    uncounted: deque[tuple[Callable[[], Tensor], NDArray[np.int64]]] = deque()
 
     @torch.no_grad()
     def compute(images: Tensor) -> HostCopy:
@@ -36,29 +36,29 @@ def validate(model: nn.Module, loader: ShardLoader, context: TrainContext) -> Lo
             logits = model(*inputs).float()
         return HostCopy(logits.softmax(dim=1))
 
+    def compute_and_read(images: Tensor) -> Tensor:
+        return compute(images).read()
+
     def count() -> None:
         probabilities, labels = uncounted.popleft()
         counted = LossAndErrors()
-        counted.count(probabilities().read().numpy(), labels)
+        counted.count(probabilities().numpy(), labels)
         if exact:
             counted.loss = exact_loss(counted.loss)
         errors.add(counted)
 
+    probabilities: Callable[[], Tensor]
     for batch in validation_batches(loader):
         if exact:
-            result = exact.pool.submit(compute, batch.images).result
+            probabilities = exact.pool.submit(compute_and_read, batch.images).result
         else:
-            result = partial(_same, compute(batch.images))
-        uncounted.append((result, batch.labels))
+            probabilities = compute(batch.images).read
+        uncounted.append((probabilities, batch.labels))
         if len(uncounted) > (MICROBATCHES if exact else 1):
             count()
     while uncounted:
         count()
     return errors
-
-
-def _same(copy: HostCopy) -> HostCopy:
-    return copy
 
 
 def _centre_view(images: Tensor, context: TrainContext, mean: Tensor) -> Tensor:

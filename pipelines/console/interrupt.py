@@ -31,7 +31,7 @@ _SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasat
 T = TypeVar("T")
 
 _timers: list[threading.Timer] = []
-"""What ends the process after a signal."""
+"""What ends the process after a signal, if one has been received."""
 _received: list[int] = []
 """The signal that has been received, if one has."""
 _postponing: list[None] = []
@@ -44,7 +44,11 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
-        self.exit_status = 128 + number
+
+    @property
+    def exit_status(self) -> int:
+        """As a shell reports a process that the signal has ended."""
+        return 128 + self.number
 
 
 @contextlib.contextmanager
@@ -90,9 +94,10 @@ def _interrupt(number: int, _: FrameType | None) -> None:
     if _received:
         return
     _received.append(number)
-    _end_after(GRACE_S, 128 + number)
+    interrupted = Interrupted(number)
+    end_after(GRACE_S, interrupted.exit_status)
     if not _postponing:
-        raise Interrupted(number)
+        raise interrupted
 
 
 def exit_now(status: int) -> NoReturn:
@@ -107,23 +112,20 @@ def exit_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _end_after(seconds: float, status: int) -> None:
+def end_after(seconds: float, status: int) -> None:
+    """End the process ``seconds`` from now, in place of an earlier such time."""
+
     def end() -> None:
         live_line.close()
         os.write(2, f"{MESSAGE}\n".encode())
         exit_now(status)
 
+    for earlier in _timers:
+        earlier.cancel()
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-    _timers.append(timer)
-
-
-def extend_grace(seconds: float, number: int) -> None:
-    """Let the process live for ``seconds`` from now, after the signal of that number."""
-    for timer in _timers:
-        timer.cancel()
-    _end_after(seconds, 128 + number)
+    _timers[:] = [timer]
 
 
 def run_in_thread(work: Callable[[], T], name: str, *, keep: bool = False) -> T:

@@ -33,7 +33,7 @@ from pipelines.clusters.allocation import (
     training_resources,
 )
 from pipelines.configuration.setting_types import Device, Workers
-from pipelines.console.interrupt import GRACE_S, Interrupted, extend_grace, run_in_thread
+from pipelines.console.interrupt import GRACE_S, Interrupted, end_after, run_in_thread
 from pipelines.console.log import stage_logger
 from pipelines.console.redact import SecretUri, shortened
 from pipelines.console.watchdog import Watchdog
@@ -196,7 +196,7 @@ def _fit(
             run_in_thread(trainer.fit, "ray-train")
         except Interrupted as error:
             if error.number == signal.SIGTERM and started.is_set():
-                extend_grace(CHECKPOINT_GRACE_S + GRACE_S, error.number)
+                end_after(CHECKPOINT_GRACE_S + GRACE_S, error.exit_status)
                 wait_for_checkpoint(lines, storage.join(storage_path, name))
             raise
 

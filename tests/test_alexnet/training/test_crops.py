@@ -13,7 +13,6 @@ from alexnet.recipes import PAPER, RECIPES, Recipe
 from alexnet.shards.codec import Encoding
 from alexnet.shards.loader import PREFETCH_BATCHES, ShardLoader
 from alexnet.shards.manifest import Manifest
-from alexnet.shards.write import make_shard
 from alexnet.training.augment import training_crops
 from alexnet.training.crops import Augmentation, crop_buffers, crops_while_decoding
 
@@ -31,10 +30,7 @@ def shards(
 ) -> Manifest:
     encoding: Encoding = request.param
     folder = tmp_path_factory.mktemp(encoding.kind)
-    tasks = factories.plan(raw_images, folder, encoding=encoding)
-    for task in tasks:
-        make_shard(task)
-    return factories.finalize_dataset(raw_images, folder, tasks)
+    return factories.make_dataset(raw_images, folder, encoding=encoding)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,34 @@ def curve_of(workdir: Path, metric: str = "loss") -> list[tuple[int, float]]:
     ]
 
 
+def result_in_spite_of_kills(
+    run: ChaosRun, victims: Sequence[str], before_start: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Kill the victims in turn, ``KILLS`` in all, at random moments after a checkpoint.
+
+    Args:
+        run: the training, not started. It is started again whenever its driver has ended.
+        victims: what to kill.
+        before_start: called before each start.
+    """
+    moments, turn = random.Random(2012), itertools.cycle(victims)
+    kills = 0
+    result = None
+    while result is None:
+        if run.process is None:
+            before_start()
+            run.start()
+        if kills == KILLS or not run.wait_for_progress():
+            result = run.result()
+            assert result or "train.py:" not in run.errors, run.errors
+            continue
+        time.sleep(moments.uniform(0, 0.5))
+        getattr(run, f"kill_{next(turn)}")()
+        kills += 1
+    assert kills == KILLS
+    return result
+
+
 def test_killed_at_random_moments_the_weights_are_those_of_uninterrupted_training(
     cluster: Cluster, prepared: Path, tmp_path: Path
 ) -> None:
@@ -92,21 +120,7 @@ def test_killed_at_random_moments_the_weights_are_those_of_uninterrupted_trainin
     assert expected, uninterrupted.errors
 
     run = training(cluster, prepared, tmp_path / "killed", "2")
-    moments = random.Random(2012)
-    victims = itertools.cycle(["worker", "node", "driver"])
-    kills = 0
-    result = None
-    while result is None:
-        if run.process is None:
-            run.start()
-        if kills == KILLS or not run.wait_for_progress():
-            result = run.result()
-            assert result or "train.py:" not in run.errors, run.errors
-            continue
-        time.sleep(moments.uniform(0, 0.5))
-        getattr(run, f"kill_{next(victims)}")()
-        kills += 1
-    assert kills == KILLS
+    result = result_in_spite_of_kills(run, ["worker", "node", "driver"])
     assert "resuming from the checkpoint of step" in run.output
     assert result["steps"] == 20
     assert weights_digest(result) == weights_digest(expected)
@@ -134,25 +148,15 @@ def test_exact_training_is_the_same_for_any_workers_and_however_often_it_is_kill
 
     cluster.add_node(**SMALL_NODE)
     run = with_workers("1", "killed")
-    numbers, moments = itertools.cycle("1324"), random.Random(2012)
-    victims = itertools.cycle(["worker", "driver", "node", "driver_softly"])
+    numbers, used = itertools.cycle("1324"), set()
     at = run.command.index("--num-workers") + 1
-    kills = 0
-    used = set()
-    result = None
-    while result is None:
-        if run.process is None:
-            run.command[at] = next(numbers)
-            used.add(run.command[at])
-            run.start()
-        if kills == KILLS or not run.wait_for_progress():
-            result = run.result()
-            assert result or "train.py:" not in run.errors, run.errors
-            continue
-        time.sleep(moments.uniform(0, 0.5))
-        getattr(run, f"kill_{next(victims)}")()
-        kills += 1
-    assert kills == KILLS
+
+    def change_workers() -> None:
+        run.command[at] = next(numbers)
+        used.add(run.command[at])
+
+    victims = ["worker", "driver", "node", "driver_softly"]
+    result = result_in_spite_of_kills(run, victims, change_workers)
     assert len(used) == min(4, 1 + KILLS // 2)
     assert result["steps"] == 10 * epochs
     assert weights_digest(result) == weights_digest(expected)
