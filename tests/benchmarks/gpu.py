@@ -18,7 +18,8 @@ Gradients in float32 may differ by 1e-2 from the CPU's, although both are right:
 for some inputs of ReLU whether they are positive. ``train.py --check-devices`` compares in float64,
 where that does not happen.
 
-No measurement starts after ``--minutes``; the table says what was left out. Without GPUs, and with
+No measurement starts after ``--minutes``; the table says what was left out. ``--sections`` chooses
+some of the sections. Without GPUs, and with
 ``--reduced``, a small version of everything is measured. It says nothing about GPUs, but shows that
 the program works.
 """
@@ -35,7 +36,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ LAMBDA = {
 }
 """Images per second by GPU, number of GPUs and precision; theirs is fp16 instead of bf16."""
 CPU = torch.device("cpu")
+Section = Literal["correctness", "step", "normalization", "loader", "job", "towers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ REDUCED = Plan(
 class Task:
     """One measurement."""
 
-    section: Literal["correctness", "step", "normalization", "loader", "job", "towers"]
+    section: Section
     what: str
     measure: Callable[[], float]
     unit: str = "images/s"
@@ -386,6 +388,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="JSON file with all figures")
     parser.add_argument("--minutes", type=float, default=9.0, help="no measurement starts later")
+    parser.add_argument("--sections", nargs="+", choices=get_args(Section), metavar="SECTION")
     parser.add_argument("--reduced", action="store_true", help="a small version, also on a CPU")
     options = parser.parse_args()
     gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
@@ -397,6 +400,8 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="alexnet-gpu-") as folder:
         for task in tasks(plan, gpus, Path(folder)):
+            if options.sections and task.section not in options.sections:
+                continue
             rows.append(measured(task, time_left=time.monotonic() < end))
             print(rows[-1].line(), flush=True)
     met = {} if plan is REDUCED else goals(rows, plan)

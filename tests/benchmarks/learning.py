@@ -4,8 +4,7 @@
 
 ``--workdir`` contains preprocessed shards (``pipelines/preprocess.py``). For each seed the
 project's loop and ``peer_training.py`` train one after the other. The validation errors of the
-centre view are compared. The project's loop runs here without Ray;
-``tests/test_pipelines/test_workflow.py`` checks that a Ray run computes the same bits.
+centre view are compared. The project's loop runs here without Ray (``training_run.py``).
 """
 
 import argparse
@@ -14,24 +13,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from training_run import recipe_with, train
 
-from alexnet.model.towers import AlexNet, initialize
-from alexnet.recipes import SOURCE145
-from alexnet.shards.loader import ShardLoader
 from alexnet.shards.manifest import Manifest, read_manifest
-from alexnet.shards.pixel_stats import read_statistics
-from alexnet.training.augment import mean_crop, pca_axes
-from alexnet.training.device_queue import SideStream
-from alexnet.training.loop import TrainContext, train_epoch
-from alexnet.training.optimizer import build_optimizer, rates_at, set_rates, with_drops
-from alexnet.training.validation import validate
 from pipelines.results.records import newest
 from pipelines.results.stage_results import PreprocessResult
 from pipelines.workdir import Workdir
@@ -41,39 +31,10 @@ PEER = Path(__file__).with_name("peer_training.py")
 
 def train_project(manifest: Manifest, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train with one seed. Returns the last epoch's errors."""
-    recipe = replace(
-        SOURCE145,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        schedule=with_drops(SOURCE145.schedule, [options.drop]),
-    )
-    statistics_ = read_statistics(manifest.statistics_path)
-    context = TrainContext(
-        recipe=recipe,
-        means=[mean_crop(statistics_.mean_image)],
-        side_streams=[SideStream(torch.device("cpu"))],
-        pca_axes=pca_axes(recipe, statistics_.rgb_covariance),
-        seed=seed,
-    )
-    loader = ShardLoader(manifest=manifest, batch_size=recipe.batch_size, seed=seed)
-    network = AlexNet(recipe, len(manifest.labels))
-    initialize(network, recipe, seed)
-    optimizer = build_optimizer(network, recipe)
-    started = time.monotonic()
-    errors: list[float] = []
-    for epoch in range(options.epochs):
-        rates = rates_at(recipe.schedule, recipe.learning_rate, epoch, errors)
-        set_rates(optimizer, rates)
-        for _ in train_epoch(network, optimizer, loader, context, rates, epoch=epoch):
-            pass
-        validation = validate(network, loader, context)
-        errors.append(validation.top1_error)
-        line = {
-            "epoch": epoch + 1,
-            "top1_error": validation.top1_error,
-            "top5_error": validation.top5_error,
-            "seconds": time.monotonic() - started,
-        }
+    recipe = recipe_with(options.batch_size, options.learning_rate, [options.drop])
+    line: dict[str, Any] = {}
+    for errors in train(manifest, recipe, seed, options.epochs):
+        line = asdict(errors)
         print(json.dumps({"project": seed, **line}), flush=True)
     return line
 
