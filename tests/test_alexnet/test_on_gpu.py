@@ -248,9 +248,9 @@ def test_jpegs_decoded_by_the_gpu_differ_little_from_the_cpu() -> None:
     for subsampling in ("4:4:4", "4:2:0", "4:2:0"):
         # Little colour: nvJPEG enlarges colours that were reduced (4:2:0) by another filter.
         grey, colours = random.integers(60, 180, (32, 32, 1)), random.integers(-20, 21, (32, 32, 3))
-        image = Image.fromarray((grey + colours).astype(np.uint8))
+        picture = Image.fromarray((grey + colours).astype(np.uint8))
         buffer = BytesIO()
-        image.resize((256, 256), Image.Resampling.BICUBIC).save(
+        picture.resize((256, 256), Image.Resampling.BICUBIC).save(
             buffer, "JPEG", quality=95, subsampling=subsampling
         )
         stored.append(np.frombuffer(buffer.getvalue(), np.uint8))
