@@ -12,6 +12,7 @@ grey level. ``whole`` is images per second from the start of an epoch to its end
 its first five batches; ``ratio`` is the median over rounds of the project's ``whole`` rate divided
 by the peer's; above 1 the project is faster.
 
+``pip install -e '.[race]'`` installs the peers but FFCV.
 ``--python ffcv=/path/to/python`` runs a peer with another Python, for those that need their own
 environment: FFCV needs the packages ``libturbojpeg0-dev libopencv-dev pkg-config`` and NumPy 2.1.
 ``--table`` replaces the table in a file between the lines that mark it.
@@ -40,8 +41,8 @@ from pipelines.cluster import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).parent
 WORKS = {
-    "jpeg_float": tuple(PEERS),
-    "raw_float": ("project", "ffcv"),
+    "jpeg_float": tuple(peer for peer in PEERS if peer != "spdl_map"),
+    "raw_float": ("project", "ffcv", "spdl_map"),
     "jpeg_uint8": ("project", "ffcv"),
     "raw_uint8": ("project", "ffcv"),
 }

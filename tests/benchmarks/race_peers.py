@@ -112,6 +112,8 @@ def data_loader(work: str, folder: Path) -> Callable[[int], Batches]:
 
 
 def ffcv(work: str, folder: Path) -> Callable[[int], Batches]:
+    from dataclasses import replace
+
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.decoders import SimpleRGBImageDecoder
@@ -119,7 +121,7 @@ def ffcv(work: str, folder: Path) -> Callable[[int], Batches]:
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.operation import Operation
-    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+    from ffcv.transforms import ToTensor, ToTorchImage
     from ffcv.writer import DatasetWriter
 
     encoding, kind = work.split("_")
@@ -140,8 +142,10 @@ def ffcv(work: str, folder: Path) -> Callable[[int], Batches]:
 
     path = converted(folder / f"{encoding}.beton", convert)
 
-    class RandomCrop(Operation):  # type: ignore[misc]
-        """FFCV has none."""
+    shape, mean = (224, 224, 3), np.float32(MEAN)
+
+    class CropMirrorSubtract(Operation):  # type: ignore[misc]
+        """All in one pass: FFCV has no random crop, and its own operations take a pass each."""
 
         def generate_code(self) -> Any:
             parallel = Compiler.get_iterator()
@@ -149,22 +153,25 @@ def ffcv(work: str, folder: Path) -> Callable[[int], Batches]:
             def crop(images: Any, result: Any) -> Any:
                 for i in parallel(images.shape[0]):
                     top, left = np.random.randint(0, 33), np.random.randint(0, 33)
-                    result[i] = images[i, top : top + 224, left : left + 224]
+                    mirrored = np.random.random() < 0.5
+                    for y in range(224):
+                        row = images[i, top + y, left : left + 224]
+                        for x in range(224):
+                            from_x = 223 - x if mirrored else x
+                            for channel in range(3):
+                                result[i, y, x, channel] = row[from_x, channel] - mean
                 return result[: images.shape[0]]
 
             crop.is_parallel = True  # type: ignore[attr-defined]
             return crop
 
         def declare_state_and_memory(self, state: Any) -> Any:
-            from dataclasses import replace
-
-            shape = (224, 224, 3)
-            return replace(state, shape=shape), AllocationQuery(shape, state.dtype)
+            dtype = np.dtype("float32")
+            return replace(state, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
 
     pipeline = [SimpleRGBImageDecoder()]
     if kind == "float":
-        normalize = NormalizeImage(np.full(3, MEAN), np.ones(3), np.float32)
-        pipeline += [RandomCrop(), RandomHorizontalFlip(), normalize]
+        pipeline.append(CropMirrorSubtract())
     loader = Loader(
         str(path),
         batch_size=BATCH,
@@ -303,6 +310,104 @@ def tf_data(work: str, folder: Path) -> Callable[[int], Batches]:
     return epoch
 
 
+def spdl_map(work: str, folder: Path) -> Callable[[int], Batches]:
+    """SPDL's pipeline with the project's compiled crops over one mapped file."""
+    from ingest import COVARIANCE
+    from spdl.pipeline import PipelineBuilder
+
+    from alexnet.recipes import PAPER
+    from alexnet.shards.codec import decode_into
+    from alexnet.training.augment import crop_piece, mean_rows, pca_axes, sample_augment_params
+
+    files = sorted((folder / "files").iterdir())
+
+    def convert(path: Path) -> None:
+        pixels = np.memmap(path, np.uint8, "w+", shape=(len(files), 256, 256, 3))
+        for image, file in zip(pixels, files, strict=True):
+            decode_into(np.frombuffer(file.read_bytes(), np.uint8), image)
+        pixels.flush()
+
+    path = converted(folder / "raw.bin", convert)
+    images = np.memmap(path, np.uint8, "r", shape=(len(files), 256, 256, 3))
+    axes, mean = pca_axes(PAPER, COVARIANCE), mean_rows(torch.full((3, 224, 224), MEAN))
+
+    def epoch(number: int) -> Batches:
+        order = np.random.default_rng(number).permutation(len(files))
+
+        def load(first: int) -> Any:
+            rows = order[first : first + BATCH]
+            params = sample_augment_params(
+                PAPER, axes, len(rows), seed=0, epoch=number, offset=first, colour_noise=True
+            )
+            crops = np.empty((len(rows), 224, 224, 3), np.float32)
+            crop_piece([images[row] for row in rows], params, mean, 1.0, crops)
+            return crops, rows
+
+        firsts = range(0, len(files), BATCH)
+        builder = PipelineBuilder().add_source(firsts).pipe(load, concurrency=WORKERS).add_sink(3)
+        with (pipeline := builder.build(num_threads=WORKERS)).auto_stop():
+            for crops, rows in pipeline.get_iterator():
+                yield torch.from_numpy(crops).permute(0, 3, 1, 2), rows
+
+    return epoch
+
+
+def dali(work: str, folder: Path) -> Callable[[int], Batches]:
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.plugin.base_iterator import LastBatchPolicy
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+    paths = [str(path) for path in sorted((folder / "files").iterdir())]
+
+    @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None)  # type: ignore[untyped-decorator]
+    def crops() -> Any:
+        data, labels = fn.readers.file(
+            files=paths, labels=list(range(len(paths))), shuffle_after_epoch=True, name="files"
+        )
+        images = fn.decoders.image(data, output_type=types.RGB)
+        images = fn.crop_mirror_normalize(
+            images,
+            crop=(224, 224),
+            crop_pos_x=fn.random.uniform(range=(0, 1)),
+            crop_pos_y=fn.random.uniform(range=(0, 1)),
+            mirror=fn.random.coin_flip(),
+            mean=[MEAN] * 3,
+            std=[1.0] * 3,
+            output_layout="HWC",
+        )
+        return images, labels
+
+    loader = DALIGenericIterator(
+        crops(),
+        ["images", "labels"],
+        reader_name="files",
+        last_batch_policy=LastBatchPolicy.PARTIAL,
+        auto_reset=True,
+    )
+
+    def epoch(_: int) -> Batches:
+        for (batch,) in loader:
+            yield batch["images"].permute(0, 3, 1, 2), batch["labels"]
+
+    return epoch
+
+
+def ray_data(work: str, folder: Path) -> Callable[[int], Batches]:
+    import ray.data
+    from peer_ray_ingest import prepare
+
+    ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, logging_level="error")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = ray.data.read_parquet(f"{folder}/jpeg/train", columns=["image", "label"])
+    data = rows.map_batches(prepare, batch_size=BATCH)
+
+    def epoch(_: int) -> Batches:
+        for batch in data.iter_torch_batches(batch_size=BATCH):
+            yield batch["image"], batch["label"]
+
+    return epoch
+
+
 PEERS = {
     "project": project,
     "ffcv": ffcv,
@@ -313,8 +418,19 @@ PEERS = {
     "spdl": spdl,
     "grain": grain,
     "tf_data": tf_data,
+    "dali": dali,
+    "ray_data": ray_data,
+    "spdl_map": spdl_map,
 }
-MODULES = {"data_loader": "torchvision", "tf_data": "tensorflow", "project": "alexnet"}
+MODULES = {
+    "project": "alexnet",
+    "data_loader": "torchvision",
+    "tf_data": "tensorflow",
+    "dali": "nvidia.dali",
+    "ray_data": "ray.data",
+    "spdl_map": "spdl.pipeline",
+    "spdl": "spdl.io",
+}
 """The package that a peer needs, if its name differs."""
 
 
