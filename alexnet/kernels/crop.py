@@ -47,7 +47,7 @@ def crop_images(
     """Write (pixel - mean + colour) · scale of one crop of each image into ``crops``.
 
     The images can be anywhere: ``addresses``, (B,), are those of (256, 256, 3) arrays. Shapes of
-    the others: (B, 2), (B,), (B, 3) → (B, 224, 224, 3). ``mean`` is (224, 672).
+    the others: (B, 2), (B,), (B, 3) → (B, 224, 672). ``mean`` is (224, 672).
     """
     rows, width = mean.shape
     row_colour = np.empty(width, np.float32)
@@ -62,7 +62,7 @@ def crop_images(
             if flips[n]:
                 _mirror(row, mirrored)
                 row = mirrored
-            mean_row, crop_row = mean[i], crops[n, i].reshape(-1)
+            mean_row, crop_row = mean[i], crops[n, i]
             for j in range(width):
                 crop_row[j] = (np.float32(row[j]) - mean_row[j] + row_colour[j]) * scale
 

@@ -6,9 +6,6 @@ copied, and no memory of the process is used. A shard in an object store, or wit
 because it is missing or damaged, and so says what is wrong.
 """
 
-import ctypes
-import errno
-import mmap
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,13 +15,18 @@ from numpy.typing import NDArray
 from alexnet import storage
 from alexnet.shards.format import RowGroup, read_row_group
 from alexnet.shards.pages import ShardLayout, find_values, read_layout
+from alexnet.storage.maps import file_state, make_resident, map_range
 
 Verify = Literal["always", "once", "never"]
 """When pages are compared with their checksums: whenever a row group is read, when it is read for
 the first time, or never."""
 
-_MADV_POPULATE_READ = 22  # Of Linux since 5.14; Python has no name for it.
-_LIBC = ctypes.CDLL(None, use_errno=True)
+MAX_KEPT_BYTES = 2**35
+"""Mapped bytes that are kept from epoch to epoch. To map a row group of raw images again takes as
+long as to copy its images. The kernel needs 2 bytes for each 1,000, 64 MB for this many."""
+
+MAX_KEPT_MAPS = 2**14
+"""Linux allows a process 65,530 maps."""
 
 
 class RowGroupData(NamedTuple):
@@ -40,12 +42,22 @@ class RowGroupData(NamedTuple):
     """(rows,)."""
 
 
+class _KeptMap(NamedTuple):
+    """A row group that stays mapped."""
+
+    rows: RowGroupData
+    state: tuple[int, ...]
+    """Of the file, when it was mapped."""
+
+
 class RowGroupReader:
     """Reads row groups, from any thread; keeps what it knows of the files from epoch to epoch."""
 
     def __init__(self) -> None:
         self._layouts: dict[str, ShardLayout] = {}
         self._verified: set[RowGroup] = set()
+        self._kept: dict[RowGroup, _KeptMap] = {}
+        self._kept_bytes = 0
 
     def read(self, group: RowGroup, verify: Verify) -> RowGroupData:
         """A row group's images and labels.
@@ -62,42 +74,40 @@ class RowGroupReader:
 
     def _map(self, group: RowGroup, *, verify: bool) -> RowGroupData | None:
         """The row group in a mapped file; None if Arrow has to read it."""
+        kept = self._kept.get(group)
         try:
-            layout = self._layouts.get(group.path)
-            if layout is None:
-                with storage.open_input(group.path) as file:
-                    layout = self._layouts[group.path] = read_layout(file)
-            chunk = layout.chunks[group.number]
-            if chunk.rows != group.rows:
-                return None
-            data = _map_range(group.path, layout.size, chunk.start, chunk.end)
-            starts, ends = find_values(data, chunk.rows, verify=verify)
+            state = file_state(group.path)
+            if kept and kept.state == state and not verify:
+                make_resident(kept.rows.data, group.path)
+                return kept.rows
+            rows = self._map_anew(group, verify=verify)
         except (OSError, ValueError, LookupError, pa.ArrowException):
+            self._kept.pop(group, None)
             return None
+        if kept or self._keep_one_more(rows):
+            self._kept[group] = _KeptMap(rows, state)
+        return rows
+
+    def _keep_one_more(self, rows: RowGroupData) -> bool:
+        """Whether another map may be kept; it is counted then."""
+        size = len(rows.data)
+        if len(self._kept) >= MAX_KEPT_MAPS or self._kept_bytes + size > MAX_KEPT_BYTES:
+            return False
+        self._kept_bytes += size
+        return True
+
+    def _map_anew(self, group: RowGroup, *, verify: bool) -> RowGroupData:
+        """Map a row group; the errors are those of ``pages``, and LookupError."""
+        layout = self._layouts.get(group.path)
+        if layout is None:
+            with storage.open_input(group.path) as file:
+                layout = self._layouts[group.path] = read_layout(file)
+        chunk = layout.chunks[group.number]
+        if chunk.rows != group.rows:
+            raise ValueError(f"{chunk.rows} rows, not {group.rows}")
+        data = map_range(group.path, layout.size, chunk.start, chunk.end)
+        starts, ends = find_values(data, chunk.rows, verify=verify)
         return RowGroupData(data, starts, ends, layout.labels[group.number])
-
-
-def _map_range(path: str, size: int, start: int, end: int) -> NDArray[np.uint8]:
-    """(end - start,): a part of a file of ``size`` bytes, which is read into the page cache.
-
-    Raises:
-        ValueError: the file has another size.
-        OSError: the file can't be read.
-    """
-    first = start - start % mmap.ALLOCATIONGRANULARITY
-    _, inner = storage.locate(path)
-    with open(inner, "rb") as file:
-        if file.seek(0, 2) != size:
-            raise ValueError("the file has changed")
-        mapped = mmap.mmap(file.fileno(), end - first, access=mmap.ACCESS_READ, offset=first)
-    data = np.frombuffer(mapped, np.uint8)
-    # Here an error of the disk is an error; later, it would end the process. ctypes releases
-    # Python's lock. A system that does not know this advice reads each page when it is used.
-    address = ctypes.c_void_p(data.ctypes.data)
-    failed = _LIBC.madvise(address, ctypes.c_size_t(len(data)), _MADV_POPULATE_READ)
-    if failed and ctypes.get_errno() in (errno.EFAULT, errno.EIO):
-        raise OSError(ctypes.get_errno(), "the file can't be read")
-    return data[start - first :]
 
 
 def _read(group: RowGroup, *, verify: bool) -> RowGroupData:

@@ -136,7 +136,8 @@ def crops_by_compiled_loop(
     # first write to new memory takes longer than all the arithmetic.
     crops = np.empty((len(images), CROP_SIZE, CROP_SIZE, 3), np.float32)
     pixels = np.ascontiguousarray(images.numpy())
-    arrays = [addresses_of(list(pixels)), params.corners, params.flips, params.colours, crops]
+    addresses, rows = addresses_of(list(pixels)), crops.reshape(-1, CROP_SIZE, 3 * CROP_SIZE)
+    arrays = [addresses, params.corners, params.flips, params.colours, rows]
     parallel_over_batch(crop_images, arrays, mean_rows(mean), np.float32(scale))
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
@@ -159,7 +160,8 @@ def crop_piece(
     """
     from alexnet.kernels.crop import addresses_of, crop_images
 
-    arrays = addresses_of(images), params.corners, params.flips, params.colours, crops
+    addresses, rows = addresses_of(images), crops.reshape(-1, CROP_SIZE, 3 * CROP_SIZE)
+    arrays = addresses, params.corners, params.flips, params.colours, rows
     crop_images(*arrays, mean, np.float32(scale))
 
 

@@ -4,6 +4,7 @@ All workers report at the same steps: these depend on the step's number, or on r
 is shared with all workers whenever metrics are logged.
 """
 
+import gc
 import math
 import time
 from collections import deque
@@ -52,6 +53,9 @@ def train_loop_per_worker(config: Mapping[str, LoopConfig]) -> None:
             f"resuming from the checkpoint of step {state.step}, epoch {state.epoch + 1}"
         )
     worker.log_line(_started_line(worker))
+    # The modules' objects live as long as the process; without this, searching them for garbage
+    # takes a twentieth of the loader's time.
+    gc.freeze()
     with open_node_metrics(loop):
         while state.epoch < worker.recipe.epochs:
             _run_epoch(worker)

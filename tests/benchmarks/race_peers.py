@@ -7,6 +7,7 @@ measured: in it, each image has to be delivered once (its label is its number), 
 delivered values is computed. Some peers leave out the colour noise, which is work that they save.
 """
 
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,7 @@ def project(work: str, folder: Path) -> Callable[[int], Batches]:
     manifest = read_manifest(str(folder / encoding))
     loader = ShardLoader(manifest=manifest, batch_size=BATCH, seed=0, threads=WORKERS)
     axes, mean, buffers = pca_axes(PAPER, COVARIANCE), torch.full((3, 224, 224), MEAN), None
+    gc.freeze()  # As in every training worker.
 
     def epoch(number: int) -> Batches:
         nonlocal buffers
@@ -154,12 +156,23 @@ def ffcv(work: str, folder: Path) -> Callable[[int], Batches]:
                 for i in parallel(images.shape[0]):
                     top, left = np.random.randint(0, 33), np.random.randint(0, 33)
                     mirrored = np.random.random() < 0.5
+                    image = images[i].reshape(256, 768)
                     for y in range(224):
-                        row = images[i, top + y, left : left + 224]
-                        for x in range(224):
-                            from_x = 223 - x if mirrored else x
-                            for channel in range(3):
-                                result[i, y, x, channel] = row[from_x, channel] - mean
+                        row = image[top + y, 3 * left : 3 * left + 672]
+                        crop_row = result[i, y].reshape(672)
+                        if mirrored:
+                            # Unsigned, so that Numba does not check for negative indices.
+                            target, source, step = np.uint64(0), np.uint64(669), np.uint64(3)
+                            one, two = np.uint64(1), np.uint64(2)
+                            for _ in range(224):
+                                crop_row[target] = row[source] - mean
+                                crop_row[target + one] = row[source + one] - mean
+                                crop_row[target + two] = row[source + two] - mean
+                                target += step
+                                source -= step
+                        else:
+                            for x in range(672):
+                                crop_row[x] = row[x] - mean
                 return result[: images.shape[0]]
 
             crop.is_parallel = True  # type: ignore[attr-defined]

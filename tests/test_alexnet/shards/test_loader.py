@@ -363,6 +363,7 @@ def test_a_batch_can_need_more_groups_than_the_cache_holds(
 def test_row_groups_are_freed_after_their_last_row(
     coloured: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(row_groups, "MAX_KEPT_MAPS", 0)
     references: list[weakref.ref[NDArray[np.uint8]]] = []
     original = RowGroupReader.read
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from alexnet import storage
 from alexnet.errors import CorruptShardError
+from alexnet.shards import row_groups
 from alexnet.shards.codec import RAW_BYTES
 from alexnet.shards.format import ROW_GROUP_ROWS, SCHEMA, RowGroup, read_row_group, write_shard
 from alexnet.shards.row_groups import RowGroupData, RowGroupReader, Verify
@@ -61,9 +62,11 @@ def is_mapped(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("size", [300, RAW_BYTES])
+@pytest.mark.parametrize("limit", ["MAX_KEPT_BYTES", "MAX_KEPT_MAPS"])
 def test_a_shard_is_mapped_and_has_the_rows_that_every_reader_finds(
-    tmp_path: Path, size: int
+    tmp_path: Path, size: int, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(row_groups, limit, 0)
     rows = table(size)
     path = write(tmp_path, rows)
     reader, seen, labels = RowGroupReader(), [], []
@@ -80,6 +83,39 @@ def test_a_shard_is_mapped_and_has_the_rows_that_every_reader_finds(
     assert duckdb.connect().execute(query).fetchall() == list(zip(seen, labels, strict=True))
     pandas = pytest.importorskip("pandas")
     assert pandas.read_parquet(path)["image"].tolist() == seen
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("dropped", [True, False], ids=["dropped from the page cache", "cached"])
+def test_maps_are_kept_for_later_epochs_up_to_a_limit(
+    tmp_path: Path, writable: bool, dropped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = table(5000)
+    path = write(tmp_path, rows)
+    monkeypatch.setattr(os, "access", lambda *_: writable)
+    monkeypatch.setattr(row_groups, "MAX_KEPT_BYTES", 5100 * ROW_GROUP_ROWS)
+    reader = RowGroupReader()
+    kept, other = groups_of(path)
+    address = reader.read(kept, "once").data.ctypes.data
+    reader.read(other, "once")
+    if dropped:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    again = reader.read(kept, "once")
+    assert again.data.ctypes.data == address
+    assert images(again) == rows["image"].to_pylist()[:ROW_GROUP_ROWS]
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert sum(line.endswith(str(path)) for line in maps) == 1, "the second exceeds the limit"
+
+
+def test_a_replaced_shard_is_mapped_again(tmp_path: Path) -> None:
+    path = write(tmp_path, table(5000))
+    reader = RowGroupReader()
+    reader.read(groups_of(path)[0], "once")
+    rows = table(5000).set_column(3, "image", pa.array([b"\x07" * (5000 + n) for n in range(ROWS)]))
+    (other := write(tmp_path / "other", rows.cast(SCHEMA))).replace(path)
+    assert other != path
+    assert images(reader.read(groups_of(path)[0], "once"))[0] == b"\x07" * 5000
 
 
 LAYOUTS: dict[str, tuple[bool, dict[str, Any]]] = {
