@@ -6,7 +6,8 @@ The images of ``$ALEXNET_REAL_DATA/ilsvrc2012-ten``, or generated ones, are stor
 as JPEG shards and as raw shards; each peer of ``race_peers.py`` converts the JPEGs to its own
 format if it has one. Works: ``jpeg_float`` and ``raw_float`` are float batches of 128 random,
 mirrored 224x224 crops without the mean, ``jpeg_uint8`` and ``raw_uint8`` are batches of whole
-images. Each loader runs in its own process; the rounds are interleaved. It is an error if a loader
+images. Where a loader leaves decoding to the user, Pillow decodes, as in its documentation; FFCV has
+one compiled operation for crops. Each loader runs in its own process; the rounds are interleaved. It is an error if a loader
 does not deliver each image once, or if the means of the delivered values differ by more than one
 grey level. ``whole`` is images per second from the start of an epoch to its end, ``steady`` without
 its first five batches; ``ratio`` is the median over rounds of the project's ``whole`` rate divided
@@ -100,9 +101,9 @@ def installed(peer: str, python: str) -> bool:
 
 def run(peer: str, work: str, folder: Path, epochs: int, python: str) -> dict[str, float]:
     """The result of a loader's process."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
-    if peer == "project":
-        environment |= KEEP_FREED_MEMORY  # As in every training worker.
+    # The allocator is set as in every training worker, for all: it helps others, too.
+    environment = os.environ | KEEP_FREED_MEMORY
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
     command = [python, str(HERE / "race_peers.py"), peer, work, str(folder), str(epochs)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 BATCH = 128
 WORKERS = 2
@@ -66,28 +68,27 @@ def converted(path: Path, convert: Callable[[Path], object]) -> Path:
     return path
 
 
-def torch_transform() -> Callable[[Any], Any]:
-    from peer_dataloader import ColourNoise
-    from torchvision import transforms
+def decode_and_crop(data: bytes) -> NDArray[np.float32]:
+    """A JPEG → (224, 224, 3): cropped, mirrored at random, without the mean.
 
-    crop, flip = transforms.RandomCrop(224), transforms.RandomHorizontalFlip()
-    noise = ColourNoise()
-    return lambda image: noise(flip(crop(image)))
+    For all loaders that leave this to the user; Pillow is what their documentation uses.
+    """
+    return random_crop(np.asarray(Image.open(BytesIO(data)).convert("RGB")))
 
 
-def numpy_crop(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def random_crop(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(256, 256, 3) → (224, 224, 3): cropped, mirrored at random, without the mean."""
     top, left, mirrored = np.random.randint(33), np.random.randint(33), np.random.randint(2)
     crop = pixels[top : top + 224, left : left + 224]
-    return np.subtract(crop[:, ::-1] if mirrored else crop, MEAN, dtype=np.float32)
+    result = (crop[:, ::-1] if mirrored else crop).astype(np.float32, order="C")
+    result -= MEAN
+    return result
 
 
-def pillow(data: bytes) -> Any:
-    from io import BytesIO
-
-    from PIL import Image
-
-    return Image.open(BytesIO(data)).convert("RGB")
+def channels_first(batches: Any) -> Batches:
+    """Batches of (b, 224, 224, 3) arrays or tensors → (b, 3, 224, 224) tensors, the same memory."""
+    for images, labels in batches:
+        yield torch.as_tensor(images).permute(0, 3, 1, 2), labels
 
 
 class Files(torch.utils.data.Dataset[Any]):
@@ -95,13 +96,12 @@ class Files(torch.utils.data.Dataset[Any]):
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted((folder / "files").iterdir())
-        self.transform = torch_transform()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Any:
-        return self.transform(pillow(self.paths[number].read_bytes())), number
+        return decode_and_crop(self.paths[number].read_bytes()), number
 
 
 def data_loader(work: str, folder: Path) -> Callable[[int], Batches]:
@@ -110,7 +110,7 @@ def data_loader(work: str, folder: Path) -> Callable[[int], Batches]:
     loader: Any = DataLoader(
         Files(folder), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
     )
-    return lambda _: iter(loader)
+    return lambda _: channels_first(loader)
 
 
 def ffcv(work: str, folder: Path) -> Callable[[int], Batches]:
@@ -135,7 +135,7 @@ def ffcv(work: str, folder: Path) -> Callable[[int], Batches]:
             return len(self.paths)
 
         def __getitem__(self, number: int) -> Any:
-            return np.asarray(pillow(self.paths[number].read_bytes())), number
+            return np.asarray(Image.open(self.paths[number]).convert("RGB")), number
 
     def convert(path: Path) -> None:
         image = RGBImageField(write_mode="jpg" if encoding == "jpeg" else "raw", jpeg_quality=95)
@@ -210,14 +210,18 @@ def webdataset(work: str, folder: Path) -> Callable[[int], Batches]:
                 sink.write({"__key__": path.stem, "jpg": path.read_bytes(), "cls": number})
 
     urls = sorted(map(str, converted(folder / "tars", convert).iterdir()))
-    samples = wds.WebDataset(urls, shardshuffle=len(urls)).shuffle(1000).decode("pil")
-    batches = samples.to_tuple("jpg", "cls").map_tuple(torch_transform(), int).batched(BATCH)
+    samples = wds.WebDataset(urls, shardshuffle=len(urls)).shuffle(1000).to_tuple("jpg", "cls")
+    batches = samples.map_tuple(decode_and_crop, int).batched(BATCH)
     loader = wds.WebLoader(batches, batch_size=None, num_workers=WORKERS, persistent_workers=True)
-    return lambda _: iter(loader)
+    return lambda _: channels_first(loader)
 
 
 def as_sample(path: Path) -> Any:
     return {"image": path.read_bytes(), "label": int(path.stem)}
+
+
+def image_and_label(sample: Any) -> Any:
+    return decode_and_crop(sample["image"]), sample["label"]
 
 
 def litdata(work: str, folder: Path) -> Callable[[int], Batches]:
@@ -228,16 +232,9 @@ def litdata(work: str, folder: Path) -> Callable[[int], Batches]:
         optimize(as_sample, paths, str(output), num_workers=WORKERS, chunk_bytes="16MB")
 
     output = converted(folder / "litdata", convert)
-    transform = torch_transform()
-
-    class Images(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, index: Any) -> Any:
-            sample = super().__getitem__(index)
-            return transform(pillow(sample["image"])), sample["label"]
-
-    dataset = Images(str(output), shuffle=True)
+    dataset = StreamingDataset(str(output), shuffle=True, transform=image_and_label)
     loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS)
-    return lambda _: iter(loader)
+    return lambda _: channels_first(loader)
 
 
 def streaming(work: str, folder: Path) -> Callable[[int], Batches]:
@@ -250,16 +247,14 @@ def streaming(work: str, folder: Path) -> Callable[[int], Batches]:
                 sink.write(as_sample(path))
 
     output = converted(folder / "mds", convert)
-    transform = torch_transform()
 
     class Images(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
-            sample = super().__getitem__(index)
-            return transform(pillow(sample["image"])), sample["label"]
+            return image_and_label(super().__getitem__(index))
 
     dataset = Images(local=str(output), shuffle=True, batch_size=BATCH)
     loader: Any = DataLoader(dataset, BATCH, num_workers=WORKERS, persistent_workers=True)
-    return lambda _: iter(loader)
+    return lambda _: channels_first(loader)
 
 
 def grain(work: str, folder: Path) -> Callable[[int], Batches]:
@@ -268,13 +263,12 @@ def grain(work: str, folder: Path) -> Callable[[int], Batches]:
     paths = sorted((folder / "files").iterdir())
 
     def load(path: Path) -> Any:
-        return numpy_crop(np.asarray(pillow(path.read_bytes()))), int(path.stem)
+        return decode_and_crop(path.read_bytes()), int(path.stem)
 
     def epoch(number: int) -> Batches:
         data = library.MapDataset.source(paths).shuffle(seed=number).map(load)
         options = library.ReadOptions(num_threads=WORKERS, prefetch_buffer_size=2 * BATCH)
-        for images, labels in data.to_iter_dataset(options).batch(BATCH):
-            yield torch.from_numpy(images).permute(0, 3, 1, 2), labels
+        yield from channels_first(data.to_iter_dataset(options).batch(BATCH))
 
     return epoch
 
@@ -290,15 +284,14 @@ def spdl(work: str, folder: Path) -> Callable[[int], Batches]:
         frames = [spdl.io.decode_packets(packet) for packet in packets]
         buffer = spdl.io.convert_frames(frames)
         images = spdl.io.to_numpy(buffer)
-        return np.stack([numpy_crop(image) for image in images]), np.array(numbers)
+        return np.stack([random_crop(image) for image in images]), np.array(numbers)
 
     def epoch(number: int) -> Batches:
         order = np.random.default_rng(number).permutation(len(paths)).tolist()
         pieces = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
         builder = PipelineBuilder().add_source(pieces).pipe(load, concurrency=WORKERS).add_sink(3)
         with (pipeline := builder.build(num_threads=WORKERS)).auto_stop():
-            for images, labels in pipeline.get_iterator():
-                yield torch.from_numpy(images).permute(0, 3, 1, 2), labels
+            yield from channels_first(pipeline.get_iterator())
 
     return epoch
 
@@ -309,18 +302,17 @@ def tf_data(work: str, folder: Path) -> Callable[[int], Batches]:
     paths = [str(path) for path in sorted((folder / "files").iterdir())]
 
     def load(path: Any, number: Any) -> Any:
-        image = tf.io.decode_jpeg(tf.io.read_file(path), 3, dct_method="INTEGER_ACCURATE")
-        crop = tf.image.random_flip_left_right(tf.image.random_crop(image, (224, 224, 3)))
-        return tf.cast(crop, tf.float32) - MEAN, number
+        corner = tf.random.uniform((2,), 0, 33, tf.int32)
+        window = tf.concat([corner, [224, 224]], 0)
+        image = tf.image.decode_and_crop_jpeg(
+            tf.io.read_file(path), window, 3, dct_method="INTEGER_ACCURATE"
+        )
+        return tf.cast(tf.image.random_flip_left_right(image), tf.float32) - MEAN, number
 
     data = tf.data.Dataset.from_tensor_slices((paths, list(range(len(paths)))))
-    data = data.shuffle(len(paths)).map(load, tf.data.AUTOTUNE).batch(BATCH).prefetch(2)
-
-    def epoch(_: int) -> Batches:
-        for images, labels in data.as_numpy_iterator():
-            yield torch.from_numpy(images).permute(0, 3, 1, 2), labels
-
-    return epoch
+    data = data.shuffle(len(paths)).map(load, tf.data.AUTOTUNE, deterministic=False)
+    data = data.batch(BATCH, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return lambda _: channels_first(data.as_numpy_iterator())
 
 
 def spdl_map(work: str, folder: Path) -> Callable[[int], Batches]:
@@ -359,8 +351,7 @@ def spdl_map(work: str, folder: Path) -> Callable[[int], Batches]:
         firsts = range(0, len(files), BATCH)
         builder = PipelineBuilder().add_source(firsts).pipe(load, concurrency=WORKERS).add_sink(3)
         with (pipeline := builder.build(num_threads=WORKERS)).auto_stop():
-            for crops, rows in pipeline.get_iterator():
-                yield torch.from_numpy(crops).permute(0, 3, 1, 2), rows
+            yield from channels_first(pipeline.get_iterator())
 
     return epoch
 
@@ -453,7 +444,8 @@ def processes() -> list[psutil.Process]:
 
 
 def cpu_seconds() -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes())
+    """Of this process and its workers, also of those that have ended."""
+    return sum(sum(process.cpu_times()[:4]) for process in processes())
 
 
 def anonymous_mb() -> float:
