@@ -6,12 +6,12 @@ The images of ``$ALEXNET_REAL_DATA/ilsvrc2012-ten``, or generated ones, are stor
 as JPEG shards and as raw shards; each peer of ``race_peers.py`` converts the JPEGs to its own
 format if it has one. Works: ``jpeg_float`` and ``raw_float`` are float batches of 128 random,
 mirrored 224x224 crops without the mean, ``jpeg_uint8`` and ``raw_uint8`` are batches of whole
-images. Where a loader leaves decoding to the user, Pillow decodes, as in its documentation; FFCV has
-one compiled operation for crops. Each loader runs in its own process; the rounds are interleaved. It is an error if a loader
-does not deliver each image once, or if the means of the delivered values differ by more than one
-grey level. ``whole`` is images per second from the start of an epoch to its end, ``steady`` without
-its first five batches; ``ratio`` is the median over rounds of the project's ``whole`` rate divided
-by the peer's; above 1 the project is faster.
+images. Where a loader leaves decoding to the user, Pillow decodes, as in its documentation; FFCV
+has one compiled operation for crops. Each loader runs in its own process; the rounds are
+interleaved. It is an error if a loader does not deliver each image once, or if the means of the
+delivered values differ by more than one grey level. ``whole`` is images per second from the
+start of an epoch to its end, ``steady`` without its first five batches; ``ratio`` is the median over
+rounds of the project's ``whole`` rate divided by the peer's; above 1 the project is faster.
 
 ``pip install -e '.[race]'`` installs the peers but FFCV.
 ``--python ffcv=/path/to/python`` runs a peer with another Python, for those that need their own

@@ -465,6 +465,7 @@ def measure(epoch: Callable[[int], Batches], images: int, epochs: int) -> dict[s
         # Image by image: freed blocks of a whole batch would be kept, and count as memory.
         total += sum(float(image.sum(dtype=torch.float64)) for image in pixels)
         values += pixels.numel()
+        del pixels  # Else loaders that use the memory of batches again would need one more.
     if sorted(seen) != list(range(images)):
         raise SystemExit(f"{len(seen)} images, {len(set(seen))} different ones, not {images}")
     whole, steady, cpu, anonymous = [], [], [], 0.0
