@@ -4,8 +4,11 @@
 
 Trains ``source145`` on preprocessed images once with ``--shuffle once`` and once with
 ``--shuffle every-epoch`` for each seed. Both have the same initial weights and the same order in
-the first epoch. Each training is a process; ``--parallel`` of them run at the same time, which
-changes only how long they take. Without ``--drops`` the rate drops after 5/8 and 7/8 of the epochs.
+the first epoch. ``--train-shards`` and ``--val-shards`` use some of the shards, ``--towers 1`` and
+``--hidden`` a smaller network, for CPUs. Without ``--drops`` the rate drops after 5/8 and 7/8 of
+the epochs. Final errors are means of the last ``--last`` epochs, which differ less by chance than
+one. Each training is a process; ``--parallel`` of them run at the same time, which changes only how
+long they take.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import multiprocessing
 import os
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,6 +27,7 @@ import torch
 from training_run import EpochErrors, recipe_with, train
 
 from alexnet.model.precision import Precision
+from alexnet.recipes import SOURCE145, ablate
 from alexnet.shards.manifest import read_manifest
 from alexnet.training.network import Execution
 
@@ -44,10 +48,16 @@ def run(options: argparse.Namespace, order_and_seed: tuple[str, int]) -> Trainin
     order, seed = order_and_seed
     torch.set_num_threads(options.threads)
     precision: Precision = options.precision
+    manifest = read_manifest(options.shards)
+    parts = {"train": options.train_shards, "val": options.val_shards}
+    shards = {split: manifest.shards[split][:count] for split, count in parts.items()}
+    recipe = recipe_with(options.batch_size, options.learning_rate, options.drops)
+    if options.towers == 1:
+        recipe = replace(ablate(recipe, towers=1), schedule=recipe.schedule)
     errors = []
     for epoch in train(
-        read_manifest(options.shards),
-        recipe_with(options.batch_size, options.learning_rate, options.drops),
+        replace(manifest, shards=shards),
+        replace(recipe, hidden=options.hidden),
         seed,
         options.epochs,
         reshuffle=ORDERS[order],
@@ -60,13 +70,19 @@ def run(options: argparse.Namespace, order_and_seed: tuple[str, int]) -> Trainin
     return Training(order=order, seed=seed, epochs=errors)
 
 
-def compare(trainings: Iterable[Training]) -> dict[str, Any]:
-    """Last errors by order and seed, and the differences between the two orders of each seed."""
-    last = {(training.order, training.seed): training.epochs[-1] for training in trainings}
-    seeds = sorted({seed for _, seed in last})
+def compare(trainings: Iterable[Training], last: int) -> dict[str, Any]:
+    """Final errors by order and seed, and the differences between the two orders of each seed."""
+    final = {(training.order, training.seed): training.epochs[-last:] for training in trainings}
+    seeds = sorted({seed for _, seed in final})
     result: dict[str, Any] = {}
     for name in ("top1_error", "top5_error", "train_loss", "loss"):
-        values = {order: [getattr(last[order, seed], name) for seed in seeds] for order in ORDERS}
+        values = {
+            order: [
+                statistics.mean(getattr(epoch, name) for epoch in final[order, seed])
+                for seed in seeds
+            ]
+            for order in ORDERS
+        }
         differences = [a - b for a, b in zip(values["once"], values["every-epoch"], strict=True)]
         result[name] = values | {
             "once minus every-epoch": differences,
@@ -88,6 +104,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=0.002)
+    parser.add_argument("--train-shards", type=int)
+    parser.add_argument("--val-shards", type=int)
+    parser.add_argument("--towers", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--hidden", type=int, default=SOURCE145.hidden)
+    parser.add_argument("--last", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "tf32", "bf16"), default="float32")
     parser.add_argument("--parallel", type=int, default=1)
@@ -103,10 +124,10 @@ def main() -> None:
         trainings = pool.map(partial(run, options), work, chunksize=1)
     summary = {
         "settings": {name: value for name, value in vars(options).items() if name != "output"},
-        "last epoch": compare(trainings),
+        "final": compare(trainings, options.last),
         "trainings": [asdict(training) for training in trainings],
     }
-    print(json.dumps(summary["last epoch"], indent=2))
+    print(json.dumps(summary["final"], indent=2))
     if options.output:
         options.output.write_text(json.dumps(summary, indent=2) + "\n")
 

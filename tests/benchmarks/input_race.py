@@ -10,8 +10,8 @@ images. Where a loader leaves decoding to the user, Pillow decodes, as in its do
 has one compiled operation for crops. Each loader runs in its own process; the rounds are
 interleaved. It is an error if a loader does not deliver each image once, or if the means of the
 delivered values differ by more than one grey level. ``whole`` is images per second from the
-start of an epoch to its end, ``steady`` without its first five batches; ``ratio`` is the median over
-rounds of the project's ``whole`` rate divided by the peer's; above 1 the project is faster.
+start of an epoch to its end, ``steady`` without its first five batches; ``ratio`` is the median
+over rounds of the project's ``whole`` rate divided by the peer's; above 1 the project is faster.
 
 ``pip install -e '.[race]'`` installs the peers but FFCV.
 ``--python ffcv=/path/to/python`` runs a peer with another Python, for those that need their own

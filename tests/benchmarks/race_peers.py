@@ -27,14 +27,14 @@ BATCH = 128
 WORKERS = 2
 MEAN = 120.0
 BATCHES_BEFORE_STEADY = 5
+COVARIANCE = np.diag([4800.0, 4700, 5100])
+"""Of colours, for the project's colour noise."""
 
 Batches = Iterator[tuple[Any, Any]]
 """Images and labels of each batch."""
 
 
 def project(work: str, folder: Path) -> Callable[[int], Batches]:
-    from ingest import COVARIANCE
-
     from alexnet.recipes import PAPER
     from alexnet.shards.loader import ShardLoader
     from alexnet.shards.manifest import read_manifest
@@ -317,7 +317,6 @@ def tf_data(work: str, folder: Path) -> Callable[[int], Batches]:
 
 def spdl_map(work: str, folder: Path) -> Callable[[int], Batches]:
     """SPDL's pipeline with the project's compiled crops over one mapped file."""
-    from ingest import COVARIANCE
     from spdl.pipeline import PipelineBuilder
 
     from alexnet.recipes import PAPER
