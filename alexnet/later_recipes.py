@@ -11,7 +11,7 @@ crops of 224 at 33x33 positions, no change of scale, no colour noise.
 
 from math import sqrt
 
-from alexnet.recipes import LAYERS, NEVER, Normalization, Recipe, StepSchedule
+from alexnet.recipes import LAYERS, Normalization, Recipe, StepSchedule
 
 
 def _steps(*drops: int) -> StepSchedule:
@@ -19,8 +19,7 @@ def _steps(*drops: int) -> StepSchedule:
     return StepSchedule(
         drops=drops,
         bias_drops=drops,
-        conv1_slow_from=NEVER,
-        conv1_frozen_from=NEVER,
+        layer_rates=(),
         colour_noise_until=1,
     )
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alexnet import storage
 from alexnet.errors import InvalidPredictionsError, one_line
-from alexnet.metrics import has_top5
+from alexnet.metrics import has_top5, top_labels
 
 SCHEMA = pa.schema(
     [
@@ -64,6 +64,32 @@ class Predictions:
     def has_top5(self) -> bool:
         """Whether the top-5 error says anything."""
         return has_top5(len(self.wnids))
+
+
+def rank(
+    keys: pa.ChunkedArray,
+    labels: pa.ChunkedArray,
+    ten_views: NDArray[np.float32],
+    centre_view: NDArray[np.float32],
+) -> pa.Table:
+    """The best labels of some images, a table of ``SCHEMA``.
+
+    Args:
+        keys: (N,).
+        labels: (N,), the true ones.
+        ten_views: (N, classes), the mean probabilities.
+        centre_view: (N, classes).
+    """
+    best = top_labels(ten_views)
+    return pa.table(
+        {
+            "key": keys,
+            "label": labels,
+            "labels": list(best),
+            "probabilities": list(np.take_along_axis(ten_views, best, axis=1)),
+            "centre_labels": list(top_labels(centre_view)),
+        }
+    )
 
 
 def merge(

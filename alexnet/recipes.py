@@ -71,6 +71,17 @@ class SecondPhase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRate:
+    """A change of one layer's rates, of weights and biases."""
+
+    layer: str
+    first_epoch: int
+    """The change is made in this epoch, counted from 1."""
+    factor: float
+    """The rates are those of the other layers times this. 0: the layer is frozen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepSchedule:
     """Lower the learning rate at fixed epochs (145).
 
@@ -87,14 +98,15 @@ class StepSchedule:
     """The epochs from which on the biases' rate is lower. The log at the end of
     ``layer-params-145.cfg`` lowers only ``epsW``, and the file ends with ``epsW=0.00001`` and
     ``epsB=0.02``, the first bias rate, in every layer but the frozen conv1 (``epsB=0.0``)."""
-    conv1_slow_from: int = 67
-    """From this epoch on, the rates of conv1's weights and biases are a tenth of the others'. The
-    log names the weights only. Two related networks (``layer-params-149.cfg`` and
-    ``layer-params-145-half.cfg``) ended in this phase: conv1's ``epsB`` is 0.002, most others'
-    0.02."""
-    conv1_frozen_from: int = 72
-    """From this epoch on, conv1 is frozen. The log does not contain the epoch in which its ``epsB``
-    became 0. We assume that it is the same one as for its ``epsW``."""
+    layer_rates: tuple[LayerRate, ...] = (
+        LayerRate(layer="conv1", first_epoch=67, factor=0.1),
+        LayerRate(layer="conv1", first_epoch=72, factor=0.0),
+    )
+    """Of layers with other rates than the rest. conv1 becomes slow, then it is frozen. The log
+    names the slow phase of the weights only; two related networks (``layer-params-149.cfg`` and
+    ``layer-params-145-half.cfg``) ended in it: conv1's ``epsB`` is 0.002, most others' 0.02. The
+    log does not contain the epoch in which conv1's ``epsB`` became 0; we assume that it is the same
+    one as for its ``epsW``."""
     colour_noise_until: int = 67
     """From this epoch on, there is no colour noise."""
     second_phase: SecondPhase | None = None
@@ -205,8 +217,7 @@ ABLATIONS_OF_145 = {
         StepSchedule(
             drops=(23, 51, 79),
             bias_drops=(79,),
-            conv1_slow_from=NEVER,
-            conv1_frozen_from=79,
+            layer_rates=(LayerRate(layer="conv1", first_epoch=79, factor=0.0),),
             colour_noise_until=NEVER,
         ),
         90,
@@ -214,8 +225,10 @@ ABLATIONS_OF_145 = {
     (False, True, 2): (
         StepSchedule(
             drops=(22, 44, 86),
-            conv1_slow_from=69,
-            conv1_frozen_from=73,
+            layer_rates=(
+                LayerRate(layer="conv1", first_epoch=69, factor=0.1),
+                LayerRate(layer="conv1", first_epoch=73, factor=0.0),
+            ),
             colour_noise_until=69,
         ),
         97,
@@ -223,8 +236,10 @@ ABLATIONS_OF_145 = {
     (True, True, 1): (
         StepSchedule(
             drops=(20, 48),
-            conv1_slow_from=66,
-            conv1_frozen_from=72,
+            layer_rates=(
+                LayerRate(layer="conv1", first_epoch=66, factor=0.1),
+                LayerRate(layer="conv1", first_epoch=72, factor=0.0),
+            ),
             colour_noise_until=66,
         ),
         96,

@@ -5,14 +5,23 @@ Ablations of the paper's components are in ``recipes.ablate``.
 
 from dataclasses import replace
 
-from alexnet.recipes import SOURCE145, Recipe, SecondPhase, StepSchedule
+from alexnet.recipes import SOURCE145, LayerRate, Recipe, SecondPhase, StepSchedule
 
 SCHEDULE_146 = StepSchedule(
-    drops=(22, 42), conv1_slow_from=1, conv1_frozen_from=7, colour_noise_until=38
+    drops=(22, 42),
+    layer_rates=(
+        LayerRate(layer="conv1", first_epoch=1, factor=0.1),
+        LayerRate(layer="conv1", first_epoch=5, factor=0.01),
+        LayerRate(layer="conv1", first_epoch=7, factor=0.0),
+        LayerRate(layer="fc8", first_epoch=1, factor=10.0),
+        LayerRate(layer="fc8", first_epoch=9, factor=1.0),
+    ),
+    colour_noise_until=38,
 )
 """From the log at the end of ``layer-params-146-2012-2011.cfg``, whose net had been trained on more
-images before. Its first rate is 0.001. Two details of the log are left out: in epochs 5 and 6 conv1
-had a hundredth of the others' rate, not a tenth, and fc8 had ten times their rate until epoch 9."""
+images before. Its first rate is 0.001. fc8, which was new, got its higher rate after 300 batches
+there, and has it from the beginning here; the log names the weights only, here it is for the biases
+too."""
 
 BIAS_RATE_146 = 20.0
 """The biases' rate in 146 was 0.02 in most layers, as in 145; the weights' one began at 0.001."""

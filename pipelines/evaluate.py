@@ -6,9 +6,11 @@ networks were.
 
     python pipelines/evaluate.py --workdir /data/work
     python pipelines/evaluate.py --workdir /data/work --model models:/alexnet/1 models:/alexnet/2
+
+``--tune-coefficients on`` chooses the models' weights in the average by the errors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import NoReturn
@@ -17,7 +19,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from alexnet import features, predictions, storage
+from alexnet import features, predictions, storage, tuning
 from alexnet.errors import UserError
 from alexnet.model.precision import Precision
 from alexnet.provenance import code_version
@@ -32,6 +34,7 @@ from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.console.stderr_filter import without_actor_pool_note
 from pipelines.evaluation import evaluation_report as report
+from pipelines.evaluation import tuned_average
 from pipelines.evaluation.neighbours import neighbours_figure
 from pipelines.inference.actors import Evaluator
 from pipelines.results.datasets import locked_dataset
@@ -72,8 +75,10 @@ def _run(
     store = connect(settings)
     uris = settings.model or ([trained.result.model] if trained else [])
     models = [registry.get_model_info(store, uri) for uri in uris]
-    for model in models:
+    for number, model in enumerate(models):
         _check_classes(model, manifest)
+        if model.uri in [other.uri for other in models[:number]]:
+            raise UserError(f"--model: {uris[number]} is given twice; give each model once")
     key = StageKey(
         stage="evaluate",
         settings=_averaging(settings, len(models)),
@@ -105,7 +110,15 @@ def _averaging(settings: EvaluateSettings, models: int) -> dict[str, object]:
         )
     if layer and models > 1:
         raise UserError("--features: those of several models are not comparable; give one --model")
-    given = {"coefficients": coefficients, "features": layer}
+    if settings.tune_coefficients and (coefficients or layer or models == 1):
+        raise UserError(
+            "--tune-coefficients: is for several --model, without --coefficients and --features"
+        )
+    given = {
+        "coefficients": coefficients,
+        "features": layer,
+        "tune_coefficients": settings.tune_coefficients,
+    }
     return {name: value for name, value in given.items() if value}
 
 
@@ -138,13 +151,21 @@ def evaluate_models(
         ) as keep
     ):
         parts = _predict(settings, manifest, precisions, run, keep)
+    coefficients: Sequence[float] | None = settings.coefficients
+    if settings.tune_coefficients:
+        classes = len(manifest.labels)
+        parts, tuned = tuned_average.with_tuned_average(parts, len(models), classes)
+        coefficients = tuned.coefficients
+        run.set_tags({"tuned_coefficients": " ".join(map(str, coefficients))})
+        line = tuned_average.in_words(tuned, manifest.rows("val"), classes)
+        stage_logger("evaluate").info("%s", line)
     table = predictions.merge(
         parts,
         manifest.rows("val"),
         wnids=[label.wnid for label in manifest.labels],
         models=uris,
         validation=content,
-        coefficients=settings.coefficients,
+        coefficients=coefficients,
     )
     write_table(path, table)
     evaluations.log_predictions(run, table)
@@ -184,7 +205,8 @@ def _predict(
 ) -> list[pa.Table]:
     """The predictions for all validation row groups, by a pool of Ray actors.
 
-    ``keep`` takes those with features, if they are wanted.
+    With those of each model if coefficients are to be tuned. ``keep`` takes those with features, if
+    they are wanted.
     """
     cluster.connect()
     resources = actor_resources(settings.num_workers, settings.device)
@@ -201,6 +223,7 @@ def _predict(
             settings.coefficients,
             settings.features,
         ),
+        fn_constructor_kwargs={"by_model": settings.tune_coefficients},
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         runtime_env={"env_vars": KEEP_FREED_MEMORY},
@@ -218,7 +241,8 @@ def _predict(
             table = raise_errors(table)
             if keep:
                 keep(table)
-            tables.append(table.select(predictions.SCHEMA.names))
+            extra = [tuning.BY_MODEL.name] if settings.tune_coefficients else []
+            tables.append(table.select(predictions.SCHEMA.names + extra))
             progress.add(len(table))
     return tables
 

@@ -23,6 +23,7 @@ from pipelines.configuration.setting_types import (
     PresetName,
     RegisteredName,
     StageKeyText,
+    Switch,
     TrackingUri,
     WorkdirPath,
     Workers,
@@ -213,6 +214,11 @@ class EvaluateSettings(StageSettings):
     )
     coefficients: Coefficients | None = option(
         None, "weight of each model in the average; by default all have the same"
+    )
+    tune_coefficients: Switch = option(
+        False,
+        "on: choose these weights by the top-5 error on the validation images, as in 2012; needs "
+        "400 MB for each model with ILSVRC2012",
     )
     features: Literal["fc6", "fc7"] | None = option(
         None, "also write a layer's activations for the centre view, of one model"

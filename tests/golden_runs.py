@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class GoldenRun:
     ema: float | None = None
     warmup_rows: int = 0
     colour_noise: bool = True
-    conv1: float = 1.0
+    layers: Mapping[str, float] = field(default_factory=dict)
     biases: float | None = None
 
 
@@ -77,7 +77,11 @@ def golden_runs() -> Iterator[GoldenRun]:
         yield GoldenRun(name=f"{name}, average", recipe=recipe, ema=0.7)
         yield GoldenRun(name=f"{name}, warm-up", recipe=recipe, warmup_rows=30)
         yield GoldenRun(
-            name=f"{name}, slow phase", recipe=recipe, colour_noise=False, conv1=0.0, biases=1e-4
+            name=f"{name}, slow phase",
+            recipe=recipe,
+            colour_noise=False,
+            layers={"conv1": 0.0},
+            biases=1e-4,
         )
 
 
@@ -96,7 +100,7 @@ def losses_of(run: GoldenRun, dataset: Manifest) -> list[str]:
     loader = ShardLoader(
         manifest=dataset, batch_size=2, seed=2012, microbatches=MICROBATCHES if run.exact else None
     )
-    rates = EpochRates(0.001, conv1=run.conv1, colour_noise=run.colour_noise, biases=run.biases)
+    rates = EpochRates(0.001, layers=run.layers, colour_noise=run.colour_noise, biases=run.biases)
     set_rates(optimizer, rates)
     losses = []
     steps = train_epoch(network, optimizer, loader, context, rates, epoch=0)

@@ -31,21 +31,18 @@ class CropClassifier(nn.Module):
 
 
 @torch.no_grad()
-def view_probabilities(
-    classifiers: Mapping[str, Callable[[Tensor], Tensor]],
-    views: Tensor,
-    coefficients: Sequence[float] | None = None,
+def probabilities_by_model(
+    classifiers: Mapping[str, Callable[[Tensor], Tensor]], views: Tensor
 ) -> Tensor:
-    """Mean probabilities of several classifiers for several views of the same images.
+    """Probabilities of several classifiers for several views of the same images.
 
     Args:
         classifiers: crop classifiers on one device, of this class or loaded from a registry, by
             their names for messages.
         views: (V, N, 224, 224, 3) uint8 on that device.
-        coefficients: the classifiers' weights in the average; the same for all by default.
 
     Returns:
-        (V, N, classes) float32 on the CPU.
+        (classifiers, V, N, classes) float32 on that device.
 
     Raises:
         InvalidModelError: a classifier outputs NaN, which would be ranked like class 0.
@@ -55,7 +52,28 @@ def view_probabilities(
         by_model.append(torch.stack([model(view) for view in views]))
         if not by_model[-1].isfinite().all():
             raise InvalidModelError(f"{name}: outputs NaN instead of probabilities")
-    stacked = torch.stack(by_model)
+    return torch.stack(by_model)
+
+
+def view_probabilities(
+    classifiers: Mapping[str, Callable[[Tensor], Tensor]],
+    views: Tensor,
+    coefficients: Sequence[float] | None = None,
+) -> Tensor:
+    """The mean of ``probabilities_by_model`` over the classifiers.
+
+    Args:
+        classifiers: see there.
+        views: see there.
+        coefficients: the classifiers' weights in the average; the same for all by default.
+
+    Returns:
+        (V, N, classes) float32 on the CPU.
+
+    Raises:
+        InvalidModelError: see there.
+    """
+    stacked = probabilities_by_model(classifiers, views)
     if coefficients is None:
         return stacked.mean(dim=0).cpu()
     weights = torch.tensor(coefficients, dtype=stacked.dtype, device=stacked.device)

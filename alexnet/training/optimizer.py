@@ -7,8 +7,8 @@ every drop of ε, because the paper's v still contains the old rate.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,12 +22,11 @@ class EpochRates:
     """The values that the schedule sets for one epoch."""
 
     learning_rate: float
-    conv1: float = 1.0
-    """conv1's rate as a multiple of the others'."""
+    layers: Mapping[str, float] = field(default_factory=dict)
+    """The rates of some layers as multiples of the others'."""
     colour_noise: bool = True
     biases: float | None = None
-    """Learning rate of the biases, or None for ``learning_rate``. ``conv1`` applies to its biases,
-    too."""
+    """Learning rate of the biases, or None for ``learning_rate``. ``layers`` applies to it, too."""
 
 
 class MomentumSGD(torch.optim.Optimizer):
@@ -125,8 +124,7 @@ def set_rates(optimizer: MomentumSGD, rates: EpochRates) -> None:
     for group in optimizer.param_groups:
         own_rate = rates.biases if group["bias"] else None
         rate = rates.learning_rate if own_rate is None else own_rate
-        conv1 = rates.conv1 if group["layer"] == "conv1" else 1.0
-        group["lr"] = rate * conv1 * group["rate"]
+        group["lr"] = rate * rates.layers.get(group["layer"], 1.0) * group["rate"]
 
 
 def rates_at(
@@ -143,10 +141,8 @@ def rates_at(
     if isinstance(schedule, StepSchedule):
         number = epoch + 1  # A schedule counts from 1.
         drops = sum(number >= drop for drop in schedule.drops)
-        if number >= schedule.conv1_frozen_from:
-            conv1 = 0.0
-        else:
-            conv1 = 0.1 if number >= schedule.conv1_slow_from else 1.0
+        changes = [change for change in schedule.layer_rates if number >= change.first_epoch]
+        layers = {change.layer: change.factor for change in changes}
         noise = number < schedule.colour_noise_until
         biases = learning_rate * schedule.factor ** sum(number >= d for d in schedule.bias_drops)
         second = schedule.second_phase
@@ -154,7 +150,7 @@ def rates_at(
             learning_rate *= second.rate
             drops = sum(number >= drop for drop in second.drops)
             noise = number < second.colour_noise_until
-        return EpochRates(learning_rate * schedule.factor**drops, conv1, noise, biases)
+        return EpochRates(learning_rate * schedule.factor**drops, layers, noise, biases)
     drops = min(_stalls(errors, schedule.patience), schedule.drops)
     return EpochRates(learning_rate * schedule.factor**drops)
 
@@ -185,8 +181,7 @@ def with_drops(schedule: PlateauSchedule | StepSchedule, drops: Sequence[int]) -
         factor=schedule.factor,
         drops=first_epochs,
         bias_drops=first_epochs,
-        conv1_slow_from=NEVER,
-        conv1_frozen_from=NEVER,
+        layer_rates=(),
         colour_noise_until=NEVER,
     )
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from alexnet import features, predictions
-from alexnet.metrics import average, top_labels
+from alexnet import features, predictions, tuning
+from alexnet.metrics import average
 from alexnet.model.exported import Layer
 from alexnet.model.precision import Precision
 from alexnet.shards.codec import read_images
@@ -31,6 +31,8 @@ class Evaluator:
         threads: int,
         coefficients: Sequence[float] | None = None,
         layer: Layer | None = None,
+        *,
+        by_model: bool = False,
     ) -> None:
         """Prepare.
 
@@ -40,13 +42,15 @@ class Evaluator:
             threads: to compute with.
             coefficients: the models' weights in the average; the same for all by default.
             layer: whose features are wanted, of the only model.
+            by_model: whether the probabilities of each model are wanted.
         """
         self.models, self.coefficients, self.layer = models, coefficients, layer
+        self.by_model = by_model
         # The models are loaded in the first call, which can return errors.
         self.predictor = cache(partial(Predictor.load, store, list(models), threads))
         self.decoders = ThreadPoolExecutor(threads)
 
-    @errors_as_rows(predictions.SCHEMA.append(features.FIELD))
+    @errors_as_rows(predictions.SCHEMA.append(features.FIELD).append(tuning.BY_MODEL))
     def __call__(self, items: Mapping[str, NDArray[Any]]) -> pa.Table:
         """Predict a row group.
 
@@ -54,23 +58,26 @@ class Evaluator:
             items: ``path``, ``number`` and ``rows`` of one ``RowGroup``, each an array of one.
 
         Returns:
-            ``alexnet.predictions.SCHEMA`` and ``alexnet.features.FIELD``, null without a layer.
+            ``alexnet.predictions.SCHEMA``, ``alexnet.features.FIELD``, null without a layer, and
+            ``alexnet.tuning.BY_MODEL``, null unless wanted.
         """
         group = RowGroup(str(items["path"][0]), int(items["number"][0]), int(items["rows"][0]))
         rows, images = read_images(group, ["key", "label"], self.decoders)
-        by_view = self.predictor().views(images, self.models, self.coefficients)
-        ten_views, centre_view = average(list(by_view)), by_view[CENTRE_VIEW]
-        best = top_labels(ten_views)
         units: list[NDArray[np.float32] | None] = [None] * len(rows)
         if self.layer:
             units = list(self.predictor().features(images, self.layer, self.models))
-        return pa.table(
-            {
-                "key": rows["key"],
-                "label": rows["label"],
-                "labels": list(best),
-                "probabilities": list(np.take_along_axis(ten_views, best, axis=1)),
-                "centre_labels": list(top_labels(centre_view)),
-                "features": pa.array(units, features.FIELD.type),
-            }
-        )
+        each: list[NDArray[np.float32] | None] = [None] * len(rows)
+        if self.by_model:
+            probabilities = self.predictor().by_model(images, self.models)
+            ten_and_centre = [
+                np.stack([average(list(views)), views[CENTRE_VIEW]]) for views in probabilities
+            ]
+            stacked = np.stack(ten_and_centre)  # (models, 2, N, classes)
+            each = list(stacked.transpose(2, 0, 1, 3).reshape(len(rows), -1))
+            ten_views, centre_view = stacked.mean(axis=0)
+        else:
+            by_view = self.predictor().views(images, self.models, self.coefficients)
+            ten_views, centre_view = average(list(by_view)), by_view[CENTRE_VIEW]
+        table = predictions.rank(rows["key"], rows["label"], ten_views, centre_view)
+        table = table.append_column(features.FIELD, pa.array(units, features.FIELD.type))
+        return table.append_column(tuning.BY_MODEL, pa.array(each, tuning.BY_MODEL.type))

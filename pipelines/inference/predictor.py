@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alexnet.errors import InvalidModelError, UserError
 from alexnet.inference.rows import Prediction
 from alexnet.metrics import average
-from alexnet.model.classifier import view_probabilities
+from alexnet.model.classifier import probabilities_by_model, view_probabilities
 from alexnet.model.exported import Layer, Outputs, as_function
 from alexnet.model.precision import Precision
 from alexnet.training.augment import centre_view, evaluation_views, ten_crop
@@ -55,12 +55,24 @@ class Predictor:
             InvalidModelError: a model outputs NaN.
             UserError: a model is to be computed in bfloat16 and is no export.
         """
-        views = ten_crop(torch.from_numpy(images).to(self.device))
+        functions, views = self._inputs(images, precisions)
+        return view_probabilities(functions, views, coefficients).numpy()
+
+    def by_model(
+        self, images: NDArray[np.uint8], precisions: Mapping[str, Precision]
+    ) -> NDArray[np.float32]:
+        """(models, 10, N, classes): probabilities of the ten views; otherwise as ``views``."""
+        return probabilities_by_model(*self._inputs(images, precisions)).cpu().numpy()
+
+    def _inputs(
+        self, images: NDArray[np.uint8], precisions: Mapping[str, Precision]
+    ) -> tuple[dict[str, Callable[[Tensor], Tensor]], Tensor]:
+        """The models as functions, and ten views of images."""
         functions = {
             uri: _probabilities(as_function(model, uri, None, precision=precisions[uri]))
             for uri, model in self.models.items()
         }
-        return view_probabilities(functions, views, coefficients).numpy()
+        return functions, ten_crop(torch.from_numpy(images).to(self.device))
 
     @torch.no_grad()
     def features(

@@ -30,6 +30,8 @@ class InitialWeights:
 
     content: bytes
     """Of a file in the format safetensors."""
+    lines: tuple[str, ...] = ()
+    """What they are, in words."""
 
     @property
     def digest(self) -> str:
@@ -37,15 +39,21 @@ class InitialWeights:
         return hashlib.sha256(self.content).hexdigest()[:16]
 
     def write(self, folder: str) -> str:
-        """Write them into a training's folder, unless they are there; returns the file's path."""
+        """Write them into a training's folder and say so, unless they are there.
+
+        Returns:
+            The file's path.
+        """
         path = storage.join(folder, _FILE)
         if not storage.is_file(path):
             storage.write_bytes(path, self.content)
+            for line in self.lines:
+                stage_logger("train").info("%s", line)
         return path
 
 
 def read_initial_weights(path: str, recipe: Recipe, classes: int) -> InitialWeights:
-    """Read a checkpoint's folder or a file of another program, and say what of it is used.
+    """Read a checkpoint's folder or a file of another program.
 
     Raises:
         UserError: it is missing, damaged or of another network.
@@ -60,12 +68,11 @@ def read_initial_weights(path: str, recipe: Recipe, classes: int) -> InitialWeig
             raise UserError(f"--init-from {path}: can't be read ({one_line(error)})") from error
         weights = read_file(path, content)
     fitted = fit(path, weights, recipe, classes)
-    for line in _in_words(path, weights, fitted, recipe):
-        stage_logger("train").info("%s", line)
     tensors = dict(fitted.weights)
     if weights.mean is not None:
         tensors[_MEAN] = weights.mean.contiguous()
-    return InitialWeights(content=safetensors.torch.save(tensors))
+    lines = tuple(_in_words(path, weights, fitted, recipe))
+    return InitialWeights(content=safetensors.torch.save(tensors), lines=lines)
 
 
 def _in_words(path: str, weights: OneColumn, fitted: Fitted, recipe: Recipe) -> list[str]:

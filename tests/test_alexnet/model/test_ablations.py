@@ -120,23 +120,25 @@ def test_the_schedule_of_conv6_is_that_of_a_network_that_was_trained_before() ->
     fresh, tuned = (with_conv6(SOURCE145, pretrained=known) for known in (False, True))
     assert (fresh.schedule, fresh.epochs) == (SOURCE145.schedule, SOURCE145.epochs)
     assert (tuned.epochs, tuned.learning_rate) == (54, 0.001)
-    found = {}
-    for epoch in (1, 6, 7, 21, 22, 37, 38, 41, 42, 54):
+    found: dict[int, tuple[float | bool, ...]] = {}
+    for epoch in range(1, 55):
         rates = rates_at(tuned.schedule, tuned.learning_rate, epoch - 1, [50.0] * (epoch - 1))
         assert rates.biases is not None
         assert rates.biases * tuned.bias_rate == pytest.approx(0.02)
-        found[epoch] = (float(f"{rates.learning_rate:.3g}"), rates.conv1, rates.colour_noise)
+        rate, layers = rates.learning_rate, rates.layers
+        factors = (1.0, layers["conv1"], layers["fc8"])
+        now = *(float(f"{rate * factor:.3g}") for factor in factors), rates.colour_noise
+        if not found or now != list(found.values())[-1]:
+            found[epoch] = now
+    # A line of layer-params-146-2012-2011.cfg is a row: weights, conv1's, fc8's, colour noise.
     assert found == {
-        1: (0.001, 0.1, True),
-        6: (0.001, 0.1, True),
-        7: (0.001, 0.0, True),
-        21: (0.001, 0.0, True),
-        22: (0.0001, 0.0, True),
-        37: (0.0001, 0.0, True),
-        38: (0.0001, 0.0, False),
-        41: (0.0001, 0.0, False),
-        42: (0.00001, 0.0, False),
-        54: (0.00001, 0.0, False),
+        1: (0.001, 0.0001, 0.01, True),
+        5: (0.001, 0.00001, 0.01, True),
+        7: (0.001, 0.0, 0.01, True),
+        9: (0.001, 0.0, 0.001, True),
+        22: (0.0001, 0.0, 0.0001, True),
+        38: (0.0001, 0.0, 0.0001, False),
+        42: (0.00001, 0.0, 0.00001, False),
     }
 
 

@@ -132,11 +132,11 @@ def test_bf16_in_validation(dataset: Manifest) -> None:
 
 
 def test_warmup_of_the_rates() -> None:
-    rates = EpochRates(0.08, conv1=0.1, biases=0.02)
+    rates = EpochRates(0.08, {"conv1": 0.1}, biases=0.02)
     warming_up = [apply_warmup(rates, seen, 400) for seen in (1, 100, 200, 399)]
     assert [one.learning_rate for one in warming_up] == pytest.approx([0.0002, 0.02, 0.04, 0.0798])
     assert [one.biases for one in warming_up] == pytest.approx([0.00005, 0.005, 0.01, 0.01995])
-    assert {(one.conv1, one.colour_noise) for one in warming_up} == {(0.1, True)}
+    assert {(one.layers["conv1"], one.colour_noise) for one in warming_up} == {(0.1, True)}
     assert apply_warmup(rates, 400, 400) is rates
     assert apply_warmup(rates, 1, 0) is rates
     assert apply_warmup(EpochRates(0.08), 100, 400).biases is None

@@ -1,7 +1,7 @@
 """The update rule of 2012 against float64 NumPy, the rates by layer, and both schedules."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -84,11 +84,15 @@ def network() -> nn.ModuleDict:
 
 @pytest.mark.parametrize(("recipe", "bias_rate"), [("paper", 1), ("source145", 2)])
 @pytest.mark.parametrize(
-    ("rates", "conv1"),
-    [(EpochRates(0.01), 1.0), (EpochRates(0.01, conv1=0.1), 0.1), (EpochRates(0.01, 0.0), 0.0)],
+    ("rates", "factors"),
+    [
+        (EpochRates(0.01), {}),
+        (EpochRates(0.01, {"conv1": 0.1}), {"conv1": 0.1}),
+        (EpochRates(0.01, {"conv1": 0.0, "fc8": 10.0}), {"conv1": 0.0, "fc8": 10.0}),
+    ],
 )
 def test_every_layer_has_its_rates(
-    recipe: str, bias_rate: int, rates: EpochRates, conv1: float
+    recipe: str, bias_rate: int, rates: EpochRates, factors: Mapping[str, float]
 ) -> None:
     model = network()
     optimizer = build_optimizer(model, RECIPES[recipe])
@@ -101,7 +105,7 @@ def test_every_layer_has_its_rates(
         parameter.grad = torch.from_numpy(grads[name])
     optimizer.step()
     for name, parameter in model.named_parameters():
-        rate = 0.01 * (conv1 if "conv1" in name else 1)
+        rate = 0.01 * factors.get(name.split(".")[-2], 1.0)
         if name.endswith("bias"):
             expected = before[name] - rate * bias_rate * grads[name]
         else:
@@ -153,7 +157,7 @@ def test_momentum_does_not_move_frozen_weights() -> None:
     set_rates(optimizer, EpochRates(0.01))
     optimizer.step()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    set_rates(optimizer, EpochRates(0.01, conv1=0.0))
+    set_rates(optimizer, EpochRates(0.01, {"conv1": 0.0}))
     optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("conv1" in name), name
@@ -191,7 +195,7 @@ def test_schedule_of_the_source(epoch: int, rate: float, conv1: float, noise: bo
     for errors in ([50.0] * epoch, [100.0 - e for e in range(epoch)]):
         rates = rates_at(schedule, 0.01, epoch, errors)
         assert rates.learning_rate == pytest.approx(rate, rel=1e-12)
-        assert (rates.conv1, rates.colour_noise) == (conv1, noise)
+        assert (rates.layers.get("conv1", 1.0), rates.colour_noise) == (conv1, noise)
 
 
 def changes(recipe: Recipe) -> dict[int, tuple[float, float, float, bool]]:
@@ -201,7 +205,7 @@ def changes(recipe: Recipe) -> dict[int, tuple[float, float, float, bool]]:
     for epoch in range(recipe.epochs):
         rates = rates_at(recipe.schedule, recipe.learning_rate, epoch, [50.0] * epoch)
         assert rates.biases is not None
-        rate, conv1 = rates.learning_rate, rates.learning_rate * rates.conv1
+        rate, conv1 = rates.learning_rate, rates.learning_rate * rates.layers.get("conv1", 1.0)
         weights, first, biases = (float(f"{value:.3g}") for value in (rate, conv1, rates.biases))
         now = weights, first, biases, rates.colour_noise
         if not found or now != list(found.values())[-1]:
@@ -265,8 +269,8 @@ def test_drops_at_given_epochs(recipe: str) -> None:
         [0.02] * 2 + [2e-3] * 2 + [2e-4] * 2
     )
     last = (0.0, False) if recipe == "source145" else (1.0, True)
-    assert (rates[-1].conv1, rates[-1].colour_noise) == last
-    assert (rates[0].conv1, rates[0].colour_noise) == (1.0, True)
+    assert (rates[-1].layers.get("conv1", 1.0), rates[-1].colour_noise) == last
+    assert (rates[0].layers, rates[0].colour_noise) == ({}, True)
 
 
 def plateau_rates(errors: Sequence[float], schedule: PlateauSchedule | None = None) -> list[float]:

@@ -40,11 +40,12 @@ def test_layers_are_used_or_drawn_and_that_is_said(
     network = narrow_network(with_conv6(SOURCE145, pretrained=True), seed=2)
     drawn = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     weights = read_initial_weights(str(tmp_path), network.recipe, len(CLASSES))
+    written = weights.write(str(tmp_path / "new"))
     assert capsys.readouterr().out == (
         f"train: beginning with weights of a checkpoint, {tmp_path}: conv1, conv2, conv3, conv4, "
         "conv5; conv6, fc6, fc7, fc8 are drawn; crops minus the mean that belongs to them\n"
     )
-    mean = begin_with(network, weights.write(str(tmp_path / "new")))
+    mean = begin_with(network, written)
     assert mean is not None
     assert torch.equal(mean, MEAN)
     expected = load_file(tmp_path / "model.safetensors")
@@ -139,8 +140,12 @@ def test_differences_of_other_programs_are_said(
     monkeypatch.setattr(initial_weights, "read_file", lambda *_: other)
     file = tmp_path / "net.caffemodel"
     file.write_bytes(b"")
-    read_initial_weights(str(file), network.recipe, len(CLASSES))
+    weights = read_initial_weights(str(file), network.recipe, len(CLASSES))
+    assert not capsys.readouterr().out, "the training may be skipped"
+    weights.write(str(tmp_path))
     said = capsys.readouterr().out.splitlines()
+    weights.write(str(tmp_path))
+    assert not capsys.readouterr().out, "a resumed training does not begin with them"
     assert said[0].endswith("fc8; crops minus the data set's mean image")
     assert said[1] == (
         "train: they were trained with another normalization, that of --recipe caffe; larger crops"

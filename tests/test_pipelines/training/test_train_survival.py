@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chaos import SMALL_NODE, ChaosRun, three_nodes
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+from safetensors.numpy import load_file
 
 from pipelines import preprocess
 from pipelines.settings import PreprocessSettings
@@ -67,6 +69,10 @@ def training(
             default=0,
         ),
     )
+
+
+def weights_of(result: dict[str, Any]) -> dict[str, Any]:
+    return load_file(Path(result["checkpoint"]) / "model.safetensors")
 
 
 def weights_digest(result: dict[str, Any]) -> str:
@@ -185,3 +191,29 @@ def test_the_number_of_workers_follows_the_cluster(
     assert counts == ["3", "2", "3"]
     assert result["steps"] == 80
     assert [step for step, _ in curve_of(tmp_path / "elastic")] == list(range(1, 81))
+
+
+def test_a_training_begins_with_the_weights_of_a_checkpoint(
+    cluster: Cluster, prepared: Path, tmp_path: Path
+) -> None:
+    """Updates with a rate of 1e-30 change no weight, so the last ones are the first ones."""
+    first = training(cluster, prepared, tmp_path / "first", "2", 1)
+    first.start()
+    checkpoint = first.result()
+    assert checkpoint, first.errors
+    weights = weights_of(checkpoint)
+    for name, more in (("same", ()), ("conv6", ("--conv6", "on"))):
+        options = ["--init-from", checkpoint["checkpoint"], "--learning-rate", "1e-30", *more]
+        run = training(cluster, prepared, tmp_path / name, "2", 1, *options)
+        run.start()
+        result = run.result()
+        assert result, run.errors
+        begun = weights_of(result)
+        assert "beginning with weights of " in run.output
+        layers = {layer.split(".")[2] for layer in weights}
+        same = {
+            layer
+            for layer in layers
+            if all(np.array_equal(begun[n], weights[n]) for n in weights if f".{layer}." in n)
+        }
+        assert same == (layers if name == "same" else {f"conv{n}" for n in range(1, 6)})
