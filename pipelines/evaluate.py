@@ -81,7 +81,7 @@ def _run(
             raise UserError(f"--model: {uris[number]} is given twice; give each model once")
     key = StageKey(
         stage="evaluate",
-        settings=_averaging(settings, len(models)),
+        settings=_averaging(settings),
         inputs=evaluate_inputs([model.uri for model in models], manifest),
         code=code_version(CODE["evaluate"], boundary=BOUNDARY),
     )
@@ -101,25 +101,10 @@ def _run(
     )
 
 
-def _averaging(settings: EvaluateSettings, models: int) -> dict[str, object]:
+def _averaging(settings: EvaluateSettings) -> dict[str, object]:
     """The settings that decide the result, if they are given."""
-    coefficients, layer = settings.coefficients, settings.features
-    if coefficients and len(coefficients) != models:
-        raise UserError(
-            f"--coefficients: {len(coefficients)} for {models} models; give one for each"
-        )
-    if layer and models > 1:
-        raise UserError("--features: those of several models are not comparable; give one --model")
-    if settings.tune_coefficients and (coefficients or layer or models == 1):
-        raise UserError(
-            "--tune-coefficients: is for several --model, without --coefficients and --features"
-        )
-    given = {
-        "coefficients": coefficients,
-        "features": layer,
-        "tune_coefficients": settings.tune_coefficients,
-    }
-    return {name: value for name, value in given.items() if value}
+    names = ("coefficients", "tune_coefficients", "features")
+    return {name: getattr(settings, name) for name in names if getattr(settings, name)}
 
 
 def _check_classes(model: registry.ModelInfo, manifest: Manifest) -> None:

@@ -226,6 +226,21 @@ class EvaluateSettings(StageSettings):
     device: Device = option("auto", "where to compute; auto: GPUs if there are any")
     num_workers: Workers = option(1, "actors that hold the models; 1:4: as for training")
 
+    @model_validator(mode="after")
+    def _fit_the_models(self) -> Self:
+        models = len(self.model or ["the newest"])
+        if self.coefficients and len(self.coefficients) != models:
+            raise ValueError(
+                f"--coefficients: {len(self.coefficients)} for {models} models; give one for each"
+            )
+        if self.features and models > 1:
+            raise ValueError(
+                "--features: those of several models are not comparable; give one --model"
+            )
+        if self.tune_coefficients and (self.coefficients or models == 1):
+            raise ValueError("--tune-coefficients: is for several --model, without --coefficients")
+        return self
+
 
 class PromoteSettings(StageSettings):
     """Settings of ``promote``."""

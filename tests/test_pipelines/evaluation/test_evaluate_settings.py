@@ -1,6 +1,5 @@
 """The settings of an evaluation that decide its result, and wrong ones."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from pipelines.configuration.command_settings import StatusSettings
 from pipelines.console.cli import CheckFailedError
 from pipelines.results.records import StageOutcome
 from pipelines.results.stage_results import EvaluateResult
-from pipelines.settings import EvaluateSettings
-from pipelines.tracking import registry
+from pipelines.settings import EvaluateSettings, FullRunSettings
 from pipelines.workdir import Workdir
 
 
@@ -23,17 +21,36 @@ def run(workdir: Path, **values: Any) -> StageOutcome[EvaluateResult]:
     return evaluate.run(EvaluateSettings.model_validate({"workdir": str(workdir)} | values))
 
 
-def test_wrong_settings_are_one_line(finished_workdir: Path, workflow: PlainWorkflow) -> None:
-    with pytest.raises(UserError, match=r"^--coefficients: 2 for 1 models; give one for each$"):
-        run(finished_workdir, coefficients=[1, 2])
-    with pytest.raises(UserError, match=r"^--tune-coefficients: is for several --model"):
-        run(finished_workdir, tune_coefficients="on")
+@pytest.mark.parametrize("settings", [EvaluateSettings, FullRunSettings])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"coefficients": [1, 2]}, "--coefficients: 2 for 1 models; give one for each"),
+        ({"coefficients": [1], "model": ["a", "b"]}, "--coefficients: 1 for 2 models"),
+        ({"coefficients": [0, 0], "model": ["a", "b"]}, "coefficients"),
+        ({"coefficients": [-1, 2], "model": ["a", "b"]}, "coefficients"),
+        ({"coefficients": []}, "coefficients"),
+        ({"features": "fc7", "model": ["a", "b"]}, "--features: those of several models "),
+        ({"tune_coefficients": "on"}, "--tune-coefficients: is for several --model"),
+        (
+            {"tune_coefficients": "on", "coefficients": [1, 2], "model": ["a", "b"]},
+            "--tune-coefficients: is for several --model, without --coefficients",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_any_work(
+    settings: type[EvaluateSettings], values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        settings.model_validate(values)
+
+
+def test_a_model_that_is_given_twice_is_refused(
+    finished_workdir: Path, workflow: PlainWorkflow
+) -> None:
     newest = run(finished_workdir).result.models[0]
     with pytest.raises(UserError, match=rf"^--model: {newest} is given twice; give each model "):
         run(finished_workdir, model=[newest, newest])
-    for wrong in ([0, 0], [-1, 2], []):
-        with pytest.raises(ValidationError, match="coefficients"):
-            EvaluateSettings.model_validate({"coefficients": wrong})
 
 
 @pytest.fixture
@@ -67,21 +84,3 @@ def test_status_accepts_a_given_average(finished_workdir: Path, workflow: PlainW
         status.run(StatusSettings.model_validate({"workdir": str(finished_workdir)}))
     states = {stage["stage"]: stage for stage in caught.value.result.to_json()["stages"]}
     assert "coefficients" not in states["evaluate"]["reason"]
-
-
-def test_what_needs_several_models_or_one(
-    finished_workdir: Path, workflow: PlainWorkflow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = run(finished_workdir).result.models[0]
-    known = registry.get_model_info
-    monkeypatch.setattr(
-        registry, "get_model_info", lambda store, uri: replace(known(store, first), uri=uri)
-    )
-    wrong: list[dict[str, Any]] = [
-        {"features": "fc7"},
-        {"features": "fc7", "tune_coefficients": "on"},
-        {"coefficients": [1, 2], "tune_coefficients": "on"},
-    ]
-    for values in wrong:
-        with pytest.raises(UserError, match=r"^--(features|tune-coefficients): "):
-            run(finished_workdir, model=[first, "models:/other"], **values)
