@@ -11,7 +11,8 @@ crops of 224 at 33x33 positions, no change of scale, no colour noise.
 
 from math import sqrt
 
-from alexnet.recipes import LAYERS, Normalization, Recipe, StepSchedule
+from alexnet.recipes import LAYERS, Normalization, Recipe
+from alexnet.schedules import StepSchedule
 
 
 def _steps(*drops: int) -> StepSchedule:

@@ -5,7 +5,8 @@ Ablations of the paper's components are in ``recipes.ablate``.
 
 from dataclasses import replace
 
-from alexnet.recipes import SOURCE145, LayerRate, Recipe, SecondPhase, StepSchedule
+from alexnet.recipes import SOURCE145, Recipe
+from alexnet.schedules import LayerRate, SecondPhase, StepSchedule
 
 SCHEDULE_146 = StepSchedule(
     drops=(22, 42),

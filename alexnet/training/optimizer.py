@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alexnet.recipes import NEVER, PlateauSchedule, Recipe, StepSchedule
+from alexnet.recipes import Recipe
+from alexnet.schedules import NEVER, PlateauSchedule, StepSchedule
 
 
 @dataclass(frozen=True, slots=True)

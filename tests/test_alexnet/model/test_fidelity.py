@@ -93,7 +93,8 @@ from factories import narrow_network
 from alexnet.diagnostics.equivalence import he_init
 from alexnet.metrics import average
 from alexnet.model.classifier import CropClassifier, view_probabilities
-from alexnet.recipes import PAPER, SOURCE145, PlateauSchedule
+from alexnet.recipes import PAPER, SOURCE145
+from alexnet.schedules import PlateauSchedule
 from alexnet.training.augment import mean_crop, ten_crop
 
 RULES = re.findall(r"(test_\w+\.py)::(test_\w+)", __doc__)

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alexnet.recipes import (
-    LAYERS,
-    RECIPES,
-    SOURCE145,
-    PlateauSchedule,
-    Recipe,
-    StepSchedule,
-    ablate,
-)
+from alexnet.recipes import LAYERS, RECIPES, SOURCE145, Recipe, ablate
+from alexnet.schedules import PlateauSchedule, StepSchedule
 from alexnet.training.optimizer import (
     EpochRates,
     MomentumSGD,
