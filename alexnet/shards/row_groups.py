@@ -42,21 +42,21 @@ class RowGroupData(NamedTuple):
     """(rows,)."""
 
 
-class _KeptMap(NamedTuple):
-    """A row group that stays mapped."""
+class _StoredGroup(NamedTuple):
+    """A row group in a file as it is now: what is known of it is not used for a replaced file."""
 
-    rows: RowGroupData
-    state: tuple[int, ...]
-    """Of the file, when it was mapped."""
+    group: RowGroup
+    file: tuple[int, ...]
+    """From ``file_state``; empty for a file in an object store, and one that is missing."""
 
 
 class RowGroupReader:
     """Reads row groups, from any thread; keeps what it knows of the files from epoch to epoch."""
 
     def __init__(self) -> None:
-        self._layouts: dict[str, ShardLayout] = {}
+        self._layouts: dict[tuple[str, tuple[int, ...]], ShardLayout] = {}
         self._verified: set[RowGroup] = set()
-        self._kept: dict[RowGroup, _KeptMap] = {}
+        self._kept: dict[_StoredGroup, RowGroupData] = {}
         self._kept_bytes = 0
 
     def read(self, group: RowGroup, verify: Verify) -> RowGroupData:
@@ -65,27 +65,26 @@ class RowGroupReader:
         Raises:
             CorruptShardError: the shard is missing or damaged.
         """
+        stored = _StoredGroup(group, _state_of(group.path))
         now = verify == "always" or (verify == "once" and group not in self._verified)
-        data = None if storage.is_remote(group.path) else self._map(group, verify=now)
+        data = self._map(stored, verify=now) if stored.file else None
         if data is None:
             data = _read(group, verify=now)
         self._verified.add(group)
         return data
 
-    def _map(self, group: RowGroup, *, verify: bool) -> RowGroupData | None:
+    def _map(self, stored: _StoredGroup, *, verify: bool) -> RowGroupData | None:
         """The row group in a mapped file; None if Arrow has to read it."""
-        kept = self._kept.get(group)
+        kept = self._kept.get(stored)
         try:
-            state = file_state(group.path)
-            if kept and kept.state == state and not verify:
-                make_resident(kept.rows.data, group.path)
-                return kept.rows
-            rows = self._map_anew(group, verify=verify)
+            if kept and not verify:
+                make_resident(kept.data, stored.group.path)
+                return kept
+            rows = self._map_anew(stored, verify=verify)
         except (OSError, ValueError, LookupError, pa.ArrowException):
-            self._kept.pop(group, None)
             return None
         if kept or self._keep_one_more(rows):
-            self._kept[group] = _KeptMap(rows, state)
+            self._kept[stored] = rows
         return rows
 
     def _keep_one_more(self, rows: RowGroupData) -> bool:
@@ -96,18 +95,27 @@ class RowGroupReader:
         self._kept_bytes += size
         return True
 
-    def _map_anew(self, group: RowGroup, *, verify: bool) -> RowGroupData:
+    def _map_anew(self, stored: _StoredGroup, *, verify: bool) -> RowGroupData:
         """Map a row group; the errors are those of ``pages``, and LookupError."""
-        layout = self._layouts.get(group.path)
+        group = stored.group
+        layout = self._layouts.get((group.path, stored.file))
         if layout is None:
             with storage.open_input(group.path) as file:
-                layout = self._layouts[group.path] = read_layout(file)
+                layout = self._layouts[group.path, stored.file] = read_layout(file)
         chunk = layout.chunks[group.number]
         if chunk.rows != group.rows:
             raise ValueError(f"{chunk.rows} rows, not {group.rows}")
         data = map_range(group.path, layout.size, chunk.start, chunk.end)
         starts, ends = find_values(data, chunk.rows, verify=verify)
         return RowGroupData(data, starts, ends, layout.labels[group.number])
+
+
+def _state_of(path: str) -> tuple[int, ...]:
+    """The state of a local file; empty for others."""
+    try:
+        return () if storage.is_remote(path) else file_state(path)
+    except OSError:
+        return ()
 
 
 def _read(group: RowGroup, *, verify: bool) -> RowGroupData:
