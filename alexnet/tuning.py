@@ -4,7 +4,6 @@ It minimizes the top-5 error on validation images by one weight at a time. The e
 on the same images is then a little too low: the weights were chosen for it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,14 +63,6 @@ def tune_coefficients(
         if best == before:
             break
     return Tuned(tuple(round(float(weight), 2) for weight in weights), best, equal)
-
-
-def average_by_model(
-    by_model: NDArray[np.float32], coefficients: Sequence[float]
-) -> NDArray[np.float32]:
-    """(models, ...) probabilities → (...), their weighted mean."""
-    weights = np.array(coefficients, np.float32)
-    return _weighted(weights / weights.sum(), by_model)
 
 
 def _weighted(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -139,7 +139,8 @@ def evaluate_models(
     coefficients: Sequence[float] | None = settings.coefficients
     if settings.tune_coefficients:
         classes = len(manifest.labels)
-        parts, tuned = tuned_average.with_tuned_average(parts, len(models), classes)
+        averaged, tuned = tuned_average.with_tuned_average(parts, len(models), classes)
+        parts = [averaged]
         coefficients = tuned.coefficients
         run.set_tags({"tuned_coefficients": " ".join(map(str, coefficients))})
         line = tuned_average.in_words(tuned, manifest.rows("val"), classes)
@@ -214,7 +215,8 @@ def _predict(
         runtime_env={"env_vars": KEEP_FREED_MEMORY},
     )
     job.set_name("evaluate")
-    tables = []
+    extra = [tuning.BY_MODEL.name] if settings.tune_coefficients else []
+    tables, columns = [], predictions.SCHEMA.names + extra
     progress = Progress(
         "evaluate",
         manifest.rows("val"),
@@ -226,8 +228,7 @@ def _predict(
             table = raise_errors(table)
             if keep:
                 keep(table)
-            extra = [tuning.BY_MODEL.name] if settings.tune_coefficients else []
-            tables.append(table.select(predictions.SCHEMA.names + extra))
+            tables.append(table.select(columns))
             progress.add(len(table))
     return tables
 

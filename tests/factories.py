@@ -27,7 +27,13 @@ from alexnet.sources.read import read_source
 from alexnet.training.augment import mean_crop, pca_axes
 from alexnet.training.device_queue import SideStream
 from alexnet.training.loop import Step, StepSums, TrainContext
-from alexnet.training.optimizer import EpochRates, MomentumSGD, build_optimizer, set_rates
+from alexnet.training.optimizer import (
+    EpochRates,
+    MomentumSGD,
+    build_optimizer,
+    rates_at,
+    set_rates,
+)
 from pipelines.results.stage_results import EvaluateResult
 
 CLASSES = ("n01", "n02", "n03", "n04")
@@ -220,3 +226,20 @@ def evaluate_result(**changes: Any) -> EvaluateResult:
         "predictions": "/work/evaluations/abc/predictions.parquet",
     }
     return EvaluateResult(**values | changes)
+
+
+def rate_changes(recipe: Recipe, *layers: str) -> dict[int, tuple[float | bool, ...]]:
+    """The rates of weights, of some layers' weights and of biases, and whether there is noise.
+
+    By the epochs, counted from 1, in which one of them changes; three significant digits.
+    """
+    found: dict[int, tuple[float | bool, ...]] = {}
+    for epoch in range(recipe.epochs):
+        rates = rates_at(recipe.schedule, recipe.learning_rate, epoch, [50.0] * epoch)
+        assert rates.biases is not None
+        own = [rates.learning_rate * rates.layers.get(layer, 1.0) for layer in layers]
+        values = rates.learning_rate, *own, rates.biases
+        now = *(float(f"{value:.3g}") for value in values), rates.colour_noise
+        if not found or now != list(found.values())[-1]:
+            found[epoch + 1] = now
+    return found

@@ -55,27 +55,22 @@ def probabilities_by_model(
     return torch.stack(by_model)
 
 
-def view_probabilities(
-    classifiers: Mapping[str, Callable[[Tensor], Tensor]],
-    views: Tensor,
-    coefficients: Sequence[float] | None = None,
-) -> Tensor:
-    """The mean of ``probabilities_by_model`` over the classifiers.
+def average_models(by_model: Tensor, coefficients: Sequence[float] | None = None) -> Tensor:
+    """(models, ...) → (...), the mean over the models, on the CPU.
 
     Args:
-        classifiers: see there.
-        views: see there.
-        coefficients: the classifiers' weights in the average; the same for all by default.
-
-    Returns:
-        (V, N, classes) float32 on the CPU.
-
-    Raises:
-        InvalidModelError: see there.
+        by_model: float32, on any device.
+        coefficients: the models' weights; the same for all by default.
     """
-    stacked = probabilities_by_model(classifiers, views)
     if coefficients is None:
-        return stacked.mean(dim=0).cpu()
-    weights = torch.tensor(coefficients, dtype=stacked.dtype, device=stacked.device)
-    averaged: Tensor = torch.tensordot(weights / weights.sum(), stacked, dims=1)
+        return by_model.mean(dim=0).cpu()
+    weights = torch.tensor(coefficients, dtype=by_model.dtype, device=by_model.device)
+    averaged: Tensor = torch.tensordot(weights / weights.sum(), by_model, dims=1)
     return averaged.cpu()
+
+
+def view_probabilities(
+    classifiers: Mapping[str, Callable[[Tensor], Tensor]], views: Tensor
+) -> Tensor:
+    """The mean of ``probabilities_by_model`` over the classifiers, (V, N, classes) on the CPU."""
+    return average_models(probabilities_by_model(classifiers, views))

@@ -4,31 +4,30 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from alexnet import predictions
 from alexnet.metrics import has_top5
-from alexnet.tuning import BY_MODEL, Tuned, average_by_model, tune_coefficients
+from alexnet.model.classifier import average_models
+from alexnet.tuning import BY_MODEL, Tuned, tune_coefficients
 
 
 def with_tuned_average(
     parts: Sequence[pa.Table], models: int, classes: int
-) -> tuple[list[pa.Table], Tuned]:
-    """Tables of ``alexnet.predictions.SCHEMA``, and the weights with which they were made.
+) -> tuple[pa.Table, Tuned]:
+    """A table of ``alexnet.predictions.SCHEMA``, and the weights with which it was made.
 
     Args:
         parts: tables of that schema with the column ``by_model``.
         models: number of models.
         classes: number of classes.
     """
-    by_model = [_probabilities(part, models, classes) for part in parts]
-    labels = np.concatenate([part["label"].to_numpy() for part in parts]).astype(np.int64)
-    tuned = tune_coefficients(np.concatenate(by_model, axis=2)[:, 0], labels)
-    averaged = [average_by_model(values, tuned.coefficients) for values in by_model]
-    return [
-        predictions.rank(part["key"], part["label"], *both)
-        for part, both in zip(parts, averaged, strict=True)
-    ], tuned
+    by_model = np.concatenate([_probabilities(part, models, classes) for part in parts], axis=2)
+    images = pa.concat_tables([part.select(["key", "label"]) for part in parts])
+    tuned = tune_coefficients(by_model[:, 0], images["label"].to_numpy().astype(np.int64))
+    averaged = average_models(torch.from_numpy(by_model), tuned.coefficients).numpy()
+    return predictions.rank(images["key"], images["label"], *averaged), tuned
 
 
 def in_words(tuned: Tuned, images: int, classes: int) -> str:

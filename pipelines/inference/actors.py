@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from alexnet import features, predictions, tuning
 from alexnet.metrics import average
+from alexnet.model.classifier import average_models
 from alexnet.model.exported import Layer
 from alexnet.model.precision import Precision
 from alexnet.shards.codec import read_images
@@ -63,21 +64,20 @@ class Evaluator:
         """
         group = RowGroup(str(items["path"][0]), int(items["number"][0]), int(items["rows"][0]))
         rows, images = read_images(group, ["key", "label"], self.decoders)
+        by_model = self.predictor().by_model(images, self.models)
+        by_view = average_models(by_model, self.coefficients).numpy()
+        ten_views, centre_view = average(list(by_view)), by_view[CENTRE_VIEW]
         units: list[NDArray[np.float32] | None] = [None] * len(rows)
         if self.layer:
             units = list(self.predictor().features(images, self.layer, self.models))
         each: list[NDArray[np.float32] | None] = [None] * len(rows)
         if self.by_model:
-            probabilities = self.predictor().by_model(images, self.models)
             ten_and_centre = [
-                np.stack([average(list(views)), views[CENTRE_VIEW]]) for views in probabilities
+                np.stack([average(list(views)), views[CENTRE_VIEW]])
+                for views in by_model.cpu().numpy()
             ]
-            stacked = np.stack(ten_and_centre)  # (models, 2, N, classes)
-            each = list(stacked.transpose(2, 0, 1, 3).reshape(len(rows), -1))
-            ten_views, centre_view = stacked.mean(axis=0)
-        else:
-            by_view = self.predictor().views(images, self.models, self.coefficients)
-            ten_views, centre_view = average(list(by_view)), by_view[CENTRE_VIEW]
+            # (models, 2, N, classes) → one row of each image
+            each = list(np.stack(ten_and_centre).transpose(2, 0, 1, 3).reshape(len(rows), -1))
         table = predictions.rank(rows["key"], rows["label"], ten_views, centre_view)
         table = table.append_column(features.FIELD, pa.array(units, features.FIELD.type))
         return table.append_column(tuning.BY_MODEL, pa.array(each, tuning.BY_MODEL.type))

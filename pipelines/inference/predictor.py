@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from alexnet.errors import InvalidModelError, UserError
 from alexnet.inference.rows import Prediction
 from alexnet.metrics import average
-from alexnet.model.classifier import probabilities_by_model, view_probabilities
+from alexnet.model.classifier import (
+    average_models,
+    probabilities_by_model,
+    view_probabilities,
+)
 from alexnet.model.exported import Layer, Outputs, as_function
 from alexnet.model.precision import Precision
 from alexnet.training.augment import centre_view, evaluation_views, ten_crop
@@ -35,44 +39,35 @@ class Predictor:
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         return cls({uri: registry.load_classifier(store, uri).to(device) for uri in uris}, device)
 
+    def by_model(self, images: NDArray[np.uint8], precisions: Mapping[str, Precision]) -> Tensor:
+        """Probabilities of the ten views by each model.
+
+        Args:
+            images: (N, 256, 256, 3).
+            precisions: of each model, by URI.
+
+        Returns:
+            (models, 10, N, classes) on the device.
+
+        Raises:
+            InvalidModelError: a model outputs NaN.
+            UserError: a model is to be computed in bfloat16 and is no export.
+        """
+        views = ten_crop(torch.from_numpy(images).to(self.device))
+        functions = {
+            uri: _probabilities(as_function(model, uri, None, precision=precisions[uri]))
+            for uri, model in self.models.items()
+        }
+        return probabilities_by_model(functions, views)
+
     def views(
         self,
         images: NDArray[np.uint8],
         precisions: Mapping[str, Precision],
         coefficients: Sequence[float] | None = None,
     ) -> NDArray[np.float32]:
-        """Probabilities of the ten views, averaged over models.
-
-        Args:
-            images: (N, 256, 256, 3).
-            precisions: of each model, by URI.
-            coefficients: the models' weights in the average; the same for all by default.
-
-        Returns:
-            (10, N, classes).
-
-        Raises:
-            InvalidModelError: a model outputs NaN.
-            UserError: a model is to be computed in bfloat16 and is no export.
-        """
-        functions, views = self._inputs(images, precisions)
-        return view_probabilities(functions, views, coefficients).numpy()
-
-    def by_model(
-        self, images: NDArray[np.uint8], precisions: Mapping[str, Precision]
-    ) -> NDArray[np.float32]:
-        """(models, 10, N, classes): probabilities of the ten views; otherwise as ``views``."""
-        return probabilities_by_model(*self._inputs(images, precisions)).cpu().numpy()
-
-    def _inputs(
-        self, images: NDArray[np.uint8], precisions: Mapping[str, Precision]
-    ) -> tuple[dict[str, Callable[[Tensor], Tensor]], Tensor]:
-        """The models as functions, and ten views of images."""
-        functions = {
-            uri: _probabilities(as_function(model, uri, None, precision=precisions[uri]))
-            for uri, model in self.models.items()
-        }
-        return functions, ten_crop(torch.from_numpy(images).to(self.device))
+        """(10, N, classes): ``by_model`` averaged over models, which have these weights."""
+        return average_models(self.by_model(images, precisions), coefficients).numpy()
 
     @torch.no_grad()
     def features(

@@ -41,11 +41,16 @@ def prepare(batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {"image": images, "label": batch["label"]}
 
 
-def main(folder: str, epochs: int) -> None:
+def crops_of(folder: str) -> ray.data.Dataset:
+    """Start Ray with two CPUs; the crops of the shards in a folder."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.read_parquet(f"{folder}/train", columns=["image", "label"])
-    data = rows.map_batches(prepare, batch_size=BATCH)
+    return rows.map_batches(prepare, batch_size=BATCH)
+
+
+def main(folder: str, epochs: int) -> None:
+    data = crops_of(folder)
 
     def epoch(_: int) -> Iterator[int]:
         for batch in data.iter_torch_batches(batch_size=BATCH):

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -273,9 +273,17 @@ def grain(work: str, folder: Path) -> Callable[[int], Batches]:
     return epoch
 
 
+def spdl_batches(pieces: Iterable[Any], load: Callable[[Any], Any]) -> Batches:
+    """Batches that SPDL's threads load, a piece of the source each."""
+    from spdl.pipeline import PipelineBuilder
+
+    builder = PipelineBuilder().add_source(pieces).pipe(load, concurrency=WORKERS).add_sink(3)
+    with (pipeline := builder.build(num_threads=WORKERS)).auto_stop():
+        yield from channels_first(pipeline.get_iterator())
+
+
 def spdl(work: str, folder: Path) -> Callable[[int], Batches]:
     import spdl.io
-    from spdl.pipeline import PipelineBuilder
 
     paths = sorted((folder / "files").iterdir())
 
@@ -289,9 +297,7 @@ def spdl(work: str, folder: Path) -> Callable[[int], Batches]:
     def epoch(number: int) -> Batches:
         order = np.random.default_rng(number).permutation(len(paths)).tolist()
         pieces = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-        builder = PipelineBuilder().add_source(pieces).pipe(load, concurrency=WORKERS).add_sink(3)
-        with (pipeline := builder.build(num_threads=WORKERS)).auto_stop():
-            yield from channels_first(pipeline.get_iterator())
+        return spdl_batches(pieces, load)
 
     return epoch
 
@@ -317,8 +323,6 @@ def tf_data(work: str, folder: Path) -> Callable[[int], Batches]:
 
 def spdl_map(work: str, folder: Path) -> Callable[[int], Batches]:
     """SPDL's pipeline with the project's compiled crops over one mapped file."""
-    from spdl.pipeline import PipelineBuilder
-
     from alexnet.recipes import PAPER
     from alexnet.shards.codec import decode_into
     from alexnet.training.augment import crop_piece, mean_rows, pca_axes, sample_augment_params
@@ -347,10 +351,7 @@ def spdl_map(work: str, folder: Path) -> Callable[[int], Batches]:
             crop_piece([images[row] for row in rows], params, mean, 1.0, crops)
             return crops, rows
 
-        firsts = range(0, len(files), BATCH)
-        builder = PipelineBuilder().add_source(firsts).pipe(load, concurrency=WORKERS).add_sink(3)
-        with (pipeline := builder.build(num_threads=WORKERS)).auto_stop():
-            yield from channels_first(pipeline.get_iterator())
+        return spdl_batches(range(0, len(files), BATCH), load)
 
     return epoch
 
@@ -396,13 +397,9 @@ def dali(work: str, folder: Path) -> Callable[[int], Batches]:
 
 
 def ray_data(work: str, folder: Path) -> Callable[[int], Batches]:
-    import ray.data
-    from peer_ray_ingest import prepare
+    from peer_ray_ingest import crops_of
 
-    ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, logging_level="error")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.read_parquet(f"{folder}/jpeg/train", columns=["image", "label"])
-    data = rows.map_batches(prepare, batch_size=BATCH)
+    data = crops_of(f"{folder}/jpeg")
 
     def epoch(_: int) -> Batches:
         for batch in data.iter_torch_batches(batch_size=BATCH):

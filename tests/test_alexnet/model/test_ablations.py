@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import narrow_network, random_crops, random_inputs, relative_error
+from factories import (
+    narrow_network,
+    random_crops,
+    random_inputs,
+    rate_changes,
+    relative_error,
+)
 from fake_device import GPU0, GPU1, shapes_only
 from torch.export import Dim, export
 
@@ -26,7 +32,7 @@ from alexnet.training.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
-from alexnet.training.optimizer import build_optimizer, rates_at
+from alexnet.training.optimizer import build_optimizer
 from alexnet.variants import with_conv6
 
 ONE_TOWER = ablate(SOURCE145, towers=1)
@@ -120,25 +126,16 @@ def test_the_schedule_of_conv6_is_that_of_a_network_that_was_trained_before() ->
     fresh, tuned = (with_conv6(SOURCE145, pretrained=known) for known in (False, True))
     assert (fresh.schedule, fresh.epochs) == (SOURCE145.schedule, SOURCE145.epochs)
     assert (tuned.epochs, tuned.learning_rate) == (54, 0.001)
-    found: dict[int, tuple[float | bool, ...]] = {}
-    for epoch in range(1, 55):
-        rates = rates_at(tuned.schedule, tuned.learning_rate, epoch - 1, [50.0] * (epoch - 1))
-        assert rates.biases is not None
-        assert rates.biases * tuned.bias_rate == pytest.approx(0.02)
-        rate, layers = rates.learning_rate, rates.layers
-        factors = (1.0, layers["conv1"], layers["fc8"])
-        now = *(float(f"{rate * factor:.3g}") for factor in factors), rates.colour_noise
-        if not found or now != list(found.values())[-1]:
-            found[epoch] = now
-    # A line of layer-params-146-2012-2011.cfg is a row: weights, conv1's, fc8's, colour noise.
-    assert found == {
-        1: (0.001, 0.0001, 0.01, True),
-        5: (0.001, 0.00001, 0.01, True),
-        7: (0.001, 0.0, 0.01, True),
-        9: (0.001, 0.0, 0.001, True),
-        22: (0.0001, 0.0, 0.0001, True),
-        38: (0.0001, 0.0, 0.0001, False),
-        42: (0.00001, 0.0, 0.00001, False),
+    assert tuned.bias_rate * 0.001 == pytest.approx(0.02)
+    # A line of layer-params-146-2012-2011.cfg is a row: weights, conv1's, fc8's, biases, noise.
+    assert rate_changes(tuned, "conv1", "fc8") == {
+        1: (0.001, 0.0001, 0.01, 0.001, True),
+        5: (0.001, 0.00001, 0.01, 0.001, True),
+        7: (0.001, 0.0, 0.01, 0.001, True),
+        9: (0.001, 0.0, 0.001, 0.001, True),
+        22: (0.0001, 0.0, 0.0001, 0.001, True),
+        38: (0.0001, 0.0, 0.0001, 0.001, False),
+        42: (0.00001, 0.0, 0.00001, 0.001, False),
     }
 
 

@@ -9,7 +9,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from alexnet.diagnostics.equivalence import he_init
 from alexnet.errors import InvalidModelError
-from alexnet.model.classifier import CropClassifier, view_probabilities
+from alexnet.model.classifier import CropClassifier, average_models, view_probabilities
 from alexnet.recipes import RECIPES
 
 Exported = tuple[str, CropClassifier, ExportedProgram]
@@ -100,6 +100,15 @@ def test_views_keep_their_order_and_models_are_averaged() -> None:
         for number, view in enumerate(views):
             expected = (classifiers[0](view).double() + classifiers[1](view).double()) / 2
             torch.testing.assert_close(probabilities[number].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_average_is_weighted() -> None:
+    by_model = torch.rand((2, 3, 4), generator=torch.Generator().manual_seed(0))
+    for weights in (None, [1, 1]):
+        torch.testing.assert_close(average_models(by_model, weights), by_model.mean(dim=0))
+    expected = 0.25 * by_model[0] + 0.75 * by_model[1]
+    torch.testing.assert_close(average_models(by_model, [0.25, 0.75]), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(average_models(by_model, [0.1, 0.3]), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("broken", ["weights", "one image"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 import torch
+from factories import rate_changes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -191,19 +192,9 @@ def test_schedule_of_the_source(epoch: int, rate: float, conv1: float, noise: bo
         assert (rates.layers.get("conv1", 1.0), rates.colour_noise) == (conv1, noise)
 
 
-def changes(recipe: Recipe) -> dict[int, tuple[float, float, float, bool]]:
-    """The rates of weights, conv1's weights and biases, and the noise, by the epochs, counted from
-    1, in which they change."""
-    found: dict[int, tuple[float, float, float, bool]] = {}
-    for epoch in range(recipe.epochs):
-        rates = rates_at(recipe.schedule, recipe.learning_rate, epoch, [50.0] * epoch)
-        assert rates.biases is not None
-        rate, conv1 = rates.learning_rate, rates.learning_rate * rates.layers.get("conv1", 1.0)
-        weights, first, biases = (float(f"{value:.3g}") for value in (rate, conv1, rates.biases))
-        now = weights, first, biases, rates.colour_noise
-        if not found or now != list(found.values())[-1]:
-            found[epoch + 1] = now
-    return found
+def changes(recipe: Recipe) -> dict[int, tuple[float | bool, ...]]:
+    """The rates of weights, conv1's weights and biases, and the noise, when they change."""
+    return rate_changes(recipe, "conv1")
 
 
 def test_schedules_of_the_ablations_are_those_of_their_logs() -> None:
