@@ -22,13 +22,13 @@ from torch import Tensor
 from alexnet.errors import CorruptShardError
 from alexnet.recipes import IMAGE_SIZE
 from alexnet.shards.buffers import BufferPool
-from alexnet.shards.codec import RAW_BYTES, decode_into
+from alexnet.shards.codec import decode_into
 from alexnet.shards.format import RowGroup
 from alexnet.shards.gpu_decode import decode_on_gpu
 from alexnet.shards.manifest import Manifest
 from alexnet.shards.order import LANES, WINDOW, epoch_order, rows_of_rank
 from alexnet.shards.read_ahead import ReadAhead, StoredRows
-from alexnet.shards.row_groups import RowGroupReader, Verify
+from alexnet.shards.row_groups import RowGroupData, RowGroupReader, Verify
 
 PREFETCH_BATCHES = 2
 """Batches that are prepared while one is in use, at least."""
@@ -42,6 +42,9 @@ window at about the same time, and by then the row groups of that window should 
 
 PIECE = 16
 """Images that a thread decodes in one task, at most; fewer if a batch has too few for all."""
+
+RAW_PIECE = 64
+"""As ``PIECE``, for raw images: a task takes a tenth of the time."""
 
 Pixels = NDArray[np.uint8]
 SHAPE = IMAGE_SIZE, IMAGE_SIZE, 3
@@ -58,9 +61,12 @@ class BatchRows(NamedTuple):
     """Rows in the global batch."""
 
 
-WriteCrops = Callable[[int, Sequence[Pixels]], None]
-"""Writes the crops of some consecutive images of a batch: the index of the first one, and the
-images, contiguous, 196,608 bytes each. It is called in several threads at the same time."""
+Addresses = NDArray[np.int64]
+"""(n,): where each of n images is in memory, 196,608 contiguous bytes."""
+
+WriteCrops = Callable[[int, Addresses], None]
+"""Writes the crops of some consecutive images of a batch: the index of the first one, and where
+the images are during the call. It is called in several threads at the same time."""
 
 StartCrops = Callable[[BatchRows], tuple[Tensor, WriteCrops]]
 """Returns a batch's crops, (b, ...), and the function that writes them."""
@@ -185,7 +191,8 @@ class _Decoding:
         self.groups = groups
         self.threads = threads
         self.start_crops = start_crops
-        self.piece = min(max(share // loader.threads, 1), PIECE)
+        most = RAW_PIECE if loader.manifest.settings.get("encoding") == "raw" else PIECE
+        self.piece = min(max(share // loader.threads, 1), most)
         if loader.decode_on:  # It decodes many at the same time.
             self.piece = max(share, 1)
         self.of_thread = threading.local()
@@ -203,52 +210,81 @@ class _Decoding:
             images = torch.from_numpy(self.loader.whole_images.take(count))
 
         def decode_piece(first: int) -> None:
-            rows = range(first, min(first + self.piece, count))
-            data = self._stored(rows, stored, labels)
+            piece = self._find(range(first, min(first + self.piece, count)), stored)
+            labels[first : first + len(piece.groups)] = piece.labels()
             if write:
-                write(first, self._decode(rows, stored, data))
+                write(first, self._addresses(piece))
             elif self.loader.decode_on:
-                paths = sorted({self.groups[stored.groups[row]].path for row in rows})
-                try:
-                    decode_on_gpu(data, images[first : rows.stop], self.loader.decode_on)
-                except ValueError as error:
-                    raise _undecodable(" or ".join(paths), error) from error
+                self._decode_on_gpu(piece, images[first : first + len(piece.groups)])
             else:
-                self._decode_into(rows, stored, data, images.numpy()[first : rows.stop])
+                self._decode(piece, images.numpy()[first : first + len(piece.groups)])
 
         tasks = [self.threads.submit(decode_piece, n) for n in range(0, count, self.piece)]
         return Batch(images, torch.from_numpy(labels), *batch), tasks
 
-    def _stored(self, rows: range, stored: StoredRows, labels: NDArray[np.int64]) -> list[Pixels]:
-        """A piece's images as they are stored; waits until they are read. Sets their labels too."""
-        data = []
-        used = set(stored.groups[rows.start : rows.stop])
-        read = {group: stored.reads[group].result() for group in used}
-        for row in rows:
-            group, index = read[stored.groups[row]], stored.indices[row]
-            data.append(group.data[group.starts[index] : group.ends[index]])
-            labels[row] = group.labels[index]
-        return data
+    def _find(self, rows: range, stored: StoredRows) -> "_Piece":
+        """Some rows of a batch; waits until their row groups have been read."""
+        numbers = stored.groups[rows.start : rows.stop]
+        read = {number: stored.reads[number].result() for number in set(numbers)}
+        groups = [read[number] for number in numbers]
+        return _Piece(numbers, groups, stored.indices[rows.start : rows.stop])
 
-    def _decode_into(
-        self, rows: range, stored: StoredRows, data: list[Pixels], images: Pixels
-    ) -> None:
-        """Decode a piece into (len(rows), 256, 256, 3)."""
-        if all(len(image) == RAW_BYTES for image in data):
-            np.concatenate(data, out=images.reshape(-1))  # One call for all.
+    def _addresses(self, piece: "_Piece") -> Addresses:
+        """Where a piece's images are: raw ones in their shard, others decoded, of this thread."""
+        if piece.is_raw():
+            return piece.addresses()
+        from alexnet.kernels.crop import addresses_of
+
+        if not hasattr(self.of_thread, "images"):
+            self.of_thread.images = np.empty((self.piece, *SHAPE), np.uint8)
+        images: Pixels = self.of_thread.images[: len(piece.groups)]
+        self._decode(piece, images)
+        return addresses_of(images)
+
+    def _decode(self, piece: "_Piece", images: Pixels) -> None:
+        """Decode or copy a piece into ``images``, (n, 256, 256, 3)."""
+        if piece.is_raw():
+            from alexnet.kernels.crop import copy_images  # Imports the compiler.
+
+            copy_images(piece.addresses(), images)
             return
-        for row, image, pixels in zip(rows, data, images, strict=True):
+        for number, image, pixels in zip(piece.numbers, piece.stored(), images, strict=True):
             try:
                 decode_into(image, pixels)
             except ValueError as error:
-                raise _undecodable(self.groups[stored.groups[row]].path, error) from error
+                raise _undecodable(self.groups[number].path, error) from error
 
-    def _decode(self, rows: range, stored: StoredRows, data: list[Pixels]) -> Sequence[Pixels]:
-        """A piece's images: raw ones where they are stored, JPEGs in memory of this thread."""
-        if all(len(image) == RAW_BYTES for image in data):
-            return data
-        if not hasattr(self.of_thread, "images"):
-            self.of_thread.images = np.empty((PIECE, *SHAPE), np.uint8)
-        images: Pixels = self.of_thread.images[: len(rows)]
-        self._decode_into(rows, stored, data, images)
-        return list(images)
+    def _decode_on_gpu(self, piece: "_Piece", images: Tensor) -> None:
+        assert self.loader.decode_on
+        try:
+            decode_on_gpu(piece.stored(), images, self.loader.decode_on)
+        except ValueError as error:
+            paths = sorted({self.groups[number].path for number in piece.numbers})
+            raise _undecodable(" or ".join(paths), error) from error
+
+
+class _Piece(NamedTuple):
+    """Some consecutive images of a batch as they are stored, n images."""
+
+    numbers: list[int]
+    """(n,): the number of each one's row group."""
+    groups: list[RowGroupData]
+    """(n,): its row group."""
+    indices: list[int]
+    """(n,): its index within the row group."""
+
+    def labels(self) -> list[np.int32]:
+        return [group.labels[index] for group, index in zip(self.groups, self.indices, strict=True)]
+
+    def is_raw(self) -> bool:
+        return all(group.raw for group in self.groups)
+
+    def addresses(self) -> Addresses:
+        """Where the images are while the piece is referred to."""
+        pairs = zip(self.groups, self.indices, strict=True)
+        return np.array([group.address + group.starts[index] for group, index in pairs], np.int64)
+
+    def stored(self) -> list[Pixels]:
+        """The stored bytes of each image."""
+        pairs = zip(self.groups, self.indices, strict=True)
+        return [group.data[group.starts[index] : group.ends[index]] for group, index in pairs]

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from alexnet import storage
+from alexnet.shards.codec import RAW_BYTES
 from alexnet.shards.format import RowGroup, read_row_group
 from alexnet.shards.pages import ShardLayout, find_values, read_layout
 from alexnet.storage.maps import file_state, make_resident, map_range
@@ -40,6 +41,10 @@ class RowGroupData(NamedTuple):
     """(rows,): where it ends."""
     labels: NDArray[np.int32]
     """(rows,)."""
+    address: int
+    """Where ``data`` begins in memory, which NumPy takes long to say."""
+    raw: bool
+    """Whether all images are stored raw, so that no decoder has to see them."""
 
 
 class _StoredGroup(NamedTuple):
@@ -107,7 +112,7 @@ class RowGroupReader:
             raise ValueError(f"{chunk.rows} rows, not {group.rows}")
         data = map_range(group.path, layout.size, chunk.start, chunk.end)
         starts, ends = find_values(data, chunk.rows, verify=verify)
-        return RowGroupData(data, starts, ends, layout.labels[group.number])
+        return _row_group_data(data, starts, ends, layout.labels[group.number])
 
 
 def _state_of(path: str) -> tuple[int, ...]:
@@ -125,6 +130,15 @@ def _read(group: RowGroup, *, verify: bool) -> RowGroupData:
     _, offsets, data = images.buffers()
     first = images.offset
     bounds = np.frombuffer(offsets, np.int32)[first : first + len(images) + 1].astype(np.int64)
-    return RowGroupData(
-        np.frombuffer(data, np.uint8), bounds[:-1], bounds[1:], table["label"].to_numpy()
-    )
+    values = np.frombuffer(data, np.uint8)
+    return _row_group_data(values, bounds[:-1], bounds[1:], table["label"].to_numpy())
+
+
+def _row_group_data(
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    labels: NDArray[np.int32],
+) -> RowGroupData:
+    raw = bool(np.all(ends - starts == RAW_BYTES))
+    return RowGroupData(data, starts, ends, labels, data.ctypes.data, raw)

@@ -75,7 +75,7 @@ def locate(path: str) -> tuple[fs.FileSystem, str | bytes]:
         UserError: the URI's scheme is unknown or its store can't be reached.
     """
     if not is_remote(path):
-        return fs.LocalFileSystem(), _local(path)
+        return fs.LocalFileSystem(), local_path(path)
     try:
         return object_store.open_store(path)
     except (ValueError, OSError) as error:
@@ -85,7 +85,8 @@ def locate(path: str) -> tuple[fs.FileSystem, str | bytes]:
         ) from error
 
 
-def _local(path: str) -> str | bytes:
+def local_path(path: str) -> str | bytes:
+    """A local path or URI as Python's own functions take it."""
     inner = path_bytes(path.removeprefix("file://"))
     try:
         return inner.decode()
@@ -162,7 +163,7 @@ def list_files(folder: str, *, recursive: bool = True) -> list[File]:
 def _scan(folder: str) -> list[os.DirEntry[str]]:
     """The entries of a local folder; none if there is no such folder."""
     try:
-        with os.scandir(os.fsdecode(_local(folder))) as entries:
+        with os.scandir(os.fsdecode(local_path(folder))) as entries:
             return list(entries)
     except FileNotFoundError:
         return []

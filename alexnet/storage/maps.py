@@ -12,7 +12,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet.storage.files import locate
+from alexnet.storage.files import local_path
 
 _MADV_POPULATE_READ = 22  # Of Linux since 5.14; Python has no name for it.
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -28,8 +28,7 @@ def map_range(path: str, size: int, start: int, end: int) -> NDArray[np.uint8]:
         OSError: the file can't be read.
     """
     first = start - start % mmap.ALLOCATIONGRANULARITY
-    _, inner = locate(path)
-    with open(inner, "rb") as file:
+    with open(local_path(path), "rb") as file:
         if file.seek(0, os.SEEK_END) != size:
             raise ValueError("the file has changed")
         mapped = mmap.mmap(file.fileno(), end - first, access=mmap.ACCESS_READ, offset=first)
@@ -55,8 +54,7 @@ def file_state(path: str) -> tuple[int, ...]:
     Raises:
         OSError: there is no such file.
     """
-    _, inner = locate(path)
-    status = os.stat(inner)
+    status = os.stat(local_path(path))
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -87,5 +85,4 @@ def _are_resident(address: int, length: int) -> bool:
 
 def _may_ask(path: str) -> bool:
     """Whether ``mincore`` tells the truth: of files that one may not write, Linux says "all"."""
-    _, inner = locate(path)
-    return os.access(inner, os.W_OK)
+    return os.access(local_path(path), os.W_OK)

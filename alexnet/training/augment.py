@@ -9,7 +9,6 @@ images, as in the 2012 source), and for each image a colour shift along the prin
 RGB.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,14 +135,14 @@ def crops_by_compiled_loop(
     # first write to new memory takes longer than all the arithmetic.
     crops = np.empty((len(images), CROP_SIZE, CROP_SIZE, 3), np.float32)
     pixels = np.ascontiguousarray(images.numpy())
-    addresses, rows = addresses_of(list(pixels)), crops.reshape(-1, CROP_SIZE, 3 * CROP_SIZE)
+    addresses, rows = addresses_of(pixels), crops.reshape(-1, CROP_SIZE, 3 * CROP_SIZE)
     arrays = [addresses, params.corners, params.flips, params.colours, rows]
     parallel_over_batch(crop_images, arrays, mean_rows(mean), np.float32(scale))
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 def crop_piece(
-    images: Sequence[NDArray[np.uint8]],
+    addresses: NDArray[np.int64],
     params: AugmentParams,
     mean: NDArray[np.float32],
     scale: float,
@@ -152,15 +151,15 @@ def crop_piece(
     """``training_crops`` of some images on a CPU, in this thread alone.
 
     Args:
-        images: n contiguous arrays of 256x256x3 elements.
+        addresses: (n,), where each image is in memory, 256x256x3 contiguous bytes.
         params: of the n images.
         mean: from ``mean_rows``.
         scale: as for ``training_crops``.
         crops: (n, 224, 224, 3), overwritten.
     """
-    from alexnet.kernels.crop import addresses_of, crop_images
+    from alexnet.kernels.crop import crop_images
 
-    addresses, rows = addresses_of(images), crops.reshape(-1, CROP_SIZE, 3 * CROP_SIZE)
+    rows = crops.reshape(-1, CROP_SIZE, 3 * CROP_SIZE)
     arrays = addresses, params.corners, params.flips, params.colours, rows
     crop_images(*arrays, mean, np.float32(scale))
 

@@ -4,7 +4,6 @@ On CPUs the threads that decode a batch's images also crop them, some at a time.
 same bits as those that ``augment.training_crops`` makes of whole images.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,9 +67,11 @@ def crops_while_decoding(
         params = augmentation.params(batch)
         crops = buffers.take(len(batch.positions))
 
-        def write(first: int, images: Sequence[NDArray[np.uint8]]) -> None:
-            piece = slice(first, first + len(images))
-            crop_piece(images, params.take(piece), rows_of_mean, augmentation.scale, crops[piece])
+        def write(first: int, addresses: NDArray[np.int64]) -> None:
+            piece = slice(first, first + len(addresses))
+            crop_piece(
+                addresses, params.take(piece), rows_of_mean, augmentation.scale, crops[piece]
+            )
 
         return torch.from_numpy(crops).permute(0, 3, 1, 2), write
 

@@ -74,7 +74,7 @@ def make_data(images: int, folder: Path) -> None:
                 plan_digest="",
                 source="",
                 layout=jpeg.layout,
-                settings={},
+                settings={"encoding": encoding},
                 labels=(),
                 shards={"train": tuple(shards), "val": ()},
                 rejected={},

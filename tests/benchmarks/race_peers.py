@@ -337,6 +337,7 @@ def spdl_map(work: str, folder: Path) -> Callable[[int], Batches]:
 
     path = converted(folder / "raw.bin", convert)
     images = np.memmap(path, np.uint8, "r", shape=(len(files), 256, 256, 3))
+    first_address = images.ctypes.data
     axes, mean = pca_axes(PAPER, COVARIANCE), mean_rows(torch.full((3, 224, 224), MEAN))
 
     def epoch(number: int) -> Batches:
@@ -348,7 +349,8 @@ def spdl_map(work: str, folder: Path) -> Callable[[int], Batches]:
                 PAPER, axes, len(rows), seed=0, epoch=number, offset=first, colour_noise=True
             )
             crops = np.empty((len(rows), 224, 224, 3), np.float32)
-            crop_piece([images[row] for row in rows], params, mean, 1.0, crops)
+            addresses = first_address + images[0].nbytes * rows
+            crop_piece(addresses, params, mean, 1.0, crops)
             return crops, rows
 
         return spdl_batches(range(0, len(files), BATCH), load)
