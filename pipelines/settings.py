@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from alexnet import storage
 from pipelines.configuration.execution_settings import ExecutionSettings
 from pipelines.configuration.network_settings import NetworkSettings
+from pipelines.configuration.reading_settings import ReadingSettings
 from pipelines.configuration.setting_types import (
     Coefficients,
     Device,
@@ -138,7 +139,7 @@ class PreprocessCommandSettings(PreprocessSettings):
     )
 
 
-class TrainSettings(ExecutionSettings, NetworkSettings, StageSettings):
+class TrainSettings(ExecutionSettings, NetworkSettings, ReadingSettings, StageSettings):
     """Settings of ``train``."""
 
     epochs: int | None = option(
@@ -153,12 +154,6 @@ class TrainSettings(ExecutionSettings, NetworkSettings, StageSettings):
     lr_drops: Epochs | None = option(
         None,
         "epochs after which the learning rate is divided by 10; by default the recipe's rule",
-        result=True,
-    )
-    shuffle: Literal["once", "every-epoch"] | None = option(
-        None,
-        "whether all epochs have the same order of images and the same batches, as in the authors' "
-        "source, or each its own; by default the recipe's",
         result=True,
     )
     warmup_epochs: int = option(
@@ -184,12 +179,16 @@ class TrainSettings(ExecutionSettings, NetworkSettings, StageSettings):
     log_seconds: float = option(
         1.0, "seconds between two points at least; 0: --log-steps alone determine them", ge=0
     )
-    verify_reads: Literal["always", "once", "never"] = option(
-        "once",
-        "compare the training shards with their checksums whenever they are read, when each worker "
-        "first reads them, or never",
-    )
     max_failures: int = option(3, "restarts after lost workers or nodes before giving up", ge=0)
+
+    @model_validator(mode="after")
+    def _all_rows_need_local_shards(self) -> Self:
+        if self.shuffle_rows == "all" and storage.is_remote(self.workdir):
+            raise ValueError(
+                f"--shuffle-rows all: needs shards on local disks, not in {self.workdir}; give "
+                "--shuffle-rows windows"
+            )
+        return self
 
     @property
     def gpus_wanted(self) -> int:

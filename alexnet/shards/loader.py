@@ -26,9 +26,10 @@ from alexnet.shards.codec import decode_into
 from alexnet.shards.format import RowGroup
 from alexnet.shards.gpu_decode import decode_on_gpu
 from alexnet.shards.manifest import Manifest
-from alexnet.shards.order import LANES, WINDOW, epoch_order, rows_of_rank
+from alexnet.shards.order import LANES, WINDOW, ShuffleRows, epoch_order, rows_of_rank
+from alexnet.shards.pieces import Addresses, Piece
 from alexnet.shards.read_ahead import ReadAhead, StoredRows
-from alexnet.shards.row_groups import RowGroupData, RowGroupReader, Verify
+from alexnet.shards.row_groups import RowGroupReader, Verify
 
 PREFETCH_BATCHES = 2
 """Batches that are prepared while one is in use, at least."""
@@ -60,9 +61,6 @@ class BatchRows(NamedTuple):
     rows: int
     """Rows in the global batch."""
 
-
-Addresses = NDArray[np.int64]
-"""(n,): where each of n images is in memory, 196,608 contiguous bytes."""
 
 WriteCrops = Callable[[int, Addresses], None]
 """Writes the crops of some consecutive images of a batch: the index of the first one, and where
@@ -97,6 +95,8 @@ class ShardLoader:
     seed: int
     reshuffle: bool = True
     """Whether every epoch has an order of its own; if not, all have that of epoch 0."""
+    shuffle_rows: ShuffleRows = "windows"
+    """Which rows are shuffled together; ``"all"`` keeps all row groups, which should be mapped."""
     rank: int = 0
     world_size: int = 1
     microbatches: int | None = None
@@ -133,7 +133,8 @@ class ShardLoader:
         groups = self.manifest.row_groups("train")
         # (all rows,) each: the epoch's row numbers in order, and the lane of each.
         drawn = epoch if self.reshuffle else 0
-        rows, lanes = epoch_order([group.rows for group in groups], self.seed, drawn)
+        sizes = [group.rows for group in groups]
+        rows, lanes = epoch_order(sizes, self.seed, drawn, self.shuffle_rows)
         own = self.rank, self.world_size, self.microbatches
         batches = []
         batch_rows = []
@@ -144,7 +145,8 @@ class ShardLoader:
             batch_rows.append(rows[start:end][positions])
         share = max(map(len, batch_rows), default=0)
         ahead = max(PREFETCH_BATCHES, -(-IMAGES_PER_THREAD * self.threads // max(share, 1)))
-        read = partial(self.reader.read, verify=self.verify)
+        by_image = self.shuffle_rows == "all"
+        read = partial(self.reader.read, verify=self.verify, by_image=by_image)
         stored = ReadAhead(groups, batch_rows, read, MAX_CACHED_ROW_GROUPS)
         decoders = ThreadPoolExecutor(self.threads, "decode")
         decoding = _Decoding(self, groups, decoders, share, start_crops)
@@ -222,14 +224,20 @@ class _Decoding:
         tasks = [self.threads.submit(decode_piece, n) for n in range(0, count, self.piece)]
         return Batch(images, torch.from_numpy(labels), *batch), tasks
 
-    def _find(self, rows: range, stored: StoredRows) -> "_Piece":
+    def _find(self, rows: range, stored: StoredRows) -> Piece:
         """Some rows of a batch; waits until their row groups have been read."""
         numbers = stored.groups[rows.start : rows.stop]
         read = {number: stored.reads[number].result() for number in set(numbers)}
-        groups = [read[number] for number in numbers]
-        return _Piece(numbers, groups, stored.indices[rows.start : rows.stop])
+        piece = Piece(
+            [self.groups[number].path for number in numbers],
+            [read[number] for number in numbers],
+            stored.indices[rows.start : rows.stop],
+        )
+        if self.loader.shuffle_rows == "all":
+            piece.make_resident()
+        return piece
 
-    def _addresses(self, piece: "_Piece") -> Addresses:
+    def _addresses(self, piece: Piece) -> Addresses:
         """Where a piece's images are: raw ones in their shard, others decoded, of this thread."""
         if piece.is_raw():
             return piece.addresses()
@@ -241,50 +249,22 @@ class _Decoding:
         self._decode(piece, images)
         return addresses_of(images)
 
-    def _decode(self, piece: "_Piece", images: Pixels) -> None:
+    def _decode(self, piece: Piece, images: Pixels) -> None:
         """Decode or copy a piece into ``images``, (n, 256, 256, 3)."""
         if piece.is_raw():
             from alexnet.kernels.crop import copy_images  # Imports the compiler.
 
             copy_images(piece.addresses(), images)
             return
-        for number, image, pixels in zip(piece.numbers, piece.stored(), images, strict=True):
+        for path, image, pixels in zip(piece.paths, piece.stored(), images, strict=True):
             try:
                 decode_into(image, pixels)
             except ValueError as error:
-                raise _undecodable(self.groups[number].path, error) from error
+                raise _undecodable(path, error) from error
 
-    def _decode_on_gpu(self, piece: "_Piece", images: Tensor) -> None:
+    def _decode_on_gpu(self, piece: Piece, images: Tensor) -> None:
         assert self.loader.decode_on
         try:
             decode_on_gpu(piece.stored(), images, self.loader.decode_on)
         except ValueError as error:
-            paths = sorted({self.groups[number].path for number in piece.numbers})
-            raise _undecodable(" or ".join(paths), error) from error
-
-
-class _Piece(NamedTuple):
-    """Some consecutive images of a batch as they are stored, n images."""
-
-    numbers: list[int]
-    """(n,): the number of each one's row group."""
-    groups: list[RowGroupData]
-    """(n,): its row group."""
-    indices: list[int]
-    """(n,): its index within the row group."""
-
-    def labels(self) -> list[np.int32]:
-        return [group.labels[index] for group, index in zip(self.groups, self.indices, strict=True)]
-
-    def is_raw(self) -> bool:
-        return all(group.raw for group in self.groups)
-
-    def addresses(self) -> Addresses:
-        """Where the images are while the piece is referred to."""
-        pairs = zip(self.groups, self.indices, strict=True)
-        return np.array([group.address + group.starts[index] for group, index in pairs], np.int64)
-
-    def stored(self) -> list[Pixels]:
-        """The stored bytes of each image."""
-        pairs = zip(self.groups, self.indices, strict=True)
-        return [group.data[group.starts[index] : group.ends[index]] for group, index in pairs]
+            raise _undecodable(" or ".join(sorted(set(piece.paths))), error) from error

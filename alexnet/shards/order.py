@@ -11,10 +11,14 @@ lane in turn. So a batch mixes rows of LANES x WINDOW groups, and a loader has t
 groups than that. With several workers, each takes whole lanes of a batch where possible, so that
 few groups are read by two workers. The shards are a global shuffle of the data set, so every group
 is a random sample.
+
+``"all"`` instead of ``"windows"``: a permutation of all rows, whose batches use as many groups as
+they have rows. Lanes then only say which rows a worker takes.
 """
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +33,13 @@ MICROBATCHES = 4
 
 Rows = NDArray[np.int64]
 
+ShuffleRows = Literal["windows", "all"]
+"""Which rows are shuffled together."""
 
-def epoch_order(groups: Sequence[int], seed: int, epoch: int) -> tuple[Rows, Rows]:
+
+def epoch_order(
+    groups: Sequence[int], seed: int, epoch: int, shuffle: ShuffleRows = "windows"
+) -> tuple[Rows, Rows]:
     """The sequence of rows of one epoch, and the lane of each row.
 
     Args:
@@ -38,12 +47,16 @@ def epoch_order(groups: Sequence[int], seed: int, epoch: int) -> tuple[Rows, Row
             ``sum(groups[:g]) + i``.
         seed: of the training run.
         epoch: from 0.
+        shuffle: which rows are shuffled together.
 
     Returns:
         Two int64 arrays of ``sum(groups)`` elements: row numbers, each exactly once, and lanes.
     """
     random = np.random.default_rng([seed, epoch])
     ends = np.cumsum(groups, dtype=np.int64)
+    if shuffle == "all":
+        rows = random.permutation(sum(groups)).astype(np.int64)
+        return rows, np.arange(len(rows), dtype=np.int64) % LANES
     shuffled_groups = random.permutation(len(groups))
     lanes = []
     for lane in range(LANES):

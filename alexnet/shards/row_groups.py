@@ -64,26 +64,33 @@ class RowGroupReader:
         self._kept: dict[_StoredGroup, RowGroupData] = {}
         self._kept_bytes = 0
 
-    def read(self, group: RowGroup, verify: Verify) -> RowGroupData:
+    def read(self, group: RowGroup, verify: Verify, *, by_image: bool = False) -> RowGroupData:
         """A row group's images and labels.
+
+        Args:
+            group: the row group.
+            verify: when its pages are compared with their checksums.
+            by_image: whether the caller reads each image of a kept map into the page cache before
+                it is used; otherwise the whole row group is read.
 
         Raises:
             CorruptShardError: the shard is missing or damaged.
         """
         stored = _StoredGroup(group, _state_of(group.path))
         now = verify == "always" or (verify == "once" and group not in self._verified)
-        data = self._map(stored, verify=now) if stored.file else None
+        data = self._map(stored, verify=now, by_image=by_image) if stored.file else None
         if data is None:
             data = _read(group, verify=now)
         self._verified.add(group)
         return data
 
-    def _map(self, stored: _StoredGroup, *, verify: bool) -> RowGroupData | None:
+    def _map(self, stored: _StoredGroup, *, verify: bool, by_image: bool) -> RowGroupData | None:
         """The row group in a mapped file; None if Arrow has to read it."""
         kept = self._kept.get(stored)
         try:
             if kept and not verify:
-                make_resident(kept.data, stored.group.path)
+                if not by_image:
+                    make_resident(kept.data, stored.group.path)
                 return kept
             rows = self._map_anew(stored, verify=verify)
         except (OSError, ValueError, LookupError, pa.ArrowException):

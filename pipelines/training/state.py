@@ -48,6 +48,9 @@ from pipelines.training.driver_lines import DriverLines
 from pipelines.training.initial_weights import begin_with
 from pipelines.training.pictures import Pictures
 
+MAX_ROW_GROUPS = 60_000
+"""That are mapped at the same time. Linux allows a process 65,530 maps, and libraries need some."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig:
@@ -106,6 +109,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
     ray_context = ray.train.get_context()
     rank, world_size = ray_context.get_world_rank(), ray_context.get_world_size()
     manifest = read_manifest(config.shards)
+    check_row_groups(settings, manifest)
     statistics = read_statistics(manifest.statistics_path)
     devices = get_devices()
     network, not_compiled = build_network(
@@ -146,6 +150,7 @@ def build_worker(config: LoopConfig) -> WorkerState:
             batch_size=recipe.batch_size,
             seed=settings.seed,
             reshuffle=recipe.shuffle == "every-epoch",
+            shuffle_rows=settings.shuffle_rows,
             rank=rank,
             world_size=world_size,
             microbatches=MICROBATCHES if settings.exact else None,
@@ -210,6 +215,20 @@ def decoding_device(
     except UserError as error:
         raise UserError(f"--decode-on gpu: {error}; give --decode-on cpu") from error
     return device
+
+
+def check_row_groups(settings: TrainSettings, manifest: Manifest) -> None:
+    """Whether as many row groups as the training needs can be mapped at the same time.
+
+    Raises:
+        UserError: they can't.
+    """
+    groups = len(manifest.row_groups("train"))
+    if settings.shuffle_rows == "all" and groups > MAX_ROW_GROUPS:
+        raise UserError(
+            f"--shuffle-rows all: the training shards have {groups:,} row groups, more than a "
+            "process can map at the same time; give --shuffle-rows windows"
+        )
 
 
 def execution_of(settings: TrainSettings) -> Execution:

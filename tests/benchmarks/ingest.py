@@ -15,7 +15,8 @@ have prepared many more batches by then: Ray Data makes whole blocks before it y
 the project's loader of raw shards has read 4,096 rows ahead. ``startup`` is the time to the first
 batch of the first epoch, including the start of workers. ``ratios`` are medians over rounds of the
 project's rate divided by the other's. ``uncropped`` is the project's loader alone, as it is used
-with GPUs, which do the cropping and the rest. FFCV and others are in ``input_race.py``.
+with GPUs, which do the cropping and the rest; ``all_rows`` has ``shuffle_rows="all"``. FFCV and
+others are in ``input_race.py``.
 
 As measured with 9,216 images of 24 kB on two cores, before local shards were mapped, epoch and
 steady: 4.4 and 4.5 times the DataLoader, 4.2 and 2.7 times Ray Data over JPEG shards, 6.4 and 5.2
@@ -134,11 +135,17 @@ def measure(epoch: Callable[[int], Iterable[int]], epochs: int) -> None:
     print(json.dumps(result))
 
 
-def measure_project(folder: str, epochs: int, repeat: int, *, crop: bool) -> None:
+def measure_project(options: argparse.Namespace) -> None:
     """Measure the project's loader, as ``alexnet.training`` uses it."""
-    manifest = read_manifest(folder)
-    repeated = {"train": manifest.shards["train"] * repeat, "val": ()}
-    loader = ShardLoader(manifest=replace(manifest, shards=repeated), batch_size=BATCH, seed=0)
+    manifest, crop = read_manifest(options.project), not options.uncropped
+    loader = ShardLoader(
+        manifest=replace(
+            manifest, shards={"train": manifest.shards["train"] * options.repeat, "val": ()}
+        ),
+        batch_size=BATCH,
+        seed=0,
+        shuffle_rows=options.shuffle_rows,
+    )
     axes, mean = pca_axes(PAPER, COVARIANCE), torch.full((3, 224, 224), 120.0)
     buffers = crop_buffers()
 
@@ -150,7 +157,7 @@ def measure_project(folder: str, epochs: int, repeat: int, *, crop: bool) -> Non
                 assert (batch.images.shape[1:], batch.images.dtype) == (mean.shape, torch.float32)
             yield len(batch.images)
 
-    measure(epoch, epochs)
+    measure(epoch, options.epochs)
 
 
 def run(script: str, *arguments: str) -> dict[str, float]:
@@ -177,8 +184,7 @@ def fill_page_cache(*folders: Path) -> None:
 def mixing(groups: int, rows_per_shard: int) -> dict[str, Any]:
     """Row groups and shards among the rows of a batch; shuffled per window and uniformly."""
     sizes = [ROW_GROUP_ROWS] * groups
-    order, _ = epoch_order(sizes, 0, 0)
-    uniform = np.random.default_rng(0).permutation(len(order))
+    (order, _), (uniform, _) = epoch_order(sizes, 0, 0), epoch_order(sizes, 0, 0, "all")
 
     def distinct(rows: NDArray[np.int64], size: int) -> float:
         whole = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH)
@@ -216,25 +222,17 @@ def compare(images: int, repeats: int, epochs: int, memory: int) -> dict[str, An
         manifests = make_shards(images, folder)
         write_files(manifests["jpeg"], folder / "files")
         jpeg, raw, files, count = str(folder / "jpeg"), str(folder / "raw"), "files", str(epochs)
+
+        def ours(shards: str, *more: str) -> tuple[str, ...]:
+            return "ingest.py", "--project", shards, "--epochs", count, *more
+
         loaders = {
-            "project_jpeg": ("ingest.py", "--project", jpeg, "--epochs", count),
-            "project_raw": ("ingest.py", "--project", raw, "--epochs", count),
-            "project_jpeg_uncropped": (
-                "ingest.py",
-                "--project",
-                jpeg,
-                "--epochs",
-                count,
-                "--uncropped",
-            ),
-            "project_raw_uncropped": (
-                "ingest.py",
-                "--project",
-                raw,
-                "--epochs",
-                count,
-                "--uncropped",
-            ),
+            "project_jpeg": ours(jpeg),
+            "project_raw": ours(raw),
+            "project_jpeg_uncropped": ours(jpeg, "--uncropped"),
+            "project_raw_uncropped": ours(raw, "--uncropped"),
+            "project_jpeg_all_rows": ours(jpeg, "--shuffle-rows=all"),
+            "project_raw_all_rows": ours(raw, "--shuffle-rows=all"),
             "data_loader": ("peer_dataloader.py", str(folder / files), count),
             "ray_data_jpeg": ("peer_ray_ingest.py", jpeg, count),
             "ray_data_raw": ("peer_ray_ingest.py", raw, count),
@@ -263,6 +261,8 @@ def compare(images: int, repeats: int, epochs: int, memory: int) -> dict[str, An
                 ("project_raw", "ray_data_raw"),
                 ("project_raw", "project_jpeg"),
                 ("project_raw_uncropped", "project_jpeg_uncropped"),
+                ("project_jpeg_all_rows", "project_jpeg"),
+                ("project_raw_all_rows", "project_raw"),
             )
         }
         if memory > 1:
@@ -287,9 +287,10 @@ def main() -> None:
     parser.add_argument("--project", help=argparse.SUPPRESS)
     parser.add_argument("--repeat", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--uncropped", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--shuffle-rows", default="windows", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.project:
-        measure_project(options.project, options.epochs, options.repeat, crop=not options.uncropped)
+        measure_project(options)
         return
     result = compare(options.images, options.repeats, options.epochs, options.memory)
     result["mixing"] = mixing(20_000, ROWS_PER_SHARD)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alexnet.errors import CorruptShardError
-from alexnet.shards import loader, read_ahead, row_groups
+from alexnet.shards import loader, pieces, read_ahead, row_groups
 from alexnet.shards.codec import decode_into, encode
 from alexnet.shards.format import SCHEMA, RowGroup, Shard, write_shard
 from alexnet.shards.loader import Batch, ShardLoader
 from alexnet.shards.manifest import Manifest
-from alexnet.shards.order import epoch_order
-from alexnet.shards.row_groups import RowGroupData, RowGroupReader, Verify
+from alexnet.shards.order import ShuffleRows, epoch_order
+from alexnet.shards.row_groups import RowGroupData, RowGroupReader
 
 SHARDS = (150, 70)
 """Rows of each shard. Row groups have 64, so their sizes are 64, 64, 22, 64 and 6."""
@@ -93,12 +94,14 @@ def loader_of(
     world_size: int = 1,
     threads: int = 2,
     reshuffle: bool = True,
+    shuffle_rows: ShuffleRows = "windows",
 ) -> ShardLoader:
     return ShardLoader(
         manifest=manifest,
         batch_size=size,
         seed=11,
         reshuffle=reshuffle,
+        shuffle_rows=shuffle_rows,
         rank=rank,
         world_size=world_size,
         threads=threads,
@@ -121,12 +124,15 @@ def pool_threads() -> list[str]:
 
 
 @pytest.mark.parametrize("size", [1, 48, 220, 500])
-def test_every_stored_row_is_loaded_once_in_order(coloured: Manifest, size: int) -> None:
+@pytest.mark.parametrize("shuffle_rows", get_args(ShuffleRows))
+def test_every_stored_row_is_loaded_once_in_order(
+    coloured: Manifest, size: int, shuffle_rows: ShuffleRows
+) -> None:
     stored, labels = stored_rows(coloured)
-    order, _ = epoch_order([64, 64, 22, 64, 6], 11, 2)
+    order, _ = epoch_order([64, 64, 22, 64, 6], 11, 2, shuffle_rows)
     assert sorted(order.tolist()) == list(range(ROWS))
     offset = 0
-    for batch in loader_of(coloured, size).epoch(2):
+    for batch in loader_of(coloured, size, shuffle_rows=shuffle_rows).epoch(2):
         assert batch.offset == offset
         assert batch.rows == len(batch.labels) == min(size, ROWS - offset)
         assert sorted(batch.positions.tolist()) == list(range(batch.rows))
@@ -152,8 +158,11 @@ def test_all_images_of_a_data_set_with_rejects_are_loaded(dataset: Manifest) -> 
 
 
 @pytest.mark.parametrize("reshuffle", [True, False])
-def test_a_resumed_epoch_equals_an_uninterrupted_one(coloured: Manifest, reshuffle: bool) -> None:
-    loader = loader_of(coloured, reshuffle=reshuffle)
+@pytest.mark.parametrize("shuffle_rows", get_args(ShuffleRows))
+def test_a_resumed_epoch_equals_an_uninterrupted_one(
+    coloured: Manifest, reshuffle: bool, shuffle_rows: ShuffleRows
+) -> None:
+    loader = loader_of(coloured, reshuffle=reshuffle, shuffle_rows=shuffle_rows)
     uninterrupted = list(loader.epoch(1))
     for done in range(len(uninterrupted) + 1):
         assert are_equal(list(loader.epoch(1, done * 48)), uninterrupted[done:])
@@ -208,14 +217,34 @@ def test_a_row_group_is_read_once(coloured: Manifest, monkeypatch: pytest.Monkey
     groups: list[RowGroup] = []
     original = RowGroupReader.read
 
-    def count(reader: RowGroupReader, group: RowGroup, verify: Verify) -> RowGroupData:
+    def count(reader: RowGroupReader, group: RowGroup, *how: Any, **more: Any) -> RowGroupData:
         groups.append(group)
-        return original(reader, group, verify)
+        return original(reader, group, *how, **more)
 
     monkeypatch.setattr(RowGroupReader, "read", count)
     list(loader_of(coloured, 16).epoch(0))
     assert len(groups) == 5
     assert set(groups) == set(coloured.row_groups("train"))
+
+
+def test_if_all_rows_are_shuffled_each_image_is_read_when_it_is_used(
+    coloured: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = loader_of(coloured, 16, shuffle_rows="all")
+    first = list(images.epoch(0))
+    read: list[int] = []
+    monkeypatch.setattr(row_groups, "make_resident", lambda *_: pytest.fail("a whole row group"))
+    monkeypatch.setattr(pieces, "make_resident", lambda image, path: read.append(len(image)))
+    again = list(images.epoch(0))
+    assert are_equal(again, first)
+    assert len(read) == ROWS
+
+    def fail(image: NDArray[np.uint8], path: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pieces, "make_resident", fail)
+    with pytest.raises(CorruptShardError, match=r"part.*\.parquet: can't be read \(.*Input/output"):
+        next(images.epoch(0))
 
 
 def test_closing_early_stops_the_threads(
@@ -367,8 +396,8 @@ def test_row_groups_are_freed_after_their_last_row(
     references: list[weakref.ref[NDArray[np.uint8]]] = []
     original = RowGroupReader.read
 
-    def watch(reader: RowGroupReader, group: RowGroup, verify: Verify) -> RowGroupData:
-        data = original(reader, group, verify)
+    def watch(reader: RowGroupReader, group: RowGroup, *how: Any, **more: Any) -> RowGroupData:
+        data = original(reader, group, *how, **more)
         references.append(weakref.ref(data.data))
         return data
 

@@ -1,23 +1,25 @@
 """Every row once, the same batches for any number of workers, and well mixed batches."""
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexnet.shards.order import LANES, WINDOW, Rows, epoch_order, rows_of_rank
+from alexnet.shards.order import LANES, WINDOW, Rows, ShuffleRows, epoch_order, rows_of_rank
 
 GROUPS = st.lists(st.integers(0, 40), min_size=0, max_size=60)
 SEEDS = st.integers(0, 2**63 - 1)
+SHUFFLES = st.sampled_from(get_args(ShuffleRows))
 
 
 def batches_of(
-    groups: list[int], seed: int, size: int, world_size: int, offset: int = 0
+    groups: list[int], seed: int, size: int, world_size: int, shuffle: ShuffleRows, offset: int = 0
 ) -> list[list[int]]:
     """Global batches, reassembled from the parts of the workers."""
-    rows, lanes = epoch_order(groups, seed, 3)
+    rows, lanes = epoch_order(groups, seed, 3, shuffle)
     batches = []
     for start in range(offset, len(rows), size):
         part = slice(start, start + size)
@@ -32,21 +34,25 @@ def batches_of(
     return batches
 
 
-@given(groups=GROUPS, seed=SEEDS, epoch=st.integers(0, 200))
-def test_every_row_occurs_once(groups: list[int], seed: int, epoch: int) -> None:
-    rows, lanes = epoch_order(groups, seed, epoch)
+@given(groups=GROUPS, seed=SEEDS, epoch=st.integers(0, 200), shuffle=SHUFFLES)
+def test_every_row_occurs_once(
+    groups: list[int], seed: int, epoch: int, shuffle: ShuffleRows
+) -> None:
+    rows, lanes = epoch_order(groups, seed, epoch, shuffle)
     assert sorted(rows.tolist()) == list(range(sum(groups)))
     assert lanes.shape == rows.shape
     assert rows.dtype == lanes.dtype == np.int64
     assert set(lanes.tolist()) <= set(range(LANES))
 
 
-@given(groups=GROUPS, seed=SEEDS, epoch=st.integers(0, 200))
-def test_the_order_depends_only_on_the_arguments(groups: list[int], seed: int, epoch: int) -> None:
+@given(groups=GROUPS, seed=SEEDS, epoch=st.integers(0, 200), shuffle=SHUFFLES)
+def test_the_order_depends_only_on_the_arguments(
+    groups: list[int], seed: int, epoch: int, shuffle: ShuffleRows
+) -> None:
     np.random.seed(0)
-    first = epoch_order(groups, seed, epoch)
+    first = epoch_order(groups, seed, epoch, shuffle)
     np.random.seed(1)
-    second = epoch_order(groups, seed, epoch)
+    second = epoch_order(groups, seed, epoch, shuffle)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -67,20 +73,29 @@ def test_workers_have_equal_parts_of_a_batch(lanes: Rows, world_size: int) -> No
     size=st.integers(1, 150),
     world_sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     done=st.integers(0, 20),
+    shuffle=SHUFFLES,
 )
 @settings(max_examples=60)
 def test_any_number_of_workers_resumes_with_the_same_batches(
-    groups: list[int], seed: int, size: int, world_sizes: tuple[int, int], done: int
+    groups: list[int],
+    seed: int,
+    size: int,
+    world_sizes: tuple[int, int],
+    done: int,
+    shuffle: ShuffleRows,
 ) -> None:
-    uninterrupted = batches_of(groups, seed, size, world_sizes[0])
-    resumed = batches_of(groups, seed, size, world_sizes[1], offset=done * size)
+    uninterrupted = batches_of(groups, seed, size, world_sizes[0], shuffle)
+    resumed = batches_of(groups, seed, size, world_sizes[1], shuffle, offset=done * size)
     assert resumed == uninterrupted[done:]
     assert sum(map(len, uninterrupted)) == sum(groups)
 
 
-def test_epochs_and_seeds_have_different_orders() -> None:
+@pytest.mark.parametrize("shuffle", get_args(ShuffleRows))
+def test_epochs_and_seeds_have_different_orders(shuffle: ShuffleRows) -> None:
     groups = [64] * 100
-    orders = [epoch_order(groups, seed, epoch)[0] for seed in range(4) for epoch in range(4)]
+    orders = [
+        epoch_order(groups, seed, epoch, shuffle)[0] for seed in range(4) for epoch in range(4)
+    ]
     for first, second in itertools.combinations(orders, 2):
         # Two random orders of 6400 rows agree in about one position; 100 groups correlate by 0.1.
         assert (first == second).sum() < 12
@@ -102,6 +117,17 @@ def test_a_batch_mixes_many_row_groups(last: int) -> None:
     assert len(first) == len(second) == LANES * WINDOW
     assert not first & second
     assert abs(np.corrcoef(np.arange(len(rows)), rows)[0, 1]) < 0.15
+
+
+def test_all_rows_are_shuffled_uniformly() -> None:
+    groups = [64] * 100
+    rows, _ = epoch_order(groups, 0, 0, "all")
+    # The number of row groups in a batch of 128 from 100: 100 · (1 - C(6336, 128)/C(6400, 128)).
+    counts = [len(set((rows[i : i + 128] // 64).tolist())) for i in range(0, 6400, 128)]
+    assert 71 < np.mean(counts) < 74
+    # The mean distance of two random positions is a third of the number of rows, about 2133.
+    position = np.argsort(rows)
+    assert 2000 < np.abs(np.diff(position)).mean() < 2270
 
 
 def test_neighbours_in_a_shard_are_far_apart_in_an_epoch() -> None:

@@ -81,6 +81,10 @@ def test_presets_hold_only_known_settings_in_range(name: str) -> None:
         (["--only", "train", "--from", "train"], ["--only", "--from"]),
         (["--learning-rate", "-1"], ["--learning-rate", "greater than 0"]),
         (["--workdir", "s3://bucket/run"], ["s3://bucket/run", "--tracking-uri"]),
+        (
+            ["--workdir", "s3://b/run", "--tracking-uri", "http://h", "--shuffle-rows", "all"],
+            ["--shuffle-rows all", "s3://b/run", "give --shuffle-rows windows"],
+        ),
         (["--config", "/nowhere.yaml"], ["/nowhere.yaml"]),
         (["--preset", "cifar"], ["--preset", "'sample'", "'cifar'"]),
         (["--source", ""], ["--source", "at least 1 character"]),

@@ -1,5 +1,6 @@
 """The settings of training that change the recipe, and the options that did not exist in 2012."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,9 +8,12 @@ import pytest
 from alexnet.errors import UserError
 from alexnet.later_recipes import LATER_RECIPES
 from alexnet.recipes import PAPER, RECIPES, SOURCE145, ablate
+from alexnet.shards.format import Shard
+from alexnet.shards.manifest import Manifest
 from alexnet.variants import with_conv6, with_second_phase
 from pipelines.settings import TrainSettings
 from pipelines.training.recipe import resolve_recipe, with_recipe_numbers
+from pipelines.training.state import MAX_ROW_GROUPS, check_row_groups
 
 
 def test_the_default_settings_do_not_change_a_recipe() -> None:
@@ -54,6 +58,18 @@ def test_the_source_shuffles_once_and_the_setting_wins() -> None:
             resolved = resolve_recipe(settings)
             assert resolved.shuffle == value
             assert with_recipe_numbers(TrainSettings(), resolved).results()["shuffle"] == value
+
+
+def test_all_rows_are_shuffled_only_if_all_row_groups_can_be_mapped(dataset: Manifest) -> None:
+    shards = {"train": (Shard("train/0", 64 * MAX_ROW_GROUPS, 0, ""),), "val": ()}
+    most = replace(dataset, shards=shards)
+    more = replace(dataset, shards={"train": (*shards["train"], Shard("train/1", 1, 0, ""))})
+    for shuffle_rows in ("windows", "all"):
+        settings = TrainSettings.model_validate({"shuffle_rows": shuffle_rows})
+        check_row_groups(settings, most)
+    with pytest.raises(UserError, match=r"60,001 row groups.* give --shuffle-rows windows$"):
+        check_row_groups(settings, more)
+    check_row_groups(TrainSettings(), more)
 
 
 def test_modern_options_are_off_by_default() -> None:

@@ -194,6 +194,7 @@ def history_without_speed(checkpoint: Path) -> list[dict[str, float]]:
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "shuffled in every epoch": {"shuffle": "every-epoch"},
+    "all rows shuffled": {"shuffle_rows": "all"},
     "average": {"ema": 0.7},
     "warm-up": {"warmup_epochs": 1},
     "bf16": {"precision": "bf16"},
@@ -267,7 +268,7 @@ def test_the_average_is_validated_and_does_not_change_the_training(trainings: Tr
 @pytest.mark.parametrize(
     "names",
     [
-        ("default", "warm-up", "one tower"),
+        ("default", "warm-up", "one tower", "all rows shuffled"),
         pytest.param(("default", "bf16"), marks=pytest.mark.long),
     ],
 )
