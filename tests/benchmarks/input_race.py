@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ingest import fill_page_cache, make_shards
-from race_peers import MODULES, PEERS
+from race_peers import PEERS, installed
 
 from alexnet.shards.codec import decode_into
 from alexnet.shards.format import ROW_GROUP_ROWS, SCHEMA, write_shard
@@ -91,12 +91,6 @@ def row_of(path: Path, encoding: str) -> dict[str, Any]:
         data = pixels.tobytes()
     row = {"key": path.name, "label": int(path.stem), "wnid": "n01", "image": data}
     return row | {"width": 256, "height": 256, "sha256": ""}
-
-
-def installed(peer: str, python: str) -> bool:
-    """Whether the peer's package can be imported."""
-    command = [python, "-c", f"import {MODULES.get(peer, peer)}"]
-    return not subprocess.run(command, capture_output=True, check=False).returncode
 
 
 def run(peer: str, work: str, folder: Path, epochs: int, python: str) -> dict[str, float]:

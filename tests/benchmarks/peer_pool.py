@@ -13,16 +13,20 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 
-def convert(path: Path) -> dict[str, object]:
+def convert(path: Path, *, encode: bool = True) -> dict[str, object]:
+    """The row of an image file; without ``encode`` with its pixels instead of a JPEG."""
     image = Image.open(path).convert("RGB")
     width, height = image.size
     scale = 256 / min(width, height)
     image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
     left, top = (image.width - 256) // 2, (image.height - 256) // 2
+    image = image.crop((left, top, left + 256, top + 256))
+    row: dict[str, object] = {"key": path.name, "label": path.parent.name, "w": width, "h": height}
+    if not encode:
+        return row | {"image": image}
     buffer = io.BytesIO()
-    image.crop((left, top, left + 256, top + 256)).save(buffer, "JPEG", quality=95)
-    label = path.parent.name
-    return {"key": path.name, "label": label, "image": buffer.getvalue(), "w": width, "h": height}
+    image.save(buffer, "JPEG", quality=95)
+    return row | {"image": buffer.getvalue()}
 
 
 def main(source: Path, output: Path, rows_per_shard: int) -> None:

@@ -7,7 +7,9 @@ JPEGs of that size. It is preprocessed in turn by ``pipelines/preprocess.py``, b
 with Pool(2) and by a plain Ray Data job. The steady rate is the number of images after the first
 finished file, divided by the time from the first finished file to the last. ``bound`` is the rate
 of two processes that only decode, resize and encode. ``whole`` is the time of the whole command,
-with Ray's start, imports and MLflow.
+with Ray's start, imports and MLflow, beside the script and, where they are installed, the writers
+of LitData, Streaming and FFCV (``peer_writers.py``; ``--python ffcv=/path/to/python`` runs one with
+another Python).
 """
 
 import argparse
@@ -28,6 +30,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 from PIL import Image
+from race_peers import installed
 
 from alexnet.shards.codec import Encoding, encode
 from alexnet.shards.decode import Decoded, decode
@@ -37,6 +40,7 @@ ROOT = HERE.parents[1]
 ROWS_PER_SHARD = 512
 UNIQUE = 180
 BOUND_SECONDS = 8.0
+WRITERS = ("litdata", "streaming", "ffcv")
 
 
 def jpegs(folder: Path) -> list[Path]:
@@ -102,12 +106,14 @@ class PeakMemory(threading.Thread):
             time.sleep(1.0)
 
 
-def run_timed(command: list[str], *, memory: bool = False) -> tuple[float, int]:
+def run_timed(
+    command: list[str], *, memory: bool = False, python: str = sys.executable
+) -> tuple[float, int]:
     """Run a command. Returns its seconds and, if requested, its peak memory in bytes."""
     environment = {name: v for name, v in os.environ.items() if name != "RAY_ADDRESS"}
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [python, *command],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -141,6 +147,11 @@ def run_pool(source: Path, work: Path) -> dict[str, float]:
 def run_ray_data(source: Path, work: Path) -> dict[str, float]:
     seconds, _ = run_timed([str(HERE / "peer_ray_data.py"), str(source), str(work)])
     return {"seconds": seconds, "steady": steady_rate(sorted(work.rglob("*.parquet")))}
+
+
+def run_writer(source: Path, work: Path, *, peer: str, python: str) -> dict[str, float]:
+    command = [str(HERE / "peer_writers.py"), peer, str(source), str(work)]
+    return {"seconds": run_timed(command, python=python)[0]}
 
 
 def decode_and_encode(paths: list[Path], start: Any, rates: Any) -> None:
@@ -191,6 +202,7 @@ def main() -> None:
     parser.add_argument("--whole", type=int, default=12000, help="images of the whole command")
     parser.add_argument("--memory", type=int, default=16000, help="images of the memory run")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--python", nargs="*", default=[], metavar="PEER=PYTHON")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -228,14 +240,23 @@ def main() -> None:
         }
         if options.whole:
             large = make_source(originals, folder / "large", options.whole)
-            project, pool = [], []
+            pythons = dict.fromkeys(WRITERS, sys.executable)
+            pythons |= dict(item.split("=", 1) for item in options.python)
+            peers = [peer for peer in WRITERS if installed(peer, pythons[peer])]
+            whole: dict[str, list[dict[str, float]]] = {}
             for _ in range(options.repeats):
-                project.append(once("project, whole", run_project, large))
-                pool.append(once("pool, whole", run_pool, large))
+                for name, run in (("project", run_project), ("pool", run_pool)):
+                    whole.setdefault(name, []).append(once(f"{name}, whole", run, large))
+                for peer in peers:
+                    how = {"peer": peer, "python": pythons[peer]}
+                    whole.setdefault(peer, []).append(once(peer, run_writer, large, **how))
             result["whole"] = {
                 "images": options.whole,
-                "seconds": {"project": median(project, "seconds"), "pool": median(pool, "seconds")},
-                "to_pool": ratio(project, pool, "seconds"),
+                "seconds": {name: median(results, "seconds") for name, results in whole.items()},
+                "ratios": {
+                    name: ratio(whole["project"], results, "seconds")
+                    for name, results in whole.items()
+                },
             }
         if options.memory:
             largest = make_source(originals, folder / "largest", options.memory)

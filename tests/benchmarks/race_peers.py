@@ -10,6 +10,7 @@ delivered values is computed. Some peers leave out the colour noise, which is wo
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -488,6 +489,12 @@ def measure(epoch: Callable[[int], Batches], images: int, epochs: int) -> dict[s
         "anonymous_mb": anonymous,
         "mean": mean + (MEAN if mean < 60 else 0),
     }
+
+
+def installed(peer: str, python: str) -> bool:
+    """Whether the peer's package can be imported."""
+    command = [python, "-c", f"import {MODULES.get(peer, peer)}"]
+    return not subprocess.run(command, capture_output=True, check=False).returncode
 
 
 def main(peer: str, work: str, folder: Path, epochs: int) -> None:
