@@ -204,7 +204,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "bf16")) for name in OPTIONS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name not in ("default", "average")))
+        for name in OPTIONS
+    ],
 )
 def test_resumed_training_equals_uninterrupted_training(trainings: Trainings, name: str) -> None:
     uninterrupted = trainings.run("uninterrupted", **OPTIONS[name])
