@@ -193,7 +193,7 @@ class _Decoding:
         self.groups = groups
         self.threads = threads
         self.start_crops = start_crops
-        most = RAW_PIECE if loader.manifest.settings.get("encoding") == "raw" else PIECE
+        most = RAW_PIECE if loader.manifest.is_raw else PIECE
         self.piece = min(max(share // loader.threads, 1), most)
         if loader.decode_on:  # It decodes many at the same time.
             self.piece = max(share, 1)

@@ -60,6 +60,11 @@ class Manifest:
         """Path of the training set's pixel statistics."""
         return storage.join(self.folder, STATISTICS)
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether images are stored raw, as far as the settings say."""
+        return self.settings.get("encoding") == "raw"
+
     def rows(self, split: str) -> int:
         """Number of images in a split."""
         return sum(shard.rows for shard in self.shards[split])

@@ -200,7 +200,7 @@ def decoding_device(
     """
     if settings.decode_on == "cpu":
         return None
-    if manifest.settings.get("encoding") == "raw":
+    if manifest.is_raw:
         raise UserError(
             "--decode-on gpu: these shards hold raw images, which nothing has to decode; give "
             "--decode-on cpu"
@@ -223,8 +223,10 @@ def check_row_groups(settings: TrainSettings, manifest: Manifest) -> None:
     Raises:
         UserError: they can't.
     """
+    if settings.shuffle_rows == "windows":
+        return
     groups = len(manifest.row_groups("train"))
-    if settings.shuffle_rows == "all" and groups > MAX_ROW_GROUPS:
+    if groups > MAX_ROW_GROUPS:
         raise UserError(
             f"--shuffle-rows all: the training shards have {groups:,} row groups, more than a "
             "process can map at the same time; give --shuffle-rows windows"
