@@ -24,6 +24,7 @@ from alexnet.inference.output import MANIFEST, PartResult, read_result
 from alexnet.inference.parts import PartOptions
 from alexnet.inference.rows import RowOptions
 from alexnet.provenance import code_version
+from pipelines import cluster
 from pipelines.configuration.command_settings import BatchInferenceSettings
 from pipelines.console.cli import run_script
 from pipelines.console.lock import exclusive_lock
@@ -35,7 +36,6 @@ from pipelines.inference import report
 from pipelines.inference.job import make_parts
 from pipelines.inference.origin import ModelOrigin, Origin
 from pipelines.inference.part_actor import ModelOptions
-from pipelines.preprocessing.job import start_ray_early
 from pipelines.results.command_results import BatchInferenceResult
 from pipelines.results.decorations import run_decorations
 from pipelines.stage_keys.stage_code import BOUNDARY, CODE
@@ -55,7 +55,7 @@ def run(settings: BatchInferenceSettings) -> BatchInferenceResult:
     origins.check_output(settings)
     found = all(storage.exists(path) or glob_root(path) for path in settings.images)
     if found and not storage.is_file(storage.join(settings.output, MANIFEST)):
-        start_ray_early()
+        cluster.connect_in_background()
     store = connect(settings)
     models = [registry.get_model_info(store, uri) for uri in settings.model]
     _check_models(settings, models)
@@ -99,6 +99,7 @@ def _complete(
         made, seconds = make_parts(
             settings, missing, options, partial(_model_options, settings, store, models)
         )
+        cluster.stop_in_background()
         by_number = kept | {part.number: part for part in made}
         results = [by_number[part.number] for part in listed]
         totals = report.add_up(results)

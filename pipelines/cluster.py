@@ -1,5 +1,6 @@
 """The connection to a Ray cluster: the one that runs already, or a new one on this machine."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -38,7 +39,7 @@ the training, since that has a heap of its own. Other C libraries ignore them.
 """
 
 _CONNECTING = threading.Lock()
-"""Held while a thread connects; another thread waits and then finds Ray initialized."""
+"""Held while Ray starts or ends; a thread that connects waits, and then finds it initialized."""
 
 _STARTED = threading.Event()
 """Set when this process has started a cluster."""
@@ -65,6 +66,38 @@ def connect() -> None:
 def started_here() -> bool:
     """Whether this process has started the cluster, which has no other nodes and no autoscaler."""
     return _STARTED.is_set()
+
+
+def connect_in_background() -> None:
+    """Begin to connect, for work that certainly follows: Ray takes seconds to start."""
+
+    def start() -> None:
+        # The work connects as well, and meets the same error, in the main thread.
+        with contextlib.suppress(Exception):
+            connect()
+
+    threading.Thread(target=start, name="start-ray", daemon=True).start()
+
+
+def stop_in_background() -> None:
+    """End the cluster that this process has started, since the rest of its work needs none.
+
+    Ray's processes take two seconds to end. The process waits for them when it exits, and
+    ``connect`` before it starts another cluster.
+    """
+    if not started_here():
+        return
+    # Acquired before the thread runs: a ``connect`` in between must not find Ray initialized.
+    _CONNECTING.acquire()
+
+    def stop() -> None:
+        try:
+            _STARTED.clear()
+            ray.shutdown()
+        finally:
+            _CONNECTING.release()
+
+    threading.Thread(target=stop, name="stop-ray").start()
 
 
 def _join_or_start() -> None:

@@ -10,34 +10,25 @@ killed resumes with the missing ones. The result is stored in <workdir>/shards/<
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from alexnet import storage
 from alexnet.provenance import code_version
 from alexnet.sources.read import read_source
+from pipelines import cluster
 from pipelines.console.cli import Summary, run_script
 from pipelines.console.log import stage_logger
-from pipelines.preprocessing.dataset import (
-    create_dataset,
-    dataset_folder,
-    encoding_of,
-    verify_dataset,
-)
 from pipelines.preprocessing.dry_run import inspect
-from pipelines.preprocessing.job import start_ray_early
-from pipelines.preprocessing.report import log_result
 from pipelines.preprocessing.source import check_account, check_md5, index_source, source_uri
 from pipelines.presets import describe, resolve_preset
-from pipelines.results.datasets import holds_content
-from pipelines.results.decorations import Decorated
-from pipelines.results.records import StageKey, StageOutcome, finished_records
+from pipelines.results.records import StageKey, StageOutcome, read_record
 from pipelines.results.stage_results import PreprocessResult, VerifyResult
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
 from pipelines.stage_keys.stage_code import BOUNDARY, CODE
-from pipelines.stages import Parent, run_stage
-from pipelines.tracking.run import Run
-from pipelines.tracking.store import connect
 from pipelines.workdir import Workdir
+
+if TYPE_CHECKING:
+    from pipelines.stages import Parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +51,18 @@ def command(settings: PreprocessCommandSettings) -> Summary:
     if settings.dry_run:
         uri = source_uri(settings)
         source = read_source(uri, outside=settings.workdir)
-        return inspect(settings, uri, source, encoding_of(settings))
+        return inspect(settings, uri, source)
     stage_settings = settings.part(PreprocessSettings)
     outcome = run(stage_settings)
     if not settings.verify:
         return outcome
+    from pipelines.preprocessing.dataset import verify_dataset
+
     return VerifiedOutcome(outcome, verify_dataset(stage_settings, outcome.result.shards))
 
 
 def run(
-    settings: PreprocessSettings, parent: Parent | None = None
+    settings: PreprocessSettings, parent: "Parent | None" = None
 ) -> StageOutcome[PreprocessResult]:
     """Preprocess, unless it has been done."""
     settings = resolve_preset(settings, of_sample=settings.source is None)
@@ -79,35 +72,23 @@ def run(
     log = stage_logger("preprocess")
     check_account(settings, uri, source, lambda line: log.info("%s", line))
     log.info("%s", describe(settings, {"rows_per_shard": settings.rows_per_shard}))
-    if not finished_records(Workdir(settings.workdir), "preprocess"):
-        start_ray_early()
+    workdir = Workdir(settings.workdir)
     key = StageKey(
         stage="preprocess",
         settings=settings.results(),
         inputs={
-            "source": Workdir(settings.workdir).relative(uri),
+            "source": workdir.relative(uri),
             "files": source.source_fingerprint[:16],
         },
         code=code_version(CODE["preprocess"], boundary=BOUNDARY),
     )
+    record = read_record(workdir, key)
+    if settings.force or record is None or not record.finished:
+        cluster.connect_in_background()
+    # This imports MLflow and Ray Data, which take a second, while Ray starts.
+    from pipelines.preprocessing.stage import run_indexed
 
-    folder = dataset_folder(settings, source)
-
-    def work(run: Run) -> Decorated[PreprocessResult]:
-        result, manifest = create_dataset(settings, uri, source, key.code)
-        return Decorated(result, {"the data set": lambda: log_result(run, uri, manifest, source)})
-
-    return run_stage(
-        settings,
-        connect(settings),
-        key,
-        PreprocessResult,
-        parent=parent,
-        usable=lambda result: holds_content(result.shards, result.content),
-        work=work,
-        discard=lambda: storage.delete_folder(folder),
-        writes=Workdir.shards_lock(folder),
-    )
+    return run_indexed(settings, uri, source, key, parent)
 
 
 def main() -> NoReturn:

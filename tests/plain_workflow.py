@@ -25,9 +25,10 @@ from alexnet.shards.format import write_table
 from alexnet.shards.manifest import Manifest, read_manifest
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, make_shard
-from pipelines import evaluate, full_run, preprocess, train
+from pipelines import cluster, evaluate, full_run, preprocess, train
 from pipelines.evaluation import evaluation_report
 from pipelines.preprocessing import dataset
+from pipelines.preprocessing import stage as preprocess_stage
 from pipelines.preprocessing.job import RejectCounter
 from pipelines.results.stage_results import EvaluateResult, FullRunResult, TrainResult
 from pipelines.settings import EvaluateSettings, FullRunSettings, TrainSettings
@@ -235,8 +236,8 @@ class PlainWorkflow:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Replace what needs Ray or a network in the workflow."""
         patch.setattr(dataset, "make_shards", self.make_shards)
-        patch.setattr(preprocess, "start_ray_early", lambda: None)
-        patch.setattr(preprocess, "log_result", lambda *_: None)
+        patch.setattr(cluster, "connect_in_background", lambda: None)
+        patch.setattr(preprocess_stage, "log_result", lambda *_: None)
         patch.setattr(train, "train_to_the_end", self.train_to_the_end)
         patch.setattr(train, "log_model_and_curves", self.log_model_and_curves)
         patch.setattr(evaluate, "evaluate_models", self.evaluate_models)

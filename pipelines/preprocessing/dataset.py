@@ -1,38 +1,24 @@
 """From an indexed source to a complete data set, and the repair of a damaged one."""
 
 from collections.abc import Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
 
 from alexnet import storage
 from alexnet.errors import SourceChangedError
-from alexnet.shards.codec import Encoding
 from alexnet.shards.finalize import corrupt_shards, finalize, finished_results, missing_files
 from alexnet.shards.format import SPLITS, Shard
 from alexnet.shards.manifest import Manifest, read_manifest
-from alexnet.shards.plan import (
-    ShardTask,
-    extracted_folder,
-    origin_path,
-    parts_folder,
-    plan_digest,
-    write_plan,
-)
-from alexnet.sources import parquet_extract
+from alexnet.shards.plan import origin_path, parts_folder, plan_digest
 from alexnet.sources.read import Source
 from pipelines.console.lock import exclusive_lock
 from pipelines.console.log import stage_logger
 from pipelines.console.progress import Progress
 from pipelines.preprocessing.job import RejectCounter, make_shards
+from pipelines.preprocessing.shard_plan import dataset_folder, plan_shards
 from pipelines.preprocessing.source import MB, index_source, source_uri
 from pipelines.results.datasets import readable_manifest
 from pipelines.results.stage_results import PreprocessResult, VerifyResult
 from pipelines.settings import PreprocessSettings
 from pipelines.workdir import Workdir
-
-PARALLEL_EXTRACTIONS = 4
-"""Parquet files whose images are extracted at the same time; each takes some 100 MB of memory."""
 
 
 def create_dataset(
@@ -63,11 +49,6 @@ def create_dataset(
     return _create_shards(settings, uri, source, folder, origin)
 
 
-def dataset_folder(settings: PreprocessSettings, source: Source) -> str:
-    """The folder of the data set that is made from a source."""
-    return Workdir(settings.workdir).shards(plan_digest(source, settings.results()))
-
-
 def _create_shards(
     settings: PreprocessSettings,
     uri: str,
@@ -75,7 +56,7 @@ def _create_shards(
     folder: str,
     origin: Mapping[str, str],
 ) -> tuple[PreprocessResult, Manifest]:
-    tasks = _plan(settings, folder, source)
+    tasks = plan_shards(settings, folder, source)
     kept = finished_results(folder, tasks)
     if kept:
         stage_logger("preprocess").info(
@@ -178,7 +159,7 @@ def _recreate_shards(
     """
     parts = parts_folder(manifest.folder)
     storage.delete_folder(parts)
-    tasks = [task for task in _plan(settings, manifest.folder, source) if task.file in files]
+    tasks = [task for task in plan_shards(settings, manifest.folder, source) if task.file in files]
     made, _ = make_shards(tasks, RejectCounter([], 1, len(source.index)))
     storage.delete_folder(parts)
     expected = {shard for split in SPLITS for shard in manifest.shards[split]}
@@ -186,11 +167,6 @@ def _recreate_shards(
         raise SourceChangedError(
             f"{manifest.source}: its images are no longer those that the shards were made of"
         )
-
-
-def encoding_of(settings: PreprocessSettings) -> Encoding:
-    """How the settings have images stored."""
-    return Encoding(kind=settings.encoding, jpeg_quality=settings.jpeg_quality)
 
 
 def _delete_unless_resumable(folder: str, origin: Mapping[str, str]) -> None:
@@ -203,26 +179,3 @@ def _delete_unless_resumable(folder: str, origin: Mapping[str, str]) -> None:
     if not unfinished:
         storage.delete_folder(folder)
         storage.write_json(path, origin)
-
-
-def _plan(settings: PreprocessSettings, folder: str, source: Source) -> list[ShardTask]:
-    """Write the plan. Images inside Parquet files are extracted first, into byte ranges."""
-    if source.layout == "parquet":
-        extracted = extracted_folder(folder)
-        _extract_images(parquet_extract.parquet_files(source.index), extracted)
-        source = replace(source, index=parquet_extract.to_byte_ranges(source.index, extracted))
-    return write_plan(folder, source, encoding_of(settings), settings.rows_per_shard, settings.seed)
-
-
-def _extract_images(paths: list[str], folder: str) -> None:
-    """Copy the images of Parquet files into a folder, some files at a time."""
-    sizes = [storage.size(path) for path in paths]
-    progress = Progress(
-        "preprocess", sum(sizes) // MB, "MB", task="images copied from Parquet files"
-    )
-    done = 0
-    with progress, ThreadPoolExecutor(PARALLEL_EXTRACTIONS) as threads:
-        copies = threads.map(partial(parquet_extract.extract_images, folder=folder), paths)
-        for size, _ in zip(sizes, copies, strict=True):
-            done += size
-            progress.advance_to(done // MB)

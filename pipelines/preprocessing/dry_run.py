@@ -15,6 +15,7 @@ from alexnet.sources import parquet_extract
 from alexnet.sources.read import Source, read_image, without_content
 from pipelines.console.output import printable
 from pipelines.console.progress import duration
+from pipelines.preprocessing.shard_plan import encoding_of
 from pipelines.preprocessing.source import check_account
 from pipelines.results.stage_results import DryRunResult
 from pipelines.settings import PreprocessSettings
@@ -24,9 +25,7 @@ SAMPLED_IMAGES = 64
 LISTED_REJECTS = 5
 
 
-def inspect(
-    settings: PreprocessSettings, uri: str, source: Source, encoding: Encoding
-) -> DryRunResult:
+def inspect(settings: PreprocessSettings, uri: str, source: Source) -> DryRunResult:
     """Print images by class and split, the shards that they would fill, size and time.
 
     Size and time are estimated from some random images, which are read, decoded and encoded
@@ -47,7 +46,7 @@ def inspect(
     shards = {split: -(-images[split] // settings.rows_per_shard) for split in SPLITS}
     total = images.total()
     check_account(settings, uri, source, print)
-    sample = _measure_sample(source, encoding, settings.seed)
+    sample = _measure_sample(source, encoding_of(settings), settings.seed)
     if sample.rejects:
         print(
             f"{len(sample.rejects)} of {sample.images} random images can't be read; with more than "

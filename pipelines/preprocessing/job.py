@@ -1,7 +1,5 @@
 """The Ray Data job: one task for each shard; it stops when too many images are rejected."""
 
-import contextlib
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -73,17 +71,6 @@ class RejectCounter:
             f"--max-reject-fraction {self.max_fraction}; look at the list above, then {advice}; "
             "finished shards are kept"
         )
-
-
-def start_ray_early() -> None:
-    """Start Ray in the background; the stage has not run yet, so it will need it."""
-
-    def start() -> None:
-        # ``make_shards`` will meet the same error, in the main thread.
-        with contextlib.suppress(Exception):
-            cluster.connect()
-
-    threading.Thread(target=start, name="start-ray", daemon=True).start()
 
 
 def make_shards(

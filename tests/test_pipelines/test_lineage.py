@@ -41,7 +41,7 @@ from pipelines.console.cli import CheckFailedError
 from pipelines.inference import origin
 from pipelines.inference.origin import ModelOrigin, Origin
 from pipelines.inference.predictor import BatchPredictor, Predictor
-from pipelines.preprocessing.dataset import encoding_of
+from pipelines.preprocessing.shard_plan import encoding_of
 from pipelines.results.command_results import LineageResult
 from pipelines.settings import PreprocessSettings
 from pipelines.tracking import evaluations, registry

@@ -11,9 +11,10 @@ import pytest
 from alexnet.shards.manifest import Manifest, write_manifest
 from alexnet.sources.read import read_source
 from alexnet.sources.sample import LABELS
-from pipelines import preprocess, train
+from pipelines import cluster, preprocess, train
 from pipelines.console.cli import read_settings
 from pipelines.preprocessing import source
+from pipelines.preprocessing import stage as preprocess_stage
 from pipelines.preprocessing.source import is_sample
 from pipelines.results.records import StageKey, StageOutcome
 from pipelines.results.stage_results import PreprocessResult
@@ -36,9 +37,9 @@ def _no_stage_runs(sample_source: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def run_stage(settings: StageSettings, _: Any, key: StageKey, *__: Any, **___: Any) -> Stage:
         return Stage(settings, key)
 
-    for module in (preprocess, train):
+    for module in (preprocess_stage, train):
         monkeypatch.setattr(module, "run_stage", run_stage)
-    monkeypatch.setattr(preprocess, "start_ray_early", lambda: None)
+    monkeypatch.setattr(cluster, "connect_in_background", lambda: None)
     monkeypatch.setattr(source, "write_sample", lambda folder: os.symlink(sample_source, folder))
 
 

@@ -94,7 +94,7 @@ def test_a_refused_uri_is_reported_without_its_secret(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preprocess, "start_ray_early", lambda: None)
+    monkeypatch.setattr(cluster, "connect_in_background", lambda: None)
     arguments = ["--source", str(raw_images), *shlex.split(options)]
     assert exit_status(full_run.main, "full_run.py", *arguments) == 2
     out, err = capfd.readouterr()

@@ -21,7 +21,7 @@ from alexnet.shards.manifest import read_manifest
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, make_shard
 from alexnet.storage.names import path_bytes
-from pipelines import preprocess
+from pipelines import cluster, preprocess
 from pipelines.preprocessing import dataset
 from pipelines.settings import PreprocessCommandSettings, PreprocessSettings
 from pipelines.tracking.store import connect
@@ -82,7 +82,7 @@ def test_any_names_are_preprocessed_whole(
     names: list[bytes],
 ) -> None:
     monkeypatch.setattr(dataset, "make_shards", make_shards)
-    monkeypatch.setattr(preprocess, "start_ray_early", lambda: None)
+    monkeypatch.setattr(cluster, "connect_in_background", lambda: None)
     base = Path(mlflow_workdir) / "example"
     shutil.rmtree(base, ignore_errors=True)
     root = os.path.join(os.fsencode(base), names[0])

@@ -12,7 +12,7 @@ from alexnet.errors import UnaccountedFilesError
 from alexnet.shards.manifest import read_manifest
 from alexnet.shards.plan import ShardTask
 from alexnet.shards.write import ShardResult, make_shard
-from pipelines import preprocess
+from pipelines import cluster, preprocess
 from pipelines.preprocessing import dataset
 from pipelines.preprocessing.job import RejectCounter
 from pipelines.settings import PreprocessSettings
@@ -32,7 +32,7 @@ def make_shards(
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "make_shards", make_shards)
-    monkeypatch.setattr(preprocess, "start_ray_early", lambda: None)
+    monkeypatch.setattr(cluster, "connect_in_background", lambda: None)
 
 
 def settings_of(root: Path, workdir: str, **more: Any) -> PreprocessSettings:
