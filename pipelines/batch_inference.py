@@ -99,7 +99,6 @@ def _complete(
         made, seconds = make_parts(
             settings, missing, options, partial(_model_options, settings, store, models)
         )
-        cluster.stop_in_background()
         by_number = kept | {part.number: part for part in made}
         results = [by_number[part.number] for part in listed]
         totals = report.add_up(results)

@@ -1,5 +1,6 @@
 """The connection to a Ray cluster: the one that runs already, or a new one on this machine."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError
 
@@ -39,7 +41,7 @@ the training, since that has a heap of its own. Other C libraries ignore them.
 """
 
 _CONNECTING = threading.Lock()
-"""Held while Ray starts or ends; a thread that connects waits, and then finds it initialized."""
+"""Held while a thread connects; another thread waits and then finds Ray initialized."""
 
 _STARTED = threading.Event()
 """Set when this process has started a cluster."""
@@ -79,27 +81,6 @@ def connect_in_background() -> None:
     threading.Thread(target=start, name="start-ray", daemon=True).start()
 
 
-def stop_in_background() -> None:
-    """End the cluster that this process has started, since the rest of its work needs none.
-
-    Ray's processes take two seconds to end. The process waits for them when it exits, and
-    ``connect`` before it starts another cluster.
-    """
-    if not started_here():
-        return
-    # Acquired before the thread runs: a ``connect`` in between must not find Ray initialized.
-    _CONNECTING.acquire()
-
-    def stop() -> None:
-        try:
-            _STARTED.clear()
-            ray.shutdown()
-        finally:
-            _CONNECTING.release()
-
-    threading.Thread(target=stop, name="stop-ray").start()
-
-
 def _join_or_start() -> None:
     _STARTED.clear()
     address = running_cluster(find_bootstrap_address(None))
@@ -114,6 +95,8 @@ def _join_or_start() -> None:
         _start(quiet)
         _STARTED.set()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray's own function for the exit first waits half a second for lines of the workers.
+    atexit.register(ray.shutdown)
 
 
 def _join(address: str, quiet: Mapping[str, Any]) -> None:
@@ -160,6 +143,8 @@ def _start(quiet: Mapping[str, Any]) -> None:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
+        # The autoscaler has nothing to start here, and Ray would wait a second for its end.
+        ray_worker._global_node.kill_monitor(check_alive=False)
     except OSError as error:
         if "AF_UNIX path length" not in str(error):
             raise

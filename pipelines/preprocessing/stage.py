@@ -6,7 +6,6 @@ imports it when Ray has begun to start.
 
 from alexnet import storage
 from alexnet.sources.read import Source
-from pipelines import cluster
 from pipelines.preprocessing.dataset import create_dataset
 from pipelines.preprocessing.report import log_result
 from pipelines.preprocessing.shard_plan import dataset_folder
@@ -37,8 +36,6 @@ def run_indexed(
 
     def work(run: Run) -> Decorated[PreprocessResult]:
         result, manifest = create_dataset(settings, uri, source, key.code)
-        if parent is None:
-            cluster.stop_in_background()
         return Decorated(result, {"the data set": lambda: log_result(run, uri, manifest, source)})
 
     return run_stage(

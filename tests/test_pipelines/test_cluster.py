@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -179,46 +178,6 @@ def test_a_cluster_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(UserError, match=r"Ray: 2\.56\.0.*same versions") as caught:
             cluster.connect()
     assert "\n" not in str(caught.value)
-
-
-def test_a_cluster_has_ended_before_another_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    may_end = threading.Event()
-
-    def shutdown() -> None:
-        assert may_end.wait(60)
-        events.append("ended")
-
-    monkeypatch.setattr(
-        ray, "is_initialized", lambda: events.count("started") > events.count("ended")
-    )
-    monkeypatch.setattr(ray, "init", lambda **_: events.append("started"))
-    monkeypatch.setattr(ray, "shutdown", shutdown)
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    cluster.connect()
-    assert cluster.started_here()
-    cluster.stop_in_background()
-    cluster.connect_in_background()
-    assert events == ["started"]
-    may_end.set()
-    cluster.connect()
-    assert events == ["started", "ended", "started"]
-    cluster.stop_in_background()
-    for thread in threading.enumerate():
-        if thread.name == "stop-ray":
-            thread.join()
-    assert events[3:] == ["ended"]
-    assert not cluster.started_here()
-
-
-def test_a_cluster_that_others_have_started_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("the cluster was ended"))
-    with answering() as address:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        cluster.connect()
-    cluster.stop_in_background()
 
 
 def test_preprocessing_imports_nothing_slow_before_ray_begins_to_start() -> None:
