@@ -12,7 +12,7 @@ import pytest
 from plain_workflow import STAGES, PlainWorkflow, write_source
 
 from alexnet.errors import UserError
-from pipelines import preprocess
+from pipelines.preprocessing import stage as preprocess_stage
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def test_a_failure_after_the_manifest_is_a_warning(
         raise OSError("no space for a figure")
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "log_result", fail)
+        patch.setattr(preprocess_stage, "log_result", fail)
         first = workflow.run()
     assert first.skipped == []
     assert "data set could not be logged (no space for a figure)" in capsys.readouterr().out

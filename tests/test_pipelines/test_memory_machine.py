@@ -34,7 +34,8 @@ from scipy.stats import binomtest
 from alexnet import storage
 from alexnet.shards.format import SPLITS, read_row_group
 from alexnet.shards.manifest import read_manifest
-from pipelines import evaluate, full_run, preprocess, promote, train
+from pipelines import evaluate, full_run, promote, train
+from pipelines.preprocessing import stage as preprocess_stage
 from pipelines.results.stage_results import FullRunResult
 from pipelines.tracking import registry
 
@@ -141,7 +142,7 @@ class WorkflowMemory(RuleBasedStateMachine):
         for owner, name in (
             *itertools.product([storage], ["write_json", "delete_folder"]),
             *itertools.product([registry], ["register", "set_alias"]),
-            *itertools.product([preprocess, train, evaluate, promote], ["run_stage"]),
+            *itertools.product([preprocess_stage, train, evaluate, promote], ["run_stage"]),
             (full_run, "close_run"),
         ):
             self.patch.setattr(owner, name, watched(getattr(owner, name)))
