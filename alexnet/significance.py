@@ -52,6 +52,11 @@ def chance_p_value(correct: int, labels: NDArray[np.integer]) -> float:
     return float(binom.sf(correct - 1, len(labels), chance))
 
 
+def p_in_words(p: float) -> str:
+    """ "= 0.0312"; a p-value below a millionth is only said to be so, since 0 can't be one."""
+    return f"= {p:.3g}" if p >= 1e-6 else "< 1e-6"
+
+
 @dataclass(frozen=True, slots=True)
 class PairedCounts:
     """How many images two models classify correctly, together and each alone."""

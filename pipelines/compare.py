@@ -20,7 +20,7 @@ from alexnet.errors import UserError
 from alexnet.plots import evaluation as plots
 from alexnet.predictions import Predictions
 from alexnet.shards.manifest import Manifest, read_manifest
-from alexnet.significance import PairedCounts
+from alexnet.significance import PairedCounts, p_in_words
 from pipelines.configuration.command_settings import CompareSettings
 from pipelines.console.cli import run_script
 from pipelines.console.log import stage_logger
@@ -94,7 +94,7 @@ def in_words(result: CompareResult) -> list[str]:
         f"{'A wrong':14}{result.only_second_right:>10,}{result.both_wrong:>10,}",
         f"error of A minus error of B: {result.error_reduction:.2f} percentage points (95 % "
         f"interval {result.error_reduction_low:.2f} to {result.error_reduction_high:.2f}), "
-        f"McNemar's exact p = {result.mcnemar_p:.3g}, {result.images:,} images",
+        f"McNemar's exact p {p_in_words(result.mcnemar_p)}, {result.images:,} images",
     ]
     for title, keys in (
         ("right to wrong", result.right_to_wrong),

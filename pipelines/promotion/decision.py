@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from alexnet.predictions import Predictions
-from alexnet.significance import PairedCounts, chance_p_value
+from alexnet.significance import PairedCounts, chance_p_value, p_in_words
 from pipelines.settings import PromoteSettings
 from pipelines.tracking.registry import ROLLED_BACK_TAG, Version
 
@@ -36,7 +36,7 @@ class Decision:
         if self.compared_with:
             rows["champion until now"] = f"version {self.compared_with}"
         if self.chance is not None:
-            rows["p of no more than chance"] = f"{self.chance:.3g}"
+            rows["p of no more than chance"] = p_in_words(self.chance).removeprefix("= ")
         if counts := self.counts:
             low, high = counts.interval
             rows |= {
@@ -47,7 +47,7 @@ class Decision:
                 "both wrong": f"{counts.neither:,}",
                 "error is lower by": f"{100 * counts.difference:.2f} percentage points",
                 "95 % interval": f"{100 * low:.2f} to {100 * high:.2f} percentage points",
-                "McNemar's p": f"{counts.p_value:.3g}",
+                "McNemar's p": p_in_words(counts.p_value).removeprefix("= "),
             }
         return rows | {"reason": self.reason}
 
@@ -118,8 +118,8 @@ def _first(settings: PromoteSettings, predicted: Predictions) -> Decision:
     error = f"{100 * (images - right) / images:.2f} % top-1 error on {images:,} images"
     if chance < settings.significance:
         return Decision(wins=True, reason=f"no version was champion before; {error}", chance=chance)
-    reason = f"no better than chance: {error}, p = {chance:.3g}; --champion always overrides this"
-    return Decision(wins=False, reason=reason, chance=chance)
+    reason = f"no better than chance: {error}, p {p_in_words(chance)}"
+    return Decision(wins=False, reason=f"{reason}; --champion always overrides this", chance=chance)
 
 
 def _compare(settings: PromoteSettings, compared: Decision, counts: PairedCounts) -> Decision:
@@ -128,7 +128,7 @@ def _compare(settings: PromoteSettings, compared: Decision, counts: PairedCounts
     against = (
         f"top-1 error {words} than that of version {compared.compared_with} on {counts.images:,} "
         f"images (right where the other is wrong: {counts.only_second:,} against "
-        f"{counts.only_first:,}; p = {counts.p_value:.3g})"
+        f"{counts.only_first:,}; p {p_in_words(counts.p_value)})"
     )
     if lower <= 0:
         return replace(compared, reason=f"not better: {against}")

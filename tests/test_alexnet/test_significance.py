@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from alexnet.significance import PairedCounts, chance_p_value, wilson_interval
+from alexnet.significance import PairedCounts, chance_p_value, p_in_words, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,11 @@ def test_chance_is_the_share_of_the_most_frequent_class() -> None:
 
 def test_one_class_is_always_guessed() -> None:
     assert chance_p_value(9, np.zeros(9, np.int64)) == 1
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [(1.0, "= 1"), (0.03125, "= 0.0312"), (1e-6, "= 1e-06"), (9e-7, "< 1e-6"), (0.0, "< 1e-6")],
+)
+def test_no_p_value_is_said_to_be_zero(p: float, words: str) -> None:
+    assert p_in_words(p) == words
