@@ -53,7 +53,7 @@ def chance_p_value(correct: int, labels: NDArray[np.integer]) -> float:
 
 
 def p_in_words(p: float) -> str:
-    """ "= 0.0312"; a p-value below a millionth is only said to be so, since 0 can't be one."""
+    """The p-value after ``p``: ``= 0.0312``, or ``< 1e-6``, since none is 0."""
     return f"= {p:.3g}" if p >= 1e-6 else "< 1e-6"
 
 
