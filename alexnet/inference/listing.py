@@ -163,7 +163,8 @@ class _Comparison:
         unseen = self._versions[self._unseen]
         for part in stored:
             table, _ = _read(output, part.number)
-            found = np.isin(table["version"].to_numpy(), unseen)
+            # The other method of NumPy 2.0 fails with numbers of 2^63 and more.
+            found = np.isin(table["version"].to_numpy(), unseen, kind="sort")
             if found.any():
                 return str(table["path"][int(found.argmax())].as_py())
         raise AssertionError("an unseen version is not in the listing")

@@ -90,7 +90,8 @@ def leave_over(
 def _may_be(part: FilePart, inodes: Set[tuple[int, int]]) -> NDArray[np.bool_]:
     """Which rows' files have the number of one of these, perhaps on another device."""
     numbers = np.fromiter((number for _, number in inodes), np.uint64)
-    return np.isin(part.inodes[:, 1], numbers)
+    # As in ``alexnet.inference.listing``: inodes of network drives are numbers of 64 bits.
+    return np.isin(part.inodes[:, 1], numbers, kind="sort")
 
 
 def _pairs(part: FilePart, chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:

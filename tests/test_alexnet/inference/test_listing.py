@@ -99,6 +99,16 @@ def test_changed_and_missing_files_are_refused_and_nothing_is_written(
     assert contents(tmp_path / "out") == before
 
 
+def test_any_missing_file_is_named(images: Path, tmp_path: Path) -> None:
+    """Whatever its hash is, a number of 64 bits."""
+    update(images, tmp_path / "out")
+    for path in sorted(images.iterdir()):
+        away = path.rename(tmp_path / "away")
+        with pytest.raises(InputsChangedError, match=f"1 missing now, .*/{path.name}$"):
+            update(images, tmp_path / "out")
+        away.rename(path)
+
+
 def test_a_wrong_input_leaves_no_listing(tmp_path: Path) -> None:
     written: list[bool] = []
 
