@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,10 @@ class ChaosRun:
         for node in self.cluster.list_all_nodes():
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             for process in raylet.children():
-                if " ".join(process.cmdline()).startswith(self.worker):
-                    process.send_signal(signal.SIGKILL)
-                    return
+                with suppress(psutil.Error):  # It has just ended by itself.
+                    if " ".join(process.cmdline()).startswith(self.worker):
+                        process.send_signal(signal.SIGKILL)
+                        return
 
     def kill_node(self) -> None:
         """Kill the last node and add another one."""
