@@ -143,10 +143,6 @@ def _start(quiet: Mapping[str, Any]) -> None:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
-        # The autoscaler has nothing to start here, and Ray would wait a second for its end. Only
-        # `ray start` has an option against it; another version of Ray may not have this name.
-        with contextlib.suppress(AttributeError):
-            ray_worker._global_node.kill_monitor(check_alive=False)
     except OSError as error:
         if "AF_UNIX path length" not in str(error):
             raise
@@ -154,3 +150,7 @@ def _start(quiet: Mapping[str, Any]) -> None:
             f"Ray can't start: the paths of its sockets are too long ({one_line(error)}); "
             "`export RAY_TMPDIR=/tmp`, or another folder with a short path"
         ) from error
+    # The autoscaler has nothing to start here, and Ray would wait a second for its end. Only
+    # `ray start` has an option against it; another version of Ray may not have this name.
+    with contextlib.suppress(AttributeError):
+        ray_worker._global_node.kill_monitor(check_alive=False)

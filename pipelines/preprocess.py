@@ -56,6 +56,7 @@ def command(settings: PreprocessCommandSettings) -> Summary:
     outcome = run(stage_settings)
     if not settings.verify:
         return outcome
+    # As in ``run``, which has imported this by now.
     from pipelines.preprocessing.dataset import verify_dataset
 
     return VerifiedOutcome(outcome, verify_dataset(stage_settings, outcome.result.shards))
